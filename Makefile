@@ -1,0 +1,21 @@
+# make demo: the main job on the embedded default. make test: the tests. Both create .venv first.
+# PYTHON picks the interpreter (3.11 or newer); TORCH picks the torch build, for example TORCH="torch==2.13.0+cpu".
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test clean
+
+.venv/.installed: pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(TORCH)
+	.venv/bin/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+demo: .venv/.installed
+	.venv/bin/align-ray demo
+
+test: .venv/.installed
+	.venv/bin/python -m pytest
+
+clean:
+	rm -rf .venv runs

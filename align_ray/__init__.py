@@ -1,0 +1,40 @@
+"""align-ray: choose training data by how well it is aligned with what the model will be evaluated on.
+
+    import align_ray
+
+    study = align_ray.open_study(align_ray.load_config("study.yaml"))
+    align_ray.embed(study)
+    ranking = align_ray.align(study)["ranking"]
+    mixture = align_ray.search(study)["mixtures"]
+    losses = align_ray.finetune(study)["runs"]
+    print(align_ray.report(study))
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_config": "config",
+    "Config": "config",
+    "open_study": "pipeline",
+    "Study": "pipeline",
+    "embed": "pipeline",
+    "align": "pipeline",
+    "search": "pipeline",
+    "finetune": "pipeline",
+    "report": "pipeline",
+    "run": "pipeline",
+    "UserError": "errors",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `align-ray --help` must not wait for torch and Ray."""
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(f"align_ray.{_PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'align_ray' has no attribute '{name}'")

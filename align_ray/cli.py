@@ -1,0 +1,182 @@
+"""The command line. Exit status: 0 done, 1 a stage failed, 2 the input is wrong (one sentence says what)."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from align_ray.errors import UserError
+
+app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__)
+out, err = Console(), Console(stderr=True)
+
+Path_ = Annotated[Path, typer.Argument(help="The study's configuration (YAML).", metavar="CONFIG")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, for example search.trials=8.")]
+
+
+def _study(config: Path | None, overrides: list[str] | None) -> Any:
+    from align_ray.config import load_config
+    from align_ray.errors import ConfigError
+    from align_ray.pipeline import open_study
+
+    values = {}
+    for item in overrides or []:
+        field, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {item}: write FIELD=VALUE.")
+        values[field] = yaml.safe_load(value)
+    return open_study(load_config(config, values), say=lambda line: out.print(line, highlight=False))
+
+
+def _guard(work: Callable[[], None]) -> None:
+    """A user's mistake is one sentence and exit status 2."""
+    try:
+        work()
+    except UserError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def show_ranking(study: Any) -> None:
+    """Print the ranked table of every target from what is stored."""
+    alignment = study.store.read_json("alignment.json")
+    finetuned = study.store.read_json("finetune.json")["runs"] if study.store.exists("finetune.json") else {}
+    for target, rows in alignment["ranking"].items():
+        table = Table(title=f"alignment with {target}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        table.add_column("candidate", no_wrap=True)
+        for column in ("alignment", "95% interval", "P(>next)", "loss after", "change"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            after = finetuned.get(row["candidate"], {}).get("targets", {}).get(target)
+            p = "" if row["p_above_next"] is None else f"{row['p_above_next']:.3f}"
+            table.add_row(row["candidate"], f"{row['value']:.4f}", f"{row['low']:.4f}-{row['high']:.4f}", p, *_loss(after))
+        for name in ("mixture", "uniform"):
+            if name in finetuned:
+                table.add_row(f"[i]{name}[/i]", "", "", "", *_loss(finetuned[name]["targets"][target]))
+        out.print(table)
+        if finetuned:
+            before = next(iter(finetuned.values()))["targets"][target]["before"]
+            out.print(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning", highlight=False)
+
+
+def _loss(row: dict | None) -> tuple[str, str]:
+    if row is None:
+        return "", ""
+    error = f" ±{1.96 * row['change_error']:.3f}" if row["change_error"] else ""
+    return f"{row['after']:.4f}", f"{row['change']:+.3f}{error}"
+
+
+def show_mixture(study: Any) -> None:
+    """Print the chosen mixture from what is stored."""
+    search = study.store.read_json("search.json")
+    best = search["mixtures"][search["chosen"]]
+    shares = ", ".join(f"{n} {100 * w:.1f}%" for n, w in best["weights"].items() if w >= 0.005)
+    a, u = best["alignment"], search["mixtures"]["uniform"]["alignment"]
+    out.print(f"mixture ({search['chosen']}): {shares}", highlight=False)
+    out.print(
+        f"pooled alignment {a['value']:.4f} [{a['low']:.4f}, {a['high']:.4f}], uniform {u['value']:.4f} [{u['low']:.4f}, {u['high']:.4f}]",
+        highlight=False, markup=False,
+    )  # fmt: skip
+
+
+def _run(config: Path | None, overrides: list[str] | None) -> None:
+    from align_ray import pipeline
+
+    study = _study(config, overrides)
+    where = pipeline.run(study)
+    show_ranking(study)
+    show_mixture(study)
+    out.print(f"report: {where}\nMLflow: {pipeline.tracking(study).uri}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(config: Path_, set_: Set = None) -> None:
+    """Run the whole study: embed, align, search, finetune, report.
+
+    Example: [b]align-ray run study.yaml --set seed=1[/b]
+    """
+    _guard(lambda: _run(config, set_))
+
+
+@app.command()
+def demo(set_: Set = None) -> None:
+    """Run the embedded default: no configuration, no download, no GPU.
+
+    Example: [b]align-ray demo --set output=runs/seed1 --set seed=1[/b]
+    """
+    _guard(lambda: _run(None, set_))
+
+
+def _stage(name: str, config: Path, overrides: list[str] | None, show: Callable[[Any], None] | None = None) -> None:
+    from align_ray import pipeline
+
+    def work() -> None:
+        study = _study(config, overrides)
+        result = getattr(pipeline, name)(study)
+        if show:
+            show(study)
+        if name == "report":
+            out.print(f"report: {result}", highlight=False, soft_wrap=True)
+
+    _guard(work)
+
+
+@app.command()
+def embed(config: Path_, set_: Set = None) -> None:
+    """Draw the corpora and compute their missing Fisher embeddings.
+
+    Example: [b]align-ray embed study.yaml[/b]
+    """
+    _stage("embed", config, set_)
+
+
+@app.command()
+def align(config: Path_, set_: Set = None) -> None:
+    """Alignment coefficients with intervals, from stored embeddings.
+
+    Example: [b]align-ray align study.yaml[/b]
+    """
+    _stage("align", config, set_, show_ranking)
+
+
+@app.command()
+def search(config: Path_, set_: Set = None) -> None:
+    """Search the mixture weights, from stored embeddings.
+
+    Example: [b]align-ray search study.yaml --set search.token_budget=50000000[/b]
+    """
+    _stage("search", config, set_, show_mixture)
+
+
+@app.command()
+def finetune(config: Path_, set_: Set = None) -> None:
+    """Fine-tune on every candidate, the found mixture and the uniform one.
+
+    Example: [b]align-ray finetune study.yaml --set finetune.tokens=100000[/b]
+    """
+    _stage("finetune", config, set_)
+
+
+@app.command()
+def report(config: Path_, set_: Set = None) -> None:
+    """Write the HTML report from what is stored.
+
+    Example: [b]align-ray report study.yaml[/b]
+    """
+    _stage("report", config, set_)
+
+
+def job(stage: str) -> None:
+    """Entry point of jobs/STAGE.py: `--config FILE [--set FIELD=VALUE ...]` runs `align-ray STAGE FILE ...`."""
+
+    def command(config: Annotated[Path, typer.Option(help="The study's configuration (YAML).")], set_: Set = None) -> None:
+        _guard(lambda: _run(config, set_)) if stage == "run" else globals()[stage](config, set_)
+
+    typer.run(command)

@@ -1,0 +1,228 @@
+"""The configuration of a study: YAML in, frozen pydantic models out, validated before any cluster time is spent."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from align_ray.errors import ConfigError
+
+EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Model(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Corpus(Model):
+    """One corpus: where its records are and how a record becomes a text."""
+
+    name: Name
+    source: str
+    """A file, folder or glob (`*`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
+    `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
+    hub's layout), or `installed:NAME`."""
+    column: str = "text"
+    """The column that holds the text (ignored where `template` is given)."""
+    template: str | None = None
+    """A format string over the columns, for example "{informal}\\n{formal}"."""
+    sample_by: Literal["document", "paragraph", "line"] = "document"
+    """What one document is in plain-text files: the file, a paragraph (blank lines between) or a line."""
+    split: str = "train"
+    """hf:// only: the split."""
+    subset: str | None = None
+    """hf:// only: the data set's configuration name."""
+    streaming: bool = True
+    """hf:// only: stream the data set instead of downloading it whole."""
+
+
+class Probe(Model):
+    """The causal language model whose Fisher information makes the embeddings."""
+
+    model: str = "embedded"
+    """`embedded` (shipped with the package), `smollm2` (needs the extra of that name), a local folder, or a hub id such
+    as `openai-community/gpt2`."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: such a model is refused."""
+
+
+class Sampling(Model):
+    """How documents become batches of token sequences."""
+
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    """T, tokens per sequence."""
+    batch_size: PositiveInt = 32
+    """B, sequences per batch. A batch is the unit over which intervals are taken."""
+    batches: Annotated[int, Field(ge=2)] = 16
+    """Batches per corpus; a smaller corpus gives as many as it has."""
+    packing: Literal["pack", "cut"] = "pack"
+    """`pack` joins documents end to end, end-of-text between; `cut` takes the first T tokens of each document and leaves
+    out documents shorter than that (counted)."""
+
+
+class Embedding(Model):
+    """The Fisher estimator."""
+
+    draws: Annotated[int, Field(ge=2)] = 2
+    """R, label draws per sequence. They share one forward pass; two or more make the noise floor measurable."""
+
+
+class Search(Model):
+    """The search for mixture weights."""
+
+    token_budget: PositiveInt = 10_000_000
+    """Training tokens the mixture is meant for."""
+    max_epochs: PositiveFloat = 4.0
+    """Repetition cap: no corpus is seen more often than this within the budget."""
+    trials: PositiveInt = 32
+    """Ray Tune trials."""
+
+
+class Finetune(Model):
+    """Validation by real fine-tuning."""
+
+    model: str | None = None
+    """Model to fine-tune (as `probe.model`); default: the probe."""
+    tokens: PositiveInt = 22_000
+    """Training tokens of every run (22k in the paper)."""
+    epochs: PositiveInt = 1
+    learning_rate: PositiveFloat = 3e-4
+    batch_size: PositiveInt = 8
+    """Sequences per optimiser step."""
+    eval_tokens: PositiveInt = 16_384
+    """Held-out tokens of each target on which the loss is measured."""
+    workers: PositiveInt = 1
+    """Data-parallel Ray Train workers of one run."""
+
+
+class Tracking(Model):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; default: a SQLite store in the output folder."""
+    experiment: str = "align-ray"
+
+
+class Cluster(Model):
+    """Where the work runs."""
+
+    address: str | None = None
+    """Ray address. Default: RAY_ADDRESS (set inside `ray job submit`), else a local Ray on this machine."""
+    use_gpu: bool | None = None
+    """Default: whether the cluster has a GPU now. Set it true on a cluster that starts its GPU nodes on demand."""
+    max_actors: PositiveInt | None = None
+    """Upper bound of the embedding actor pool and of fine-tunings at once; default: what the cluster holds now, one per
+    GPU, or per CPU but one where no GPU is used. Set it to the largest size of a cluster that grows on demand."""
+
+
+class Config(Model):
+    """A whole study."""
+
+    name: Name = "study"
+    output: str
+    """Folder (or pyarrow URI) for everything the study writes."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    targets: Annotated[list[Corpus], Field(min_length=1)]
+    candidates: Annotated[list[Corpus], Field(min_length=2)]
+    probe: Probe = Probe()
+    sampling: Sampling = Sampling()
+    embedding: Embedding = Embedding()
+    search: Search = Search()
+    finetune: Finetune = Finetune()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [c.name for c in self.corpora]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the name '{name}' is used twice; give every target and candidate its own name")
+        for target in self.targets:
+            for candidate in self.candidates:
+                if _records(target) == _records(candidate):
+                    raise ValueError(
+                        f"target '{target.name}' and candidate '{candidate.name}' are the same corpus ({target.source}); "
+                        "remove the candidate or give the target held-out files"
+                    )
+        return self
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """Targets, then candidates."""
+        return [*self.targets, *self.candidates]
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; reading it back gives an equal Config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _records(corpus: Corpus) -> tuple:
+    """What identifies a corpus' records, whatever text is made of them."""
+    source = corpus.source if ":" in corpus.source else str(Path(corpus.source).resolve())
+    return source, corpus.split, corpus.subset
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hexadecimal SHA-256 of a JSON value, cut to `length` digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read and validate a YAML configuration; None gives the embedded default.
+
+    `overrides` maps dotted fields to values ({"search.trials": 8}); relative sources and outputs are taken from the
+    current directory. Raises ConfigError with one sentence that names the file and the field.
+    """
+    path = Path(path) if path else EMBEDDED_DEFAULT
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}); check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend the syntax.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: the configuration must be a mapping of fields such as 'targets' and 'candidates'.")
+    for field, value in (overrides or {}).items():
+        *parents, last = field.split(".")
+        section = data
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {field}: '{parent}' is not a section; name one field of a section.")
+        section[last] = value
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first validation error as one sentence with a remedy."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, key = [part for part in first["loc"]]
+        model: Any = Config
+        for part in parents:
+            if isinstance(part, str):
+                annotation = model.model_fields[part].annotation
+                model = getattr(annotation, "__args__", [annotation])[0]
+        near = difflib.get_close_matches(str(key), list(model.model_fields), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known fields: {', '.join(model.model_fields)}."
+        return f"unknown field '{field}'; {hint}"
+    if first["type"] == "missing":
+        return f"the field '{field}' is missing; add it."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{message}." if not field else f"field '{field}' is {first['input']!r}: {message[0].lower()}{message[1:]}."

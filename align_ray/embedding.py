@@ -1,0 +1,204 @@
+"""The embedding stage: draw and batch every corpus, then compute the missing Fisher embeddings on a pool of actors.
+
+One row of the Ray Data set is one batch, so that what a batch holds never depends on Ray's blocks. A batch whose unit is
+already in the store is not computed again; an actor writes its unit before it returns, so nothing finished is lost.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from align_ray.config import Config, Corpus, digest
+from align_ray.errors import CorpusError
+from align_ray.probe import Located, load_model, load_tokenizer
+from align_ray.runtime import capacity
+from align_ray.sampling import draw_corpora, make_batches
+from align_ray.store import Store, Unit
+
+ESTIMATOR = "exact-1"
+"""Name and version of the estimator; part of the key of every stored unit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusSample:
+    """What the study uses of one corpus; written to corpora/NAME.parquet."""
+
+    batches: np.ndarray
+    """int32 [N, B, T], embedded."""
+    training: np.ndarray
+    """int32 [n, T], sequences for fine-tuning (candidates)."""
+    heldout: np.ndarray
+    """int32 [m, T], sequences for the target's loss (targets); no document in common with `batches`."""
+
+
+def embedding_key(config: Config, located: Located) -> str:
+    """The folder of units that belong together: same probe, sequence shape, estimator and seed."""
+    return digest(
+        {
+            "probe": located.digest,
+            "sequence_length": config.sampling.sequence_length,
+            "estimator": ESTIMATOR,
+            "draws": config.embedding.draws,
+            "seed": config.seed,
+            "dtype": "float32",
+        }
+    )
+
+
+def unit_id(batch: np.ndarray) -> str:
+    """Name of a batch: the digest of its token ids."""
+    return digest([list(batch.shape), batch.ravel().tolist()])
+
+
+def sample_corpora(config: Config, store: Store, located: Located) -> dict[str, Any]:
+    """Draw every corpus and write its batches; returns and stores the counts by corpus (corpora.json).
+
+    Documents of a target are split by their key: one half is embedded, the other is the held-out text on which
+    fine-tuning is judged. A candidate's document that is also a target's (same text) is left out and counted as
+    `in_target`. Raises CorpusError where a corpus gives fewer than two batches.
+    """
+    tokenizer = load_tokenizer(located)
+    sampling, tune = config.sampling, config.finetune
+    per_batch = sampling.batch_size * sampling.sequence_length
+    target_tokens = 2 * max(sampling.batches * per_batch, tune.eval_tokens) + per_batch
+    candidate_tokens = max(sampling.batches * per_batch, tune.tokens) + per_batch
+    target_keys: set[bytes] = set()
+    report: dict[str, Any] = {}
+    wanted = [*((c, target_tokens) for c in config.targets), *((c, candidate_tokens) for c in config.candidates)]
+    for corpus, drawn in draw_corpora(wanted, sampling, config.seed):
+        is_target = corpus in config.targets
+        counts = Counter(drawn.counts)
+        if is_target:
+            target_keys |= {key for key, _ in drawn.documents}
+            embedded = [d for d in drawn.documents if d[0][-1] % 2 == 0]
+            heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
+            training = []
+        else:
+            embedded = [d for d in drawn.documents if d[0] not in target_keys]
+            counts["in_target"] = len(drawn.documents) - len(embedded)
+            heldout, training = [], embedded
+        sample = CorpusSample(
+            _embedding_batches(corpus, embedded, tokenizer, config, counts),
+            _sequences(training, tokenizer, config, tune.tokens),
+            _sequences(heldout, tokenizer, config, tune.eval_tokens),
+        )
+        if is_target and len(sample.heldout) == 0:
+            raise CorpusError(f"target '{corpus.name}' is too small to hold out text for its loss; give more documents.")
+        _write_sample(store, corpus.name, sample)
+        ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
+        report[corpus.name] = {
+            "role": "target" if is_target else "candidate",
+            "batches": len(sample.batches),
+            "estimated_tokens": round(counts["bytes"] * ratio),
+            "sample_digest": digest([k.hex() for k, _ in drawn.documents]),
+            **counts,
+        }
+    store.write_json("corpora.json", report)
+    return report
+
+
+def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: Config, counts: Counter) -> np.ndarray:
+    batches = make_batches(documents, tokenizer, config.sampling, config.sampling.batches, counts).ids
+    if len(batches) < 2:
+        need = 2 * config.sampling.batch_size * config.sampling.sequence_length
+        raise CorpusError(
+            f"corpus '{corpus.name}' gives {len(batches)} batches, an interval needs 2 ({need} tokens); give more text or lower "
+            "sampling.batch_size."
+        )
+    return batches
+
+
+def _sequences(documents: list, tokenizer: Any, config: Config, tokens: int) -> np.ndarray:
+    """Up to `tokens` tokens as int32 [n, T], one document after the other."""
+    single = config.sampling.model_copy(update={"batch_size": 1, "packing": "pack"})
+    rows = make_batches(documents, tokenizer, single, -(-tokens // single.sequence_length), Counter()).ids
+    return rows[:, 0]
+
+
+def _write_sample(store: Store, name: str, sample: CorpusSample) -> None:
+    parts = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+    rows = {"part": [], "shape": [], "ids": []}
+    for part, array in parts.items():
+        rows["part"].append(part)
+        rows["shape"].append(list(array.shape))
+        rows["ids"].append(array.ravel())
+    store.write_table(f"corpora/{name}.parquet", pa.table({**rows, "ids": pa.array(rows["ids"], pa.list_(pa.int32()))}))
+
+
+def read_sample(store: Store, name: str) -> CorpusSample:
+    """The stored sample of a corpus."""
+    table = store.read_table(f"corpora/{name}.parquet")
+    arrays = {}
+    for row in range(table.num_rows):
+        ids = np.asarray(table["ids"][row].values.to_numpy())
+        arrays[table["part"][row].as_py()] = ids.reshape(table["shape"][row].as_py())
+    return CorpusSample(**arrays)
+
+
+class FisherActor:
+    """Holds the probe; embeds one batch per call and writes it to the store."""
+
+    def __init__(self, located: Located, store: Store, key: str, draws: int, seed: int):
+        import torch
+
+        torch.set_num_threads(1)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = load_model(located, self.device)
+        self.store, self.key, self.draws, self.seed = store, key, draws, seed
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
+        from align_ray.fisher import fisher_embeddings
+
+        start = time.perf_counter()
+        ids = np.asarray(rows["ids"][0]).reshape(rows["shape"][0])
+        result = fisher_embeddings(self.model, ids, self.draws, self.seed)
+        unit = Unit(
+            trunk=result.trunk.mean(1).float().cpu().numpy(),
+            trunk_variance=result.trunk.mean(0).var(0).float().cpu().numpy(),
+            head=result.head.mean(0).float().cpu().numpy(),
+            loss=result.loss.mean().item(),
+            sequences=len(ids),
+            tokens=ids.size,
+            seconds=time.perf_counter() - start,
+        )
+        self.store.write_unit(self.key, rows["unit"][0], unit)
+        return {"unit": [rows["unit"][0]], "seconds": [unit.seconds], "tokens": [unit.tokens]}
+
+
+def embed_missing(config: Config, store: Store, located: Located) -> dict[str, Any]:
+    """Compute the units that the store does not hold. Returns counts: units planned, computed, tokens, actor seconds."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    key = embedding_key(config, located)
+    planned = {unit_id(b): b for c in config.corpora for b in read_sample(store, c.name).batches}
+    done = {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
+    todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
+    result = {"key": key, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
+    if todo:
+        room = capacity(config.cluster)
+        most = min(room.most, len(todo))
+        receipts = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+            FisherActor,
+            batch_size=1,
+            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=max(1, min(room.now, most))),
+            fn_constructor_args=(located, store, key, config.embedding.draws, config.seed),
+            num_cpus=room.resources["num_cpus"],
+            num_gpus=room.resources["num_gpus"],
+        )
+        for receipt in receipts.iter_rows():
+            result["tokens"] += receipt["tokens"]
+            result["actor_seconds"] += receipt["seconds"]
+    return result
+
+
+def read_embeddings(config: Config, store: Store, located: Located) -> dict[str, list[Unit]]:
+    """The units of every corpus, in the order of its batches."""
+    key = embedding_key(config, located)
+    return {c.name: [store.read_unit(key, unit_id(b)) for b in read_sample(store, c.name).batches] for c in config.corpora}
+
+

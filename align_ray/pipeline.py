@@ -1,0 +1,203 @@
+"""The stages of a study, one plain function each: embed -> align -> search -> finetune -> report.
+
+A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from align_ray.alignment import align_corpora
+from align_ray.config import Config
+from align_ray.corpora import check_corpus
+from align_ray.embedding import embed_missing, read_embeddings, sample_corpora
+from align_ray.errors import ConfigError, ProbeError, UserError
+from align_ray.finetuning import finetune_runs, planned_runs
+from align_ray.mixture import weight_caps
+from align_ray.probe import Located, locate_probe
+from align_ray.html_report import render_report
+from align_ray.runtime import connect
+from align_ray.mixture_search import search_mixture
+from align_ray.store import Store
+from align_ray.tracking import Tracker, start_tracking
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A checked configuration, ready to run."""
+
+    config: Config
+    store: Store
+    probe: Located
+    say: Callable[[str], None]
+    """Receives one line of progress per event."""
+
+
+def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -> Study:
+    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong."""
+    store = Store(config.output)
+    for corpus in config.corpora:
+        check_corpus(corpus)
+    located = locate_probe(config.probe)
+    for field, model in (("probe", located), ("finetune.model", _finetune_model(config, located))):
+        if config.sampling.sequence_length > model.context:
+            raise ProbeError(
+                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
+                f"{model.context} tokens; lower it."
+            )
+    if store.local_path() is None and config.tracking.uri is None:
+        raise ConfigError(f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server.")
+    store.check_writable()
+    store.write_bytes("config.yaml", config.to_yaml().encode())
+    return Study(config, store, located, say)
+
+
+def embed(study: Study) -> dict[str, Any]:
+    """Draw and batch the corpora, compute missing embeddings; returns {"corpora": counts, "work": counts}."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        connect(config.cluster)
+        study.say(f"reading {len(config.corpora)} corpora")
+        corpora = sample_corpora(config, store, study.probe)
+        weight_caps(
+            {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates},
+            config.search.token_budget,
+            config.search.max_epochs,
+        )
+        study.say(f"embedding {sum(c['batches'] for c in corpora.values())} batches")
+        done = embed_missing(config, store, study.probe)
+        study.say(f"embedded {done['computed']} batches ({done['planned'] - done['computed']} were in the store)")
+        return {"corpora": corpora, "work": done}
+
+    return _timed(study, "embed", work)
+
+
+def align(study: Study) -> dict[str, Any]:
+    """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`)."""
+    config = study.config
+
+    def work() -> dict[str, Any]:
+        _need(study, "corpora.json", "embed")
+        result = align_corpora(read_embeddings(config, study.store, study.probe), [t.name for t in config.targets])
+        tracker = start_tracking(config, study.store)
+        for target, ranking in result["ranking"].items():
+            for row in ranking:
+                values = {f"alignment/{target}": row["value"], f"alignment_error/{target}": row["error"]}
+                tracker.child(f"{row['candidate']} to {target}", "alignment", {"candidate": row["candidate"]}, values)
+        study.store.write_json("alignment.json", result)
+        return result
+
+    return _timed(study, "align", work)
+
+
+def search(study: Study) -> dict[str, Any]:
+    """Mixture weights by Ray Tune and in closed form (see `search_mixture`)."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        _need(study, "corpora.json", "embed")
+        connect(config.cluster)
+        tokens = {n: c["estimated_tokens"] for n, c in store.read_json("corpora.json").items()}
+        study.say(f"searching mixtures: {config.search.trials} trials")
+        result = search_mixture(config, store, read_embeddings(config, store, study.probe), tokens)
+        tracker = start_tracking(config, store)
+        for i, trial in enumerate(result["trials"]):
+            tracker.child(f"trial-{i:04d}", "trial", trial["weights"], {"alignment": trial["alignment"]})
+        best = result["mixtures"][result["chosen"]]
+        tracker.metrics({"mixture_alignment": best["alignment"]["value"], "kkt_residual": result["kkt_residual"]})
+        store.write_json("search.json", result)
+        return result
+
+    return _timed(study, "search", work)
+
+
+def finetune(study: Study) -> dict[str, Any]:
+    """Fine-tune on every candidate, uniform and the found mixture (see `finetune_runs`)."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        _need(study, "search.json", "search")
+        connect(config.cluster)
+        runs = planned_runs(config, store.read_json("search.json"))
+        study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
+        result = finetune_runs(config, store, _finetune_model(config, study.probe), runs)
+        tracker = start_tracking(config, store)
+        for name, run in result["runs"].items():
+            values = {f"{k}/{t}": v for t, row in run["targets"].items() for k, v in row.items() if v is not None}
+            tracker.child(name, "finetune", run["weights"], values)
+        store.write_json("finetune.json", result)
+        return result
+
+    return _timed(study, "finetune", work)
+
+
+def report(study: Study) -> str:
+    """Write report.html from what is stored; returns its path or URI."""
+    store = study.store
+    _need(study, "alignment.json", "align")
+    results = {n: store.read_json(f"{n}.json") for n in RESULTS if store.exists(f"{n}.json")}
+    html = render_report(study.config, results)
+    store.write_bytes("report.html", html.encode())
+    tracker = start_tracking(study.config, store)
+    folder = store.local_path()
+    if folder:
+        for name in ("report.html", "config.yaml", *(f"{n}.json" for n in results)):
+            tracker.artefact(str(folder / name))
+    return str(folder / "report.html") if folder else f"{store.uri}/report.html"
+
+
+RESULTS = ("corpora", "alignment", "search", "finetune", "cost")
+
+
+def run(study: Study) -> str:
+    """All stages; returns where the report is."""
+    tracker = start_tracking(study.config, study.store)
+    try:
+        for stage in (embed, align, search, finetune):
+            stage(study)
+        where = report(study)
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+        raise
+    tracker.finish()
+    return where
+
+
+def tracking(study: Study) -> Tracker:
+    """The study's MLflow parent run."""
+    return start_tracking(study.config, study.store)
+
+
+def _finetune_model(config: Config, probe: Located) -> Located:
+    """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences."""
+    if config.finetune.model is None or config.finetune.model == config.probe.model:
+        return probe
+    located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
+    from align_ray.probe import load_tokenizer
+
+    if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
+        raise ConfigError(
+            f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "
+            "use a model of the same family or make it the probe."
+        )
+    return located
+
+
+def _need(study: Study, name: str, stage: str) -> None:
+    if not study.store.exists(name):
+        raise UserError(f"{study.config.output} holds no {name}; run the stage '{stage}' first.")
+
+
+def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage and record what it cost in cost.json."""
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
+    costs[stage] = {"seconds": seconds, **(result["work"] if stage == "embed" else {})}
+    study.store.write_json("cost.json", costs)
+    study.say(f"{stage}: {seconds:.1f} s")
+    return json.loads(json.dumps(result))

@@ -1,0 +1,86 @@
+"""Connect to Ray, keep it quiet, and check that the cluster can hold the work before it starts."""
+
+import dataclasses
+import logging
+import os
+
+from align_ray.config import Cluster
+from align_ray.errors import CapacityError
+
+WORKER_ENVIRONMENT = {
+    # One CPU a worker, so one thread; otherwise every worker would start one per core.
+    "OMP_NUM_THREADS": "1",
+    # glibc gives every large temporary back to the kernel and faults it in again: 20 to 30 % of a CPU pass measured.
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # The controller looks for reports at this interval (default 2 s, which dominates short runs).
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+
+
+def connect(cluster: Cluster) -> None:
+    """Use the Ray that is there (this process', `cluster.address` or RAY_ADDRESS), else start one on this machine.
+
+    An existing connection is left as it is and is never shut down.
+    """
+    import ray
+    from ray.data import DataContext
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", WORKER_ENVIRONMENT["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
+    if not ray.is_initialized():
+        address = cluster.address or os.environ.get("RAY_ADDRESS")
+        runtime_env = {"env_vars": WORKER_ENVIRONMENT}
+        if address:
+            ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            # One logical CPU more than there are: Ray Data's reading tasks, which idle while actors work, must never
+            # wait for a CPU that an actor holds (ray#44687). The dashboard stays on: without it Ray Train leaks
+            # placement groups.
+            ray.init(
+                "local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True, dashboard_host="127.0.0.1",
+                runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False,
+            )  # fmt: skip
+    for name in ("ray.data", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = 600  # a hang ends with an error, not with silence
+    context.max_errored_blocks = 0  # data are never dropped silently
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """What one worker reserves, how many the cluster holds now, and how many there may be once it has grown."""
+
+    resources: dict[str, float]
+    now: int
+    most: int
+
+    @property
+    def use_gpu(self) -> bool:
+        return self.resources["num_gpus"] > 0
+
+
+def capacity(cluster: Cluster) -> Capacity:
+    """Workers the cluster can hold: one per GPU, else one per CPU but one.
+
+    Raises CapacityError where it is too small: an actor pool that owns every CPU waits for ever (ray#44687).
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    use_gpu = cluster.use_gpu if cluster.use_gpu is not None else total.get("GPU", 0) >= 1
+    now = int(total.get("GPU", 0)) if use_gpu else int(total.get("CPU", 0)) - 1
+    most = cluster.max_actors or now
+    if most < 1:
+        need = "field 'cluster.use_gpu' asks for a GPU" if use_gpu else "a worker and a reader need 2 CPUs"
+        raise CapacityError(
+            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a larger one, or "
+            "set 'cluster.max_actors' if it grows on demand."
+        )
+    return Capacity({"num_cpus": 1.0, "num_gpus": float(use_gpu)}, min(now, most), most)

@@ -1,0 +1,124 @@
+"""Where results are kept: files on any pyarrow file system, written atomically, found again by what determined them.
+
+    OUTPUT/config.yaml                    the resolved configuration
+    OUTPUT/corpora/NAME.parquet           the batches of a corpus: token ids and document keys
+    OUTPUT/embeddings/KEY/UNIT.parquet    one Fisher embedding per batch; KEY: probe, tokenizer, estimator, seed;
+                                          UNIT: the batch's token ids
+    OUTPUT/{corpora,alignment,search,finetune}.json, report.html
+
+A unit exists wholly or not at all, so that "run it again" is the recovery procedure.
+"""
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from align_ray.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """The embedding of one batch: means over its sequences. D: trunk rows, V: vocabulary, R: label draws."""
+
+    trunk: np.ndarray
+    """float32 [R, D]"""
+    trunk_variance: np.ndarray
+    """float32 [D], variance over the batch's sequences of the draw-averaged sequence embeddings."""
+    head: np.ndarray
+    """float32 [V]"""
+    loss: float
+    """nats per token"""
+    sequences: int
+    tokens: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A folder on a file system; `uri` is a path or a pyarrow URI."""
+
+    uri: str
+
+    def _at(self, name: str) -> tuple[pafs.FileSystem, str]:
+        if "://" in self.uri:
+            fs, root = pafs.FileSystem.from_uri(self.uri)
+        else:
+            fs, root = pafs.LocalFileSystem(), str(Path(self.uri).expanduser().resolve())
+        return fs, f"{root}/{name}"
+
+    def check_writable(self) -> None:
+        """Raise ConfigError where nothing can be written."""
+        try:
+            self.write_bytes(".writable", b"")
+            fs, path = self._at(".writable")
+            fs.delete_file(path)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"field 'output': cannot write to {self.uri} ({error}); choose a writable folder.") from None
+
+    def local_path(self, name: str = "") -> Path | None:
+        """The path of a file where the store is a local folder, else None."""
+        fs, path = self._at(name)
+        return Path(path) if isinstance(fs, pafs.LocalFileSystem) else None
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._at(name)
+        return fs.get_file_info(path).is_file
+
+    def names(self, folder: str) -> set[str]:
+        """Names of the complete files of a folder."""
+        fs, path = self._at(folder)
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return {i.base_name for i in infos if i.is_file and not i.base_name.endswith(".part")}
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write under another name, then rename: a reader sees all of a file or none of it."""
+        fs, path = self._at(name)
+        fs.create_dir(path.rpartition("/")[0], recursive=True)
+        part = f"{path}.{uuid.uuid4().hex}.part"
+        with fs.open_output_stream(part) as stream:
+            stream.write(data)
+        fs.move(part, path)
+
+    def read_bytes(self, name: str) -> bytes:
+        fs, path = self._at(name)
+        with fs.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, json.dumps(value, indent=1).encode())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def read_table(self, name: str) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+
+    def write_unit(self, key: str, unit_id: str, unit: Unit) -> None:
+        row = {
+            "trunk": unit.trunk.ravel(),
+            "trunk_variance": unit.trunk_variance,
+            "head": unit.head,
+            **{f: getattr(unit, f) for f in ("loss", "sequences", "tokens", "seconds")},
+            "draws": len(unit.trunk),
+        }
+        columns = {k: pa.array([v], pa.list_(pa.float32())) if isinstance(v, np.ndarray) else [v] for k, v in row.items()}
+        self.write_table(f"embeddings/{key}/{unit_id}.parquet", pa.table(columns))
+
+    def read_unit(self, key: str, unit_id: str) -> Unit:
+        table = self.read_table(f"embeddings/{key}/{unit_id}.parquet")
+        arrays = {c: table[c].chunk(0).values.to_numpy() for c in ("trunk", "trunk_variance", "head")}
+        scalars = {c: table[c][0].as_py() for c in ("loss", "sequences", "tokens", "seconds", "draws")}
+        arrays["trunk"] = arrays["trunk"].reshape(scalars.pop("draws"), -1)
+        return Unit(**arrays, **scalars)

@@ -1,0 +1,9 @@
+"""Run the alignment stage as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/align.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+"""
+
+from align_ray.cli import job
+
+if __name__ == "__main__":
+    job("align")

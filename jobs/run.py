@@ -1,0 +1,9 @@
+"""Run a whole study as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/run.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+"""
+
+from align_ray.cli import job
+
+if __name__ == "__main__":
+    job("run")

@@ -1,0 +1,70 @@
+"""Fixtures: small corpora of real text, and one Ray of this process for every test that needs one."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora"
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    for item in items:
+        if "shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason="no shared corpora beside the checkout"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
+    path.write_text("".join(json.dumps({column: t}) + "\n" for t in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory) -> Path:
+    """A folder with four small JSONL corpora cut from installed text."""
+    from itertools import islice
+
+    from align_ray.installed import INSTALLED
+
+    folder = tmp_path_factory.mktemp("corpora")
+    for name in ("python-stdlib", "python-stdlib-heldout", "licences", "cpp-headers"):
+        write_jsonl(folder / f"{name}.jsonl", list(islice(INSTALLED[name](), 60)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(corpora):
+    """A function that gives the mapping of a small study in a given output folder."""
+
+    def make(output, candidates=("python-stdlib", "licences"), **sections) -> dict:
+        return {
+            "output": str(output),
+            "targets": [{"name": "target", "source": str(corpora / "python-stdlib-heldout.jsonl")}],
+            "candidates": [{"name": n, "source": str(corpora / f"{n}.jsonl")} for n in candidates],
+            "sampling": {"sequence_length": 32, "batch_size": 4, "batches": 4},
+            "search": {"token_budget": 10_000, "trials": 6},
+            "finetune": {"tokens": 1024, "eval_tokens": 1024},
+            **sections,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """The Ray that align-ray starts when there is none."""
+    import ray
+
+    from align_ray.config import Cluster
+    from align_ray.runtime import connect
+
+    connect(Cluster())
+    yield ray
+    ray.shutdown()

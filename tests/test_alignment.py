@@ -1,0 +1,103 @@
+"""Intervals over batches cover what they should, and the noise floor is the noise that was put in."""
+
+import numpy as np
+import pytest
+
+from align_ray import alignment as al
+from align_ray.store import Unit
+
+DIMENSION = 4000
+
+
+def batches(n, seed, profile=1.0, v=0.2):
+    """n embeddings around a profile, with Gamma noise of relative variance v."""
+    return profile * np.random.default_rng(seed).gamma(1 / v, v, (n, DIMENSION))
+
+
+def units(n, draws, v, seed=0):
+    rng = np.random.default_rng(seed)
+    blank = np.zeros(1, np.float32)
+    scale = np.exp(rng.normal(0, 2, (n, 1, DIMENSION)))
+    trunk = (scale * rng.gamma(1 / v, v, (n, draws, DIMENSION))).astype(np.float32)
+    return [Unit(t, blank, blank, loss=2.0 + i, sequences=1, tokens=8, seconds=0.0) for i, t in enumerate(trunk)]
+
+
+def coverage(estimates, truth):
+    return np.mean([e.low <= truth <= e.high for e in estimates])
+
+
+@pytest.mark.parametrize("n", [8, 32])
+def test_two_sample_intervals_cover_the_mean_of_a_matrix_with_row_and_column_effects(n):
+    rng = np.random.default_rng(n)
+    estimates = [
+        al.two_sample_mean(3 + rng.normal(0, 1, (n, 1)) + rng.normal(0, 0.6, (1, n)) + rng.normal(0, 0.5, (n, n)))
+        for _ in range(2000)
+    ]
+    assert 0.93 < coverage(estimates, 3) < 0.975
+
+
+def test_a_t_interval_over_pairs_would_be_far_too_narrow():
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 1, (32, 1)) + rng.normal(0, 1, (1, 32)) + rng.normal(0, 0.3, (32, 32))
+    assert al.two_sample_mean(values).error > 4 * values.std() / 32
+
+
+@pytest.mark.parametrize("n", [8, 32])
+def test_one_sample_intervals_cover_the_mean_distance_within_a_corpus(n):
+    rng = np.random.default_rng(n)
+    estimates = []
+    for _ in range(2000):
+        effects, noise = rng.normal(0, 1, n), rng.normal(0, 0.5, (n, n))
+        estimates.append(al.one_sample_mean(5 + np.add.outer(effects, effects) + noise + noise.T))
+    assert 0.93 < coverage(estimates, 5) < 0.975
+
+
+def test_the_diagonal_of_a_distance_matrix_does_not_count():
+    values = np.array([[9.0, 1, 2], [1, 9, 3], [2, 3, 9]])
+    assert al.one_sample_mean(values).value == 2
+
+
+def test_two_batches_give_a_diversity_without_an_interval():
+    estimate = al.one_sample_mean(np.array([[0, 0.25], [0.25, 0]]))
+    assert estimate.value == 0.25 and np.isnan(estimate.low)
+
+
+def test_pooled_alignment_of_one_distribution_with_itself_approaches_one_while_pairs_keep_their_noise():
+    a, b = batches(16, 1), batches(16, 2)
+    assert al.alignment(a, b).value == pytest.approx(1 - 0.2 / 1.2, abs=0.01)
+    assert al.pooled_alignment(a, b).value == pytest.approx(1 - 0.0125 / 1.0125, abs=0.003)
+    assert al.diversity(a).value == pytest.approx(0.2 / 1.2, abs=0.01)
+
+
+def test_pooled_alignment_has_the_standard_error_that_repetition_shows():
+    profile = np.exp(np.random.default_rng(0).normal(0, 1, (2, 50)))
+    rng = np.random.default_rng(3)
+    found = [al.pooled_alignment(*(p * rng.gamma(5, 0.2, (24, 50)) for p in profile)) for _ in range(400)]
+    assert np.mean([e.error for e in found]) == pytest.approx(np.std([e.value for e in found]), rel=0.2)
+
+
+def test_the_more_aligned_corpus_is_recognised_and_equal_corpora_are_not_told_apart():
+    shift = np.exp(np.random.default_rng(0).normal(0, 0.3, DIMENSION))
+    target, near, far = batches(8, 1), batches(8, 2), batches(8, 3, shift)
+    assert al.more_aligned(near, far, target) > 0.999
+    assert al.more_aligned(far, near, target) < 0.001
+    assert 0.001 < al.more_aligned(near, batches(8, 4), target) < 0.999
+    assert al.more_aligned(near, far, target) + al.more_aligned(far, near, target) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("draws", "v"), [(2, 0.3), (4, 0.3), (2, 1.5)])
+def test_the_noise_floor_is_that_of_the_averaged_draws(draws, v):
+    floor = al.noise_floor(units(6, draws, v))
+    assert floor.value == pytest.approx(v / draws / (1 + v / draws), abs=0.01)
+    assert floor.low < floor.value < floor.high
+
+
+def test_align_corpora_ranks_candidates_by_their_alignment_with_the_target():
+    corpora = {"goal": units(4, 2, 0.1, seed=1), "same": units(4, 2, 0.1, seed=1), "other": units(4, 2, 0.1, seed=2)}
+    result = al.align_corpora(corpora, ["goal"])
+    first, last = result["ranking"]["goal"]
+    assert (first["candidate"], last["candidate"]) == ("same", "other")
+    assert first["p_above_next"] > 0.5 and last["p_above_next"] is None
+    assert result["matrix"]["goal"]["same"] == result["matrix"]["same"]["goal"]
+    assert result["matrix"]["goal"]["goal"]["value"] == 1 - result["diversity"]["goal"]["value"]
+    assert result["loss"]["goal"] == 3.5

@@ -1,0 +1,110 @@
+"""A configuration is read strictly: what is wrong is refused in one sentence that names the file, the field and a remedy."""
+
+import pytest
+import yaml
+
+from align_ray.config import EMBEDDED_DEFAULT, Config, digest, load_config
+from align_ray.errors import ConfigError
+
+STUDY = {
+    "output": "out",
+    "targets": [{"name": "goal", "source": "goal.jsonl"}],
+    "candidates": [{"name": "web", "source": "web/*.jsonl.gz"}, {"name": "code", "source": "code.parquet"}],
+}
+
+
+def write(path, **changes):
+    path = path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | changes), encoding="utf-8")
+    return path
+
+
+def refusal(path, overrides=None):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message
+
+
+def test_the_embedded_default_loads():
+    config = load_config()
+    assert config == load_config(EMBEDDED_DEFAULT)
+    assert config.name == "demo" and len(config.candidates) == 8
+    assert [c.name for c in config.corpora][:2] == ["python-stdlib-heldout", "python-stdlib"]
+    assert all(c.source.startswith("installed:") for c in config.corpora)
+
+
+def test_a_resolved_configuration_survives_the_round_trip_through_yaml(tmp_path):
+    overrides = {"search.trials": 5, "probe.revision": "main"}
+    config = load_config(write(tmp_path, name="etude-2", seed=7, output="résultats"), overrides)
+    (tmp_path / "again.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_overrides_set_dotted_fields_and_create_missing_sections(tmp_path):
+    config = load_config(write(tmp_path, search={"trials": 3}), {"search.max_epochs": 2, "embedding.draws": 4, "seed": 9})
+    assert (config.search.trials, config.search.max_epochs, config.embedding.draws, config.seed) == (3, 2.0, 4, 9)
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_validated(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(write(tmp_path)).seed = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sampling": {"batchsize": 4}}, "unknown field 'sampling.batchsize'; did you mean 'batch_size'?"),
+        ({"candidate": []}, "unknown field 'candidate'; did you mean 'candidates'?"),
+        ({"tracking": {"zzz": 1}}, "unknown field 'tracking.zzz'; known fields: uri, experiment."),
+        ({"targets": [{"name": "a", "source": "b", "colum": "c"}]}, "'targets.0.colum'; did you mean 'column'?"),
+        ({"targets": [{"name": "a"}]}, "the field 'targets.0.source' is missing; add it."),
+        ({"targets": []}, "field 'targets' is []"),
+        ({"candidates": STUDY["candidates"][:1]}, "field 'candidates' is "),
+        ({"search": {"token_budget": -5}}, "field 'search.token_budget' is -5: input should be greater than 0."),
+        ({"sampling": {"packing": "glue"}}, "field 'sampling.packing' is 'glue': input should be 'pack' or 'cut'."),
+        ({"embedding": {"draws": 1}}, "field 'embedding.draws' is 1: input should be greater than or equal to 2."),
+        ({"targets": [{"name": "a b", "source": "x"}]}, "field 'targets.0.name' is 'a b'"),
+        ({"targets": [{"name": "web", "source": "x"}]}, "the name 'web' is used twice; give every"),
+        ({"targets": [{"name": "goal", "source": "x/../code.parquet"}]}, "'goal' and candidate 'code' are the same corpus"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(tmp_path, changes, sentence):
+    assert sentence in refusal(write(tmp_path, **changes))
+
+
+def test_a_missing_section_is_refused_by_name(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("output: out\ncandidates: []\n")
+    assert "the field 'targets' is missing; add it." in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("a: [", "not valid YAML"), ("- a\n", "be a mapping"), ("", "be a mapping"), (b"\xff\xfe\xff", "not valid YAML")],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, sentence):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert sentence in refusal(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "check the path" in refusal(tmp_path / "none.yaml")
+
+
+def test_an_override_below_a_plain_value_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--set output.x: 'output' is not a section"):
+        load_config(write(tmp_path), {"output.x": 1})
+
+
+def test_one_source_may_be_target_and_candidate_in_different_splits():
+    goal = {"name": "goal", "source": "hf://a/b", "split": "test"}
+    train = {"name": "train", "source": "hf://a/b"}
+    assert Config.model_validate(STUDY | {"targets": [goal], "candidates": [train, STUDY["candidates"][0]]})
+
+
+def test_a_digest_ignores_the_order_of_keys_and_nothing_else():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    assert len(digest({}, 8)) == 8

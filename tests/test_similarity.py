@@ -1,0 +1,59 @@
+"""The distance between Fisher embeddings: its fixed points, its noise law and its gradient."""
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime
+
+from align_ray.similarity import EPSILON, distance_matrix, scaled_cosine_distance, similarity_gradient
+
+
+def embeddings(seed, *shape):
+    return np.exp(np.random.default_rng(seed).normal(0, 2, shape))
+
+
+def test_an_embedding_is_at_distance_zero_from_itself():
+    a = embeddings(0, 500)
+    assert scaled_cosine_distance(a, a) == pytest.approx(0, abs=1e-12)
+
+
+def test_embeddings_without_common_support_are_at_distance_one():
+    a, b = embeddings(1, 2, 100)
+    assert scaled_cosine_distance(np.r_[a, 0 * a], np.r_[0 * b, b]) == 1
+
+
+def test_the_distance_is_symmetric_and_between_zero_and_one():
+    a, b = embeddings(2, 2, 50, 30)
+    d = distance_matrix(a, b)
+    np.testing.assert_allclose(d, distance_matrix(b, a).T, rtol=1e-12)
+    assert d.min() > 0 and d.max() < 1
+
+
+def test_the_distance_of_a_hand_made_pair_is_known():
+    # u = (1/4, 1/2) and v = (3/4, 1/2): cos = (3/16 + 4/16) / sqrt(5/16 * 13/16) = 7 / sqrt(65)
+    assert scaled_cosine_distance([1, 2], [3, 2]) == pytest.approx(1 - 7 / np.sqrt(65), abs=1e-6)
+
+
+def test_the_distance_does_not_depend_on_the_unit_of_the_embeddings():
+    a, b = embeddings(3, 2, 200)
+    assert scaled_cosine_distance(1e-14 * a, 1e-14 * b) == pytest.approx(scaled_cosine_distance(a, b), rel=1e-9)
+
+
+def test_every_entry_of_the_matrix_is_the_distance_of_its_pair():
+    a, b = embeddings(4, 3, 40), embeddings(5, 2, 40)
+    expected = [[scaled_cosine_distance(x, y) for y in b] for x in a]
+    np.testing.assert_array_equal(distance_matrix(a, b), expected)
+
+
+@pytest.mark.parametrize("v", [0.05, 0.5, 2.0])
+def test_independent_noise_of_relative_variance_v_gives_v_over_one_plus_v(v):
+    rng = np.random.default_rng(6)
+    a, b = embeddings(7, 100_000) * rng.gamma(1 / v, v, (2, 100_000))
+    assert scaled_cosine_distance(a, b) == pytest.approx(v / (1 + v), abs=0.005)
+
+
+def test_the_gradient_of_the_similarity_is_its_derivative():
+    h, t = embeddings(8, 2, 12)
+    value, gradient = similarity_gradient(h, t)
+    assert value == pytest.approx(1 - scaled_cosine_distance(h, t), abs=1e-12)
+    numeric = [approx_fprime(h, lambda x: 1 - scaled_cosine_distance(x, t), e)[i] for i, e in enumerate(np.diag(1e-6 * h))]
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=20 * EPSILON * abs(gradient).max())

@@ -1,0 +1,109 @@
+"""The whole study through the command line, on a small configuration."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    config = folder / "study.yaml"
+    config.write_text(yaml.safe_dump(small_config(folder / "out", candidates=("python-stdlib", "licences", "cpp-headers"))))
+    command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "out", done.stdout, config
+
+
+def stored(out: Path, name: str):
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_the_targets_own_domain_ranks_first_and_the_output_says_where_things_are(finished):
+    out, printed, _ = finished
+    ranking = stored(out, "alignment")["ranking"]["target"]
+    assert ranking[0]["candidate"] == "python-stdlib"
+    assert all(row["low"] < row["value"] < row["high"] for row in ranking)
+    assert str(out / "report.html") in printed and "mlflow.db" in printed
+
+
+def test_the_search_comes_close_to_the_closed_form_which_is_an_optimum(finished):
+    search = stored(finished[0], "search")
+    assert len(search["trials"]) == 6
+    assert 0 <= search["gap_of_search"] < 0.05
+    assert search["kkt_residual"] < 1e-4
+    for mixture in search["mixtures"].values():
+        weights = np.array(list(mixture["weights"].values()))
+        assert abs(weights.sum() - 1) < 1e-9 and (weights <= np.array(list(search["caps"].values())) + 1e-9).all()
+
+
+def test_fine_tuning_on_the_own_domain_beats_the_other_domains(finished):
+    runs = stored(finished[0], "finetune")["runs"]
+    after = {name: run["targets"]["target"]["after"] for name, run in runs.items()}
+    assert set(after) == {"python-stdlib", "licences", "cpp-headers", "uniform", "mixture"}
+    assert len({run["targets"]["target"]["before"] for run in runs.values()}) == 1
+    assert after["python-stdlib"] < min(after["licences"], after["cpp-headers"])
+    assert not list((finished[0] / "train").rglob("*.pt")), "artefacts must be safetensors, no pickle"
+
+
+def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished):
+    from mlflow import MlflowClient
+
+    out = finished[0]
+    known = stored(out, "mlflow-run")
+    client = MlflowClient(known["uri"])
+    parent = client.get_run(known["run_id"])
+    assert parent.info.status == "FINISHED" and parent.data.metrics["mixture_alignment"] > 0.5
+    children = client.search_runs([known["experiment_id"]], f"tags.`mlflow.parentRunId` = '{known['run_id']}'")
+    kinds = [c.data.tags["align_ray.kind"] for c in children]
+    assert {k: kinds.count(k) for k in set(kinds)} == {"alignment": 3, "trial": 6, "finetune": 5}
+    names = {a.path for a in client.list_artifacts(known["run_id"])}
+    assert {"report.html", "config.yaml", "alignment.json"} <= names
+
+
+def test_the_report_is_self_contained_and_its_numbers_are_the_stored_ones(finished):
+    html = (finished[0] / "report.html").read_text()
+    body = html[: html.index("<script>")]
+    assert not re.search(r"(src|href)=[\"']?https?:", body)
+    for row in stored(finished[0], "alignment")["ranking"]["target"]:
+        assert f"{row['value']:.4f}" in body
+    for run in stored(finished[0], "finetune")["runs"].values():
+        assert f"{run['targets']['target']['after']:.4f}" in body
+
+
+def test_a_stage_runs_alone_from_what_is_stored(finished):
+    out, _, config = finished
+    (out / "report.html").unlink()
+    before = stored(out, "alignment")
+    for stage in ("align", "report"):
+        command = [str(Path(sys.executable).with_name("align-ray")), stage, str(config)]
+        assert subprocess.run(command, capture_output=True, cwd=config.parent, timeout=120).returncode == 0
+    assert stored(out, "alignment") == before and (out / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_second_run_recomputes_nothing_and_gives_the_same_numbers(finished):
+    out, _, config = finished
+    before = {name: stored(out, name) for name in ("alignment", "search", "finetune")}
+    command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "embedded 0 batches" in done.stdout
+    assert {name: stored(out, name) for name in before} == before
+
+
+def test_a_stage_before_its_time_names_the_stage_to_run_first(small_config, tmp_path):
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(small_config(tmp_path / "out")))
+    command = [str(Path(sys.executable).with_name("align-ray")), "align", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "run the stage 'embed' first" in done.stderr

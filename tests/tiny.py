@@ -1,0 +1,45 @@
+"""Models and tokenizers small enough for exact arithmetic in tests."""
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+GROUPED = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""Llama's way of writing a configuration; grouped-query attention: two heads share a key."""
+
+MODELS = {
+    "gpt2": lambda v, tied: GPT2LMHeadModel(
+        GPT2Config(vocab_size=v, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied)
+    ),
+    "llama": lambda v, tied: LlamaForCausalLM(LlamaConfig(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
+    "qwen2": lambda v, tied: Qwen2ForCausalLM(Qwen2Config(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
+    "neox": lambda v, tied: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
+}
+
+
+def tiny_model(family, vocabulary=29, tied=True, dtype=torch.float64):
+    """A causal LM in evaluation mode whose random weights are large enough for uneven predictions."""
+    torch.manual_seed(0)
+    model = MODELS[family](vocabulary, tied).to(dtype).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+class Characters:
+    """A tokenizer whose tokens are the code points of the text."""
+
+    eos_token_id = 0
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(c) for c in text]}
