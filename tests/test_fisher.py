@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
 from transformers.pytorch_utils import Conv1D
 
 from align_ray import fisher
+from tests.tiny import tiny_model
 
 
 def sequences(n, length, vocabulary=29, seed=0):

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tiny import Characters
 
 from align_ray.config import Sampling
 from align_ray.corpora import Fragment
 from align_ray.sampling import DOCUMENT_SEQUENCES, TASK_BYTES, _group, document_key, make_batches, smallest
+from tests.tiny import Characters
 
 SAMPLING = Sampling(sequence_length=8, batch_size=2)
 
