@@ -24,7 +24,8 @@ class Estimate:
     high: float
 
 
-def _estimate(value: float, variance: float, freedom: float) -> Estimate:
+def interval(value: float, variance: float, freedom: float) -> Estimate:
+    """95% t interval of a value with the given variance and degrees of freedom (at least 1)."""
     error = float(np.sqrt(variance))
     half = float(stats.t.ppf(0.975, max(1.0, freedom))) * error
     return Estimate(float(value), error, float(value) - half, float(value) + half)
@@ -36,7 +37,7 @@ def two_sample_mean(values: np.ndarray) -> Estimate:
     parts = [values.mean(1).var(ddof=1) / n, values.mean(0).var(ddof=1) / m]
     total = sum(parts)
     freedom = total**2 / max(parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1), 1e-300)
-    return _estimate(values.mean(), total, freedom)
+    return interval(values.mean(), total, freedom)
 
 
 def one_sample_mean(values: np.ndarray) -> Estimate:
@@ -48,7 +49,7 @@ def one_sample_mean(values: np.ndarray) -> Estimate:
         return Estimate(float(mean), float("nan"), float("nan"), float("nan"))
     rows = values.sum(1) - np.diag(values)
     without = (off - 2 * rows) / ((n - 1) * (n - 2))
-    return _estimate(mean, (n - 1) / n * ((without - without.mean()) ** 2).sum(), n - 1)
+    return interval(mean, (n - 1) / n * ((without - without.mean()) ** 2).sum(), n - 1)
 
 
 def alignment(source: np.ndarray, target: np.ndarray) -> Estimate:
@@ -72,7 +73,7 @@ def pooled_alignment(source: np.ndarray, target: np.ndarray) -> Estimate:
         freedom.append(n - 1)
     total = sum(parts)
     satterthwaite = total**2 / max(sum(p**2 / f for p, f in zip(parts, freedom, strict=True)), 1e-300)
-    return _estimate(float(value), total, satterthwaite)
+    return interval(float(value), total, satterthwaite)
 
 
 def more_aligned(a: np.ndarray, b: np.ndarray, target: np.ndarray) -> float:
@@ -93,7 +94,7 @@ def noise_floor(units: list[Unit]) -> Estimate:
     single = np.array([scaled_cosine_distance(u.trunk[0], u.trunk[1]) for u in units])
     v = single / np.maximum(1 - single, 1e-12)
     floors = (v / draws) / (1 + v / draws)
-    return _estimate(floors.mean(), floors.var(ddof=1) / len(floors), len(floors) - 1)
+    return interval(floors.mean(), floors.var(ddof=1) / len(floors), len(floors) - 1)
 
 
 def trunk_matrix(units: list[Unit]) -> np.ndarray:

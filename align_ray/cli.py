@@ -49,9 +49,9 @@ def show_ranking(study: Any) -> None:
     alignment = study.store.read_json("alignment.json")
     finetuned = study.store.read_json("finetune.json")["runs"] if study.store.exists("finetune.json") else {}
     for target, rows in alignment["ranking"].items():
-        table = Table(title=f"alignment with {target}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        table = Table(title=f"alignment with {target}", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
         table.add_column("candidate", no_wrap=True)
-        for column in ("alignment", "95% interval", "P(>next)", "loss after", "change"):
+        for column in ("align", "95% interval", "P(>next)", "loss", "change"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in rows:
             after = finetuned.get(row["candidate"], {}).get("targets", {}).get(target)

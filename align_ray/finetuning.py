@@ -31,11 +31,10 @@ class Run:
 
 
 def planned_runs(config: Config, search: dict[str, Any]) -> list[Run]:
-    """Every candidate alone, then `uniform` and `mixture` (the one the search chose)."""
-    names = [c.name for c in config.candidates]
-    alone = [Run(n, {n: 1.0}) for n in names]
-    uniform = Run("uniform", dict.fromkeys(names, 1 / len(names)))
-    return [*alone, uniform, Run("mixture", search["mixtures"][search["chosen"]]["weights"])]
+    """Every candidate alone, then `uniform` (within the caps) and `mixture` (the one the search chose)."""
+    alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
+    chosen = {"uniform": "uniform", "mixture": search["chosen"]}
+    return [*alone, *(Run(name, search["mixtures"][key]["weights"]) for name, key in chosen.items())]
 
 
 def training_rows(config: Config, store: Store, run: Run) -> np.ndarray:
@@ -107,11 +106,10 @@ def finetune_runs(config: Config, store: Store, located: Located, runs: list[Run
             tune_config=tune.TuneConfig(max_concurrent_trials=max(1, room.most // config.finetune.workers)),
             run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0, failure_config=tune.FailureConfig(max_failures=2)),
         )
-    results = {}
-    for result in tuner.fit():
-        if result.error:
-            raise RuntimeError(f"fine-tuning run failed: {result.error}")
-        results[result.config["run"]["name"]] = result.metrics["result"]
+    fitted = tuner.fit()
+    for error in fitted.errors:
+        raise RuntimeError(f"a fine-tuning run failed: {error}")
+    results = {result.config["run"]["name"]: result.metrics["result"] for result in fitted}
     report = {}
     for run in runs:
         rows = training_rows(config, store, run)

@@ -4,11 +4,12 @@ A trial receives weights, never data: it pools the candidates' mean embeddings a
 Trainables whose actors are reused, since an actor start costs a thousand times the objective.
 """
 
+import time
 from typing import Any
 
 import numpy as np
 
-from align_ray.alignment import _estimate, trunk_matrix
+from align_ray.alignment import interval, trunk_matrix
 from align_ray.config import Config, digest
 from align_ray.mixture import (
     cap_weights,
@@ -87,7 +88,7 @@ def _mixture_estimate(w: np.ndarray, batches: list[np.ndarray], targets: list[np
             side[k] = mean
             variance += (n - 1) / n * ((without - without.mean()) ** 2).sum()
             smallest = min(smallest, n)
-    return vars(_estimate(value, variance, smallest - 1))
+    return vars(interval(value, variance, smallest - 1))
 
 
 def _tune(config: Config, store: Store, candidates: list[str], pooled: Any, targets: Any, caps: Any, seeds: list) -> list[dict]:
@@ -107,7 +108,8 @@ def _tune(config: Config, store: Store, candidates: list[str], pooled: Any, targ
         def step(self) -> dict[str, Any]:
             pooled, targets, caps = self.problem
             w = to_simplex(np.array([self.point[c] for c in candidates]), caps)
-            return {"alignment": mixture_alignment(w, pooled, targets)[0], "weights": w.tolist(), "done": True}
+            value = mixture_alignment(w, pooled, targets)[0]
+            return {"alignment": value, "weights": w.tolist(), "finished": time.time(), "done": True}
 
         def save_checkpoint(self, folder: str) -> None: ...
 
@@ -137,10 +139,11 @@ def _tune(config: Config, store: Store, candidates: list[str], pooled: Any, targ
             ),
             run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0),
         )
+    results = tuner.fit()
+    for error in results.errors:
+        raise RuntimeError(f"a search trial failed: {error}")
     trials = []
-    for result in tuner.fit():
-        if result.error:
-            raise RuntimeError(f"a search trial failed: {result.error}")
+    for result in sorted(results, key=lambda r: r.metrics["finished"]):  # a restored search lists them in another order
         w = dict(zip(candidates, result.metrics["weights"], strict=True))
         trials.append({"alignment": result.metrics["alignment"], "weights": w})
     return trials

@@ -56,6 +56,11 @@ def locate_probe(probe: Probe) -> Located:
         config = transformers.AutoConfig.from_pretrained(folder, **arguments)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for a bad folder
         reason = str(error).splitlines()[0]
+        if "custom code" in reason or "trust_remote_code" in reason:
+            raise ProbeError(
+                f"probe '{probe.model}' comes with Python code of its own, which is refused; read it, then set "
+                "'probe.trust_remote_code: true', or choose another probe."
+            ) from None
         raise ProbeError(f"probe '{probe.model}': {folder} is not a model transformers can load ({reason}).") from None
     context = getattr(config, "max_position_embeddings", None) or 10**9
     tokenizer_files = sorted(f for f in folder.glob("*") if f.name.startswith(("tokenizer", "vocab", "merges", "config")))
