@@ -96,7 +96,7 @@ class Finetune(Model):
     tokens: PositiveInt = 22_000
     """Training tokens of every run (22k in the paper)."""
     epochs: PositiveInt = 1
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: PositiveFloat = 1e-4
     batch_size: PositiveInt = 8
     """Sequences per optimiser step."""
     eval_tokens: PositiveInt = 16_384

@@ -16,8 +16,13 @@ WORKER_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+}
+DRIVER_ENVIRONMENT = {
     # The controller looks for reports at this interval (default 2 s, which dominates short runs).
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables and banners; with verbose=0 the old output is silent
+    # Tune and Train start a few idle actors per run; without this the raylet warns of each.
+    "RAY_worker_maximum_startup_concurrency": "8",
 }
 
 
@@ -29,7 +34,8 @@ def connect(cluster: Cluster) -> None:
     import ray
     from ray.data import DataContext
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", WORKER_ENVIRONMENT["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
+    for name, value in DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if not ray.is_initialized():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
         runtime_env = {"env_vars": WORKER_ENVIRONMENT}
