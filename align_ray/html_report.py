@@ -67,10 +67,10 @@ def render_report(config: Config, results: dict[str, Any]) -> str:
 def _matrix(alignment: dict[str, Any]) -> go.Figure:
     names = [*alignment["targets"], *alignment["candidates"]]
     cells = [[alignment["matrix"][a][b] for b in names] for a in names]
-    text = [[f"{c['value']:.3f}<br><span style='font-size:9px'>±{c['high'] - c['value']:.3f}</span>" for c in row] for row in cells]
+    text = [[f"{c['value']:.3f}<br>±{c['high'] - c['value']:.3f}" for c in row] for row in cells]
     figure = go.Figure(
         go.Heatmap(
-            z=[[c["value"] for c in row] for row in cells], x=names, y=names, text=text, texttemplate="%{text}",
+            z=[[c["value"] for c in row] for row in cells], x=names, y=names, text=text, texttemplate="%{text}", textfont={"size": 10},
             colorscale="Blues", colorbar={"title": "align"}, hovertemplate="%{y} and %{x}: %{z:.4f}<extra></extra>",
         )
     )  # fmt: skip

@@ -93,8 +93,11 @@ def _mixture_estimate(w: np.ndarray, batches: list[np.ndarray], targets: list[np
 
 def _tune(config: Config, store: Store, candidates: list[str], pooled: Any, targets: Any, caps: Any, seeds: list) -> list[dict]:
     """Run, or resume, the Tune experiment; its name is the digest of what it depends on."""
+    import optuna
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     class MixtureTrial(tune.Trainable):
         def setup(self, point: dict[str, float], pooled: Any = None, targets: Any = None, caps: Any = None) -> None:
