@@ -23,6 +23,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables and banners; with verbose=0 the old output is silent
     # Tune and Train start a few idle actors per run; without this the raylet warns of each.
     "RAY_worker_maximum_startup_concurrency": "8",
+    # Every actor pool logs a harmless error about its constructor arguments (ray#53727). Set "info" to look into Ray itself.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 

@@ -4,6 +4,8 @@ Workers never talk to MLflow: a new SQLite store that several processes meet at 
 """
 
 import dataclasses
+import logging
+import time
 from typing import Any
 
 from align_ray.config import Config
@@ -52,6 +54,7 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new store reports each of its migrations
     folder = store.local_path()
     uri = config.tracking.uri or f"sqlite:///{folder}/mlflow.db"
     client = MlflowClient(uri)
@@ -78,8 +81,6 @@ def start_tracking(config: Config, store: Store) -> Tracker:
 
 
 def _log(client: Any, run_id: str, params: dict[str, Any], values: dict[str, float]) -> None:
-    import time
-
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
