@@ -46,8 +46,10 @@ def _guard(work: Callable[[], None]) -> None:
 
 def show_ranking(study: Any) -> None:
     """Print the ranked table of every target from what is stored."""
-    alignment = study.store.read_json("alignment.json")
-    finetuned = study.store.read_json("finetune.json")["runs"] if study.store.exists("finetune.json") else {}
+    from align_ray.pipeline import stored
+
+    alignment = stored(study, "align")
+    finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
     for target, rows in alignment["ranking"].items():
         table = Table(title=f"alignment with {target}", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
         table.add_column("candidate", no_wrap=True)

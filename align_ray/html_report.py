@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 from scipy import stats
 
@@ -52,14 +52,15 @@ def render_report(config: Config, results: dict[str, Any]) -> str:
         for target in results["alignment"]["targets"]:
             losses[target] = loss_against_alignment(results, target)
             figures[f"loss-{target}"] = _loss(losses[target])
-    environment = Environment(loader=PackageLoader("align_ray", "."), autoescape=select_autoescape())
+    environment = Environment(loader=PackageLoader("align_ray", "."), autoescape=True)
     environment.filters["pct"] = lambda v: f"{100 * v:.1f}%"
     return environment.get_template("report.html.j2").render(
         config=config,
         yaml=config.to_yaml(),
         results=results,
         losses=losses,
-        figures={name: figure.to_json() for name, figure in figures.items()},
+        # a "<" in a name must not end the script element
+        figures={name: figure.to_json().replace("<", "\\u003c") for name, figure in figures.items()},
         plotlyjs=get_plotlyjs(),
     )
 

@@ -4,13 +4,12 @@ A stage reads what earlier stages stored and stores its own result, so that each
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 from align_ray.alignment import align_corpora
-from align_ray.config import Config
+from align_ray.config import Config, digest
 from align_ray.corpora import check_corpus
 from align_ray.embedding import embed_missing, read_embeddings, sample_corpora
 from align_ray.errors import ConfigError, ProbeError, UserError
@@ -80,7 +79,7 @@ def align(study: Study) -> dict[str, Any]:
     config = study.config
 
     def work() -> dict[str, Any]:
-        _need(study, "corpora.json", "embed")
+        _need(study, "embed")
         result = align_corpora(read_embeddings(config, study.store, study.probe), [t.name for t in config.targets])
         tracker = start_tracking(config, study.store)
         for target, ranking in result["ranking"].items():
@@ -98,7 +97,7 @@ def search(study: Study) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        _need(study, "corpora.json", "embed")
+        _need(study, "embed")
         connect(config.cluster)
         tokens = {n: c["estimated_tokens"] for n, c in store.read_json("corpora.json").items()}
         study.say(f"searching mixtures: {config.search.trials} trials")
@@ -119,7 +118,7 @@ def finetune(study: Study) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        _need(study, "search.json", "search")
+        _need(study, "search")
         connect(config.cluster)
         runs = planned_runs(config, store.read_json("search.json"))
         study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
@@ -135,10 +134,14 @@ def finetune(study: Study) -> dict[str, Any]:
 
 
 def report(study: Study) -> str:
-    """Write report.html from what is stored; returns its path or URI."""
+    """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
     store = study.store
-    _need(study, "alignment.json", "align")
-    results = {n: store.read_json(f"{n}.json") for n in RESULTS if store.exists(f"{n}.json")}
+    _need(study, "align")
+    results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
+    for stage in STAGES:
+        if STAGES[stage].result not in results:
+            study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
+    results["cost"] = store.read_json("cost.json")
     html = render_report(study.config, results)
     store.write_bytes("report.html", html.encode())
     tracker = start_tracking(study.config, store)
@@ -147,9 +150,6 @@ def report(study: Study) -> str:
         for name in ("report.html", "config.yaml", *(f"{n}.json" for n in results)):
             tracker.artefact(str(folder / name))
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
-
-
-RESULTS = ("corpora", "alignment", "search", "finetune", "cost")
 
 
 def run(study: Study) -> str:
@@ -186,18 +186,60 @@ def _finetune_model(config: Config, probe: Located) -> Located:
     return located
 
 
-def _need(study: Study, name: str, stage: str) -> None:
-    if not study.store.exists(name):
-        raise UserError(f"{study.config.output} holds no {name}; run the stage '{stage}' first.")
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage's result file, the stages it reads and the fields of the configuration it depends on."""
+
+    result: str
+    needs: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens")
+STAGES = {
+    "embed": Stage("corpora", (), SAMPLE_FIELDS),
+    "align": Stage("alignment", ("embed",), ()),
+    "search": Stage("search", ("embed",), ("search",)),
+    "finetune": Stage("finetune", ("search",), ("finetune",)),
+}
+
+
+def stored(study: Study, stage: str) -> dict[str, Any] | None:
+    """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
+    costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
+    if stage not in costs or costs[stage].get("made_from") != _key(study, stage):
+        return None
+    return study.store.read_json(f"{STAGES[stage].result}.json")
+
+
+def _key(study: Study, stage: str) -> str:
+    """Digest of all that determines a stage's result."""
+    config = study.config.model_dump(mode="json")
+    values = []
+    for field in STAGES[stage].fields:
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        values.append(value)
+    inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
+    if not inputs:
+        samples = study.store.read_json("corpora.json") if study.store.exists("corpora.json") else {}
+        inputs = [study.probe.digest, {name: counts["sample_digest"] for name, counts in samples.items()}]
+    return digest([values, inputs])
+
+
+def _need(study: Study, stage: str) -> None:
+    if stored(study, stage) is None:
+        raise UserError(f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first.")
 
 
 def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a stage and record what it cost in cost.json."""
+    """Run a stage; record what it cost and what its result belongs to in cost.json."""
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
     costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
-    costs[stage] = {"seconds": seconds, **(result["work"] if stage == "embed" else {})}
+    costs[stage] = {"made_from": _key(study, stage), "seconds": seconds, **(result["work"] if stage == "embed" else {})}
     study.store.write_json("cost.json", costs)
     study.say(f"{stage}: {seconds:.1f} s")
-    return json.loads(json.dumps(result))
+    return result

@@ -46,11 +46,12 @@ class Store:
 
     uri: str
 
+    def __post_init__(self) -> None:
+        if "://" not in self.uri:  # made absolute here: Ray Train's workers run in folders of their own
+            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().resolve()))
+
     def _at(self, name: str) -> tuple[pafs.FileSystem, str]:
-        if "://" in self.uri:
-            fs, root = pafs.FileSystem.from_uri(self.uri)
-        else:
-            fs, root = pafs.LocalFileSystem(), str(Path(self.uri).expanduser().resolve())
+        fs, root = pafs.FileSystem.from_uri(self.uri) if "://" in self.uri else (pafs.LocalFileSystem(), self.uri)
         return fs, f"{root}/{name}"
 
     def check_writable(self) -> None:

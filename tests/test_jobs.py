@@ -31,17 +31,19 @@ def head(tmp_path_factory):
     environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [
         RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--temp-dir={temp}", "--disable-usage-stats", "--object-store-memory=300000000",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={temp}", "--disable-usage-stats", "--object-store-memory=300000000",
     ]  # fmt: skip
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     server = f"http://127.0.0.1:{dashboard}"
     probe = [RAY, "job", "submit", "--address", server, "--", "true"]  # accepted once the job agent is up
-    for _ in range(60):
-        if subprocess.run(probe, env=environment, capture_output=True).returncode == 0:
+    for _ in range(15):
+        answer = subprocess.run(probe, env=environment, capture_output=True, text=True)
+        if answer.returncode == 0:
             break
         assert process.poll() is None, Path(log.name).read_text()
         time.sleep(1)
+    assert answer.returncode == 0, answer.stderr
     yield server, environment
     os.killpg(process.pid, signal.SIGTERM)
     try:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
+from align_ray.config import load_config
+from align_ray.html_report import render_report
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -17,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def finished(small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     config = folder / "study.yaml"
-    config.write_text(yaml.safe_dump(small_config(folder / "out", candidates=("python-stdlib", "licences", "cpp-headers"))))
+    config.write_text(yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"))))
     command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,6 +93,29 @@ def test_a_stage_runs_alone_from_what_is_stored(finished):
     assert stored(out, "alignment") == before and (out / "report.html").exists()
 
 
+def test_a_result_of_another_configuration_is_not_used(finished):
+    out, _, config = finished
+    align_ray = str(Path(sys.executable).with_name("align-ray"))
+    other_seed = [align_ray, "align", str(config), "--set", "seed=99"]
+    refused = subprocess.run(other_seed, capture_output=True, text=True, cwd=config.parent, timeout=120)
+    assert refused.returncode == 2 and "no result of the stage 'embed' for this configuration" in refused.stderr
+    other_search = [align_ray, "report", str(config), "--set", "search.trials=7"]
+    partial = subprocess.run(other_search, capture_output=True, text=True, cwd=config.parent, timeout=120)
+    assert partial.returncode == 0 and "'search' belongs to this configuration" in partial.stdout
+    html = (out / "report.html").read_text()
+    assert "Candidates by alignment" in html and "<h2>Mixture weights</h2>" not in html
+    subprocess.run([align_ray, "report", str(config)], cwd=config.parent, timeout=120, check=True)
+    assert "<h2>Mixture weights</h2>" in (out / "report.html").read_text()
+
+
+def test_text_from_the_configuration_cannot_become_markup_in_the_report(finished):
+    config = load_config(finished[0] / "config.yaml")
+    hostile = config.candidates[0].model_copy(update={"template": "</pre><script>alert(1)</script>{text}"})
+    config = config.model_copy(update={"candidates": [hostile, *config.candidates[1:]]})
+    html = render_report(config, {name: stored(finished[0], name) for name in ("corpora", "alignment", "search", "finetune", "cost")})
+    assert "alert(1)" in html and "<script>alert" not in html
+
+
 @pytest.mark.slow
 def test_a_second_run_recomputes_nothing_and_gives_the_same_numbers(finished):
     out, _, config = finished
@@ -106,4 +132,4 @@ def test_a_stage_before_its_time_names_the_stage_to_run_first(small_config, tmp_
     config.write_text(yaml.safe_dump(small_config(tmp_path / "out")))
     command = [str(Path(sys.executable).with_name("align-ray")), "align", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "run the stage 'embed' first" in done.stderr
+    assert done.returncode == 2 and "no result of the stage 'embed'" in done.stderr
