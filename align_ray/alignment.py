@@ -10,46 +10,10 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
+from align_ray.estimates import Estimate, interval, one_sample_mean, two_sample_mean
+from align_ray.noise import corpus_noise
 from align_ray.similarity import distance_matrix, scaled_cosine_distance
 from align_ray.store import Unit
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A value with its standard error and 95% interval."""
-
-    value: float
-    error: float
-    low: float
-    high: float
-
-
-def interval(value: float, variance: float, freedom: float) -> Estimate:
-    """95% t interval of a value with the given variance and degrees of freedom (at least 1)."""
-    error = float(np.sqrt(variance))
-    half = float(stats.t.ppf(0.975, max(1.0, freedom))) * error
-    return Estimate(float(value), error, float(value) - half, float(value) + half)
-
-
-def two_sample_mean(values: np.ndarray) -> Estimate:
-    """Mean of a matrix [n, m] whose rows and columns are the independent units (Hajek projection, Satterthwaite)."""
-    n, m = values.shape
-    parts = [values.mean(1).var(ddof=1) / n, values.mean(0).var(ddof=1) / m]
-    total = sum(parts)
-    freedom = total**2 / max(parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1), 1e-300)
-    return interval(values.mean(), total, freedom)
-
-
-def one_sample_mean(values: np.ndarray) -> Estimate:
-    """Mean of the off-diagonal of a symmetric matrix [n, n], n >= 2 units; the jackknife needs n >= 3."""
-    n = len(values)
-    off = values.sum() - np.trace(values)
-    mean = off / (n * (n - 1))
-    if n < 3:
-        return Estimate(float(mean), float("nan"), float("nan"), float("nan"))
-    rows = values.sum(1) - np.diag(values)
-    without = (off - 2 * rows) / ((n - 1) * (n - 2))
-    return interval(mean, (n - 1) / n * ((without - without.mean()) ** 2).sum(), n - 1)
 
 
 def alignment(source: np.ndarray, target: np.ndarray) -> Estimate:
@@ -62,13 +26,14 @@ def diversity(source: np.ndarray) -> Estimate:
     return one_sample_mean(distance_matrix(source, source))
 
 
-def pooled_alignment(source: np.ndarray, target: np.ndarray) -> Estimate:
+def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Estimate:
     """1 - d of the mean embeddings (pooled form), with a delete-one-batch jackknife over both sides."""
-    value = 1 - scaled_cosine_distance(source.mean(0), target.mean(0))
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    value = 1 - scaled_cosine_distance(source.mean(0), target.mean(0), absolute)
     parts, freedom = [], []
     for mine, other in ((source, target), (target, source)):
         n = len(mine)
-        without = 1 - scaled_cosine_distance((mine.sum(0) - mine) / (n - 1), other.mean(0))
+        without = 1 - scaled_cosine_distance((mine.sum(0) - mine) / (n - 1), other.mean(0), absolute)
         parts.append((n - 1) / n * ((without - without.mean()) ** 2).sum())
         freedom.append(n - 1)
     total = sum(parts)
@@ -76,66 +41,78 @@ def pooled_alignment(source: np.ndarray, target: np.ndarray) -> Estimate:
     return interval(float(value), total, satterthwaite)
 
 
-def more_aligned(a: np.ndarray, b: np.ndarray, target: np.ndarray) -> float:
-    """P(A is more aligned with T than B), one-sided: the target's batches are shared, so their noise largely cancels."""
-    da, db = 1 - distance_matrix(a, target), 1 - distance_matrix(b, target)
-    by_target = da.mean(0) - db.mean(0)
-    variance = da.mean(1).var(ddof=1) / len(a) + db.mean(1).var(ddof=1) / len(b) + by_target.var(ddof=1) / len(target)
-    freedom = min(len(a), len(b), len(target)) - 1
+def more_aligned(a: np.ndarray, b: np.ndarray) -> float:
+    """P(A is more aligned with T than B), one-sided, from alignments of batches with the target's, [n, m] and [k, m]: the
+    target's batches are shared, so their noise largely cancels."""
+    by_target = a.mean(0) - b.mean(0)
+    variance = a.mean(1).var(ddof=1) / len(a) + b.mean(1).var(ddof=1) / len(b) + by_target.var(ddof=1) / len(by_target)
+    freedom = min(len(a), len(b), len(by_target)) - 1
     return float(stats.t.cdf(by_target.mean() / max(np.sqrt(variance), 1e-300), freedom))
 
 
-def noise_floor(units: list[Unit]) -> Estimate:
-    """d between the same batches under new labels, at the R draws the embeddings are made of.
+def measures(units: list[Unit]) -> dict[str, tuple[str, ...]]:
+    """The blocks behind each coefficient that these embeddings give, the main one first: trunk rows before head rows; of
+    the reference procedure all rows as published, then trunk and vocabulary apart."""
+    blocks = tuple(units[0].blocks)
+    apart = {name: (name,) for name in sorted(blocks, key=lambda name: name != "trunk")}
+    return {"published": blocks, **apart} if "vocabulary" in blocks else apart
 
-    One draw against another gives d1 = v/(1+v); R draws averaged divide the relative variance v by R.
+
+def batch_matrix(units: list[Unit], blocks: tuple[str, ...]) -> np.ndarray:
+    """Batch embeddings, float32 [n, D]: means over the label draws, blocks joined."""
+    return np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units]).astype(np.float32)
+
+
+def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolute: float | None = None) -> dict:
+    """Everything the report shows of alignment, as a JSON value. `absolute`: epsilon of the distance, default relative.
+
+    `measure`: the main one; of it, `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal;
+    `ranking[target]`: candidates from most to least aligned, each with `p_above_next`; `diversity` by corpus. `others`:
+    the same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats per token; `skipped`:
+    [batch, sequence] of those left out because their embedding is not finite.
     """
-    draws = len(units[0].trunk)
-    single = np.array([scaled_cosine_distance(u.trunk[0], u.trunk[1]) for u in units])
-    v = single / np.maximum(1 - single, 1e-12)
-    floors = (v / draws) / (1 + v / draws)
-    return interval(floors.mean(), floors.var(ddof=1) / len(floors), len(floors) - 1)
+    kinds = measures(next(iter(embeddings.values())))
+    results = {
+        kind: _align({name: batch_matrix(units, blocks) for name, units in embeddings.items()}, targets, absolute)
+        for kind, blocks in kinds.items()
+    }
+    main = next(iter(kinds))
+    return {
+        "targets": targets,
+        "candidates": [n for n in embeddings if n not in targets],
+        "measure": main,
+        **results.pop(main),
+        "others": results,
+        "noise": {n: corpus_noise(units, kinds[main]) for n, units in embeddings.items()},
+        "loss": {n: float(np.mean([u.loss for u in units])) for n, units in embeddings.items()},
+        "skipped": {n: [[i, at] for i, u in enumerate(units) for at in u.skipped] for n, units in embeddings.items()},
+    }
 
 
-def trunk_matrix(units: list[Unit]) -> np.ndarray:
-    """Batch embeddings [n, D]: float64 means over the label draws."""
-    return np.stack([u.trunk.mean(0, dtype=np.float64) for u in units])
-
-
-def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str]) -> dict:
-    """Everything the report shows of alignment, as a JSON value.
-
-    `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal; `ranking[target]`: candidates from most to
-    least aligned, each with `p_above_next`; `noise_floor` and `diversity` by corpus; `loss`: the probe's nats per token.
-    """
-    trunks = {name: trunk_matrix(units) for name, units in embeddings.items()}
-    names = list(trunks)
+def _align(rows: dict[str, np.ndarray], targets: list[str], absolute: float | None) -> dict:
+    """`matrix`, `ranking` and `diversity` of one measure, from the batch embeddings [n, D] of every corpus."""
+    names = list(rows)
     candidates = [n for n in names if n not in targets]
     matrix: dict[str, dict[str, dict]] = {n: {} for n in names}
-    diversities = {n: diversity(trunks[n]) for n in names}
-    for i, a in enumerate(names):
-        own = diversities[a]
-        matrix[a][a] = dataclasses.asdict(Estimate(1 - own.value, own.error, 1 - own.high, 1 - own.low))
-        for b in names[i + 1 :]:
-            matrix[a][b] = matrix[b][a] = dataclasses.asdict(alignment(trunks[a], trunks[b]))
+    distances = {(a, b): distance_matrix(rows[a], rows[b], absolute) for i, a in enumerate(names) for b in names[i:]}
+    diversities = {n: one_sample_mean(distances[n, n]) for n in names}
+    for a, b in distances:
+        if a == b:
+            own = diversities[a]
+            matrix[a][a] = dataclasses.asdict(Estimate(1 - own.value, own.error, 1 - own.high, 1 - own.low))
+        else:
+            matrix[a][b] = matrix[b][a] = dataclasses.asdict(two_sample_mean(1 - distances[a, b]))
     ranking = {}
     for target in targets:
+        to_target = {c: 1 - (distances[c, target] if (c, target) in distances else distances[target, c].T) for c in candidates}
         ordered = sorted(candidates, key=lambda c: -matrix[c][target]["value"])
         ranking[target] = [
             {
                 "candidate": c,
                 **matrix[c][target],
-                "pooled": dataclasses.asdict(pooled_alignment(trunks[c], trunks[target])),
-                "p_above_next": more_aligned(trunks[c], trunks[following], trunks[target]) if following else None,
+                "pooled": dataclasses.asdict(pooled_alignment(rows[c], rows[target], absolute)),
+                "p_above_next": more_aligned(to_target[c], to_target[following]) if following else None,
             }
             for c, following in zip(ordered, [*ordered[1:], None], strict=True)
         ]
-    return {
-        "targets": targets,
-        "candidates": candidates,
-        "matrix": matrix,
-        "ranking": ranking,
-        "diversity": {n: dataclasses.asdict(d) for n, d in diversities.items()},
-        "noise_floor": {n: dataclasses.asdict(noise_floor(units)) for n, units in embeddings.items()},
-        "loss": {n: float(np.mean([u.loss for u in units])) for n, units in embeddings.items()},
-    }
+    return {"matrix": matrix, "ranking": ranking, "diversity": {n: dataclasses.asdict(d) for n, d in diversities.items()}}

@@ -14,11 +14,15 @@ from rich.table import Table
 
 from align_ray.errors import UserError
 
-app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__
+)
 out, err = Console(), Console(stderr=True)
 
 Path_ = Annotated[Path, typer.Argument(help="The study's configuration (YAML).", metavar="CONFIG")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, for example search.trials=8.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, for example search.trials=8.")
+]
 
 
 def _study(config: Path | None, overrides: list[str] | None) -> Any:
@@ -51,7 +55,14 @@ def show_ranking(study: Any) -> None:
     alignment = stored(study, "align")
     finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
     for target, rows in alignment["ranking"].items():
-        table = Table(title=f"alignment with {target}", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+        table = Table(
+            title=f"alignment with {target}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=0,
+            pad_edge=False,
+            show_edge=False,
+        )
         table.add_column("candidate", no_wrap=True)
         for column in ("align", "95% interval", "P(>next)", "loss", "change"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -146,6 +157,52 @@ def align(config: Path_, set_: Set = None) -> None:
     Example: [b]align-ray align study.yaml[/b]
     """
     _stage("align", config, set_, show_ranking)
+
+
+def show_noise(study: Any, floor: float) -> None:
+    """Print every corpus' noise floor from what is stored, and what would bring it to `floor`."""
+    from align_ray.noise import needed
+    from align_ray.pipeline import stored
+
+    alignment = stored(study, "align")
+    table = Table(
+        title=f"label noise ({alignment['measure']} rows)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("corpus", no_wrap=True)
+    for column in ("floor of d", "95% interval", "share of div", f"draws for {floor:g}", f"sequences for {floor:g}"):
+        table.add_column(column, justify="right")
+    for name, noise in alignment["noise"].items():
+        if not noise["floor"]:
+            table.add_row(name, "unknown: set embedding.draws to 2 or more", "", "", "", "")
+            continue
+        want = needed(noise, floor)
+        f = noise["floor"]
+        counts = (f"{noise['share']:.0%}", str(want["draws"]), str(want["sequences"]))
+        table.add_row(name, f"{f['value']:.4f}", f"{f['low']:.4f}-{f['high']:.4f}", *counts)
+    out.print(table)
+    first = next(iter(alignment["noise"].values()))
+    out.print(
+        f"floor: the same batch of {first['sequences']} sequences under new labels, {first['draws']} draws averaged",
+        highlight=False,
+    )
+
+
+@app.command()
+def noise(
+    config: Path_,
+    floor: Annotated[float, typer.Option(min=1e-6, max=0.999, help="The noise floor of d to reach.")] = 0.02,
+    set_: Set = None,
+) -> None:
+    """How much of the distances is label noise, and what reaches a lower floor; from stored embeddings.
+
+    Example: [b]align-ray noise study.yaml --floor 0.01[/b]
+    """
+    _stage("align", config, set_, lambda study: show_noise(study, floor))
 
 
 @app.command()

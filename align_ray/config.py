@@ -65,16 +65,55 @@ class Sampling(Model):
     """B, sequences per batch. A batch is the unit over which intervals are taken."""
     batches: Annotated[int, Field(ge=2)] = 16
     """Batches per corpus; a smaller corpus gives as many as it has."""
-    packing: Literal["pack", "cut"] = "pack"
+    packing: Literal["pack", "cut", "pad"] = "pack"
     """`pack` joins documents end to end, end-of-text between; `cut` takes the first T tokens of each document and leaves
-    out documents shorter than that (counted)."""
+    out documents shorter than that (counted); `pad` keeps those too, padding masked (counted only by `reference`)."""
+
+
+class Quirks(Model):
+    """What the published procedure does beside the definition (method 1.4); the defaults are the published procedure."""
+
+    dropout: bool = True
+    """Training mode: dropout stays on while tuning and in the Fisher pass."""
+    head_epochs: Annotated[int, Field(ge=0)] = 5
+    """Epochs of head tuning on the batch itself (5 by the library's path, 10 by its command line, 0: none)."""
+    shifted_labels: bool = True
+    """Off by one: the label drawn from position t+1's distribution is scored against position t's logits."""
+    mini_batch: PositiveInt = 8
+    """Rows whose mean gradient is squared; 1 squares per sequence."""
+    pads_counted: bool = True
+    """Labels are drawn at padding positions as well; only labels that happen to be the pad token are ignored."""
+    axis_0: bool = True
+    """Row means over axis 0 of the stored weight: inputs for Conv1D, outputs for Linear. Off: always outputs."""
+    vocabulary: bool = True
+    """Keep every module with a weight but the head: token and position embeddings (tied, so they carry the head's
+    gradients) and layer norms. Off: the trunk's linear modules alone."""
+    absolute_epsilon: bool = True
+    """The distance adds 1e-8 to a + b, which is of the size of the data, so that small entries drop out. Off: 1e-6 of the
+    mean of a + b, as for the other estimators."""
 
 
 class Embedding(Model):
     """The Fisher estimator."""
 
-    draws: Annotated[int, Field(ge=2)] = 2
-    """R, label draws per sequence. They share one forward pass; two or more make the noise floor measurable."""
+    estimator: Literal["exact", "head", "reference"] = "exact"
+    """`exact`: trunk rows and head rows; `head`: head rows alone, for one forward pass and without label noise;
+    `reference`: the published procedure, many times slower, to compare with published runs."""
+    draws: PositiveInt = 2
+    """R, label draws per sequence. They share one forward pass; two or more make the noise floor measurable. For
+    `reference`: whole replicates under further seeds."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs are used or this
+    machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below the label noise). The
+    reference procedure is always float32."""
+    pooling: Literal["mean", "unit", "winsorised"] = "mean"
+    """How sequences make a batch: their mean (the paper's), the mean of embeddings normalised to unit sum, or the mean
+    after values above the 90 % quantile of the batch's sequences are set to it. The last is not additive."""
+    head_tuning: Literal["none", "shared", "per_batch"] = "none"
+    """Tune the vocabulary head first: once on the first batch of every corpus, or on each batch (the paper's; it breaks
+    additivity, so that mixtures are approximate)."""
+    quirks: Quirks = Quirks()
+    """`reference` only."""
 
 
 class Search(Model):
@@ -155,6 +194,12 @@ class Config(Model):
                         f"target '{target.name}' and candidate '{candidate.name}' are the same corpus ({target.source}); "
                         "remove the candidate or give the target held-out files"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _settled(self) -> Self:
+        if self.embedding.estimator == "reference" and self.embedding.head_tuning != "none":
+            raise ValueError("embedding.head_tuning is for the exact estimator; set embedding.quirks.head_epochs for the reference")
         return self
 
     @property

@@ -5,22 +5,22 @@ already in the store is not computed again; an actor writes its unit before it r
 """
 
 import dataclasses
-import time
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from align_ray.config import Config, Corpus, digest
-from align_ray.errors import CorpusError
+from align_ray.config import Config, Corpus, Embedding, digest
+from align_ray.errors import CorpusError, ProbeError
 from align_ray.probe import Located, load_model, load_tokenizer
 from align_ray.runtime import capacity
 from align_ray.sampling import draw_corpora, make_batches
 from align_ray.store import Store, Unit
 
-ESTIMATOR = "exact-1"
-"""Name and version of the estimator; part of the key of every stored unit."""
+VERSION = 2
+"""Of the estimators and the unit's format; part of the key of every stored unit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,28 @@ class CorpusSample:
     """int32 [m, T], sequences for the target's loss (targets); no document in common with `batches`."""
 
 
-def embedding_key(config: Config, located: Located) -> str:
-    """The folder of units that belong together: same probe, sequence shape, estimator and seed."""
-    return digest(
-        {
-            "probe": located.digest,
-            "sequence_length": config.sampling.sequence_length,
-            "estimator": ESTIMATOR,
-            "draws": config.embedding.draws,
-            "seed": config.seed,
-            "dtype": "float32",
-        }
-    )
+def embedding_key(config: Config, located: Located, dtype: str, head: str | None) -> str:
+    """The folder of units that belong together: same probe, dtype, head, estimator and seed."""
+    unused = {"quirks": {"absolute_epsilon"}} if config.embedding.estimator == "reference" else {"quirks"}
+    settings = {**config.embedding.model_dump(exclude=unused), "dtype": dtype}
+    return digest({"version": VERSION, "probe": located.digest, "head": head, "embedding": settings, "seed": config.seed})
+
+
+def probe_dtype(settings: Embedding, use_gpu: bool) -> str:
+    """The dtype that `auto` stands for here."""
+    if settings.estimator == "reference":
+        return "float32"
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if use_gpu or torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def head_name(config: Config, store: Store, located: Located, dtype: str) -> str | None:
+    """File of the vocabulary head that is tuned once on the first batch of every corpus (`head_tuning: shared`)."""
+    if config.embedding.head_tuning != "shared":
+        return None
+    rows = [unit_id(read_sample(store, c.name).batches[0]) for c in config.corpora]
+    return f"heads/{digest([located.digest, dtype, rows])}.safetensors"
 
 
 def unit_id(batch: np.ndarray) -> str:
@@ -140,65 +150,99 @@ def read_sample(store: Store, name: str) -> CorpusSample:
 
 
 class FisherActor:
-    """Holds the probe; embeds one batch per call and writes it to the store."""
+    """Holds the probe; embeds one batch per call and writes it to the store.
 
-    def __init__(self, located: Located, store: Store, key: str, draws: int, seed: int):
-        import torch
+    A ProbeError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback.
+    """
 
+    def __init__(
+        self, located: Located, store: Store, key: str, settings: Embedding, seed: int, dtype: str, head: str | None
+    ):
         torch.set_num_threads(1)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_model(located, self.device)
-        self.store, self.key, self.draws, self.seed = store, key, draws, seed
+        self.pad = load_tokenizer(located).eos_token_id or 0
+        self.store, self.key, self.settings, self.seed = store, key, settings, seed
+        self.load = lambda: probe_with_head(located, "cuda" if torch.cuda.is_available() else "cpu", dtype, store, head)
+        self.model: Any = None
+        self.step: int | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
-        from align_ray.fisher import fisher_embeddings
+        from align_ray.estimators import embed_batch
 
-        start = time.perf_counter()
         ids = np.asarray(rows["ids"][0]).reshape(rows["shape"][0])
-        result = fisher_embeddings(self.model, ids, self.draws, self.seed)
-        unit = Unit(
-            trunk=result.trunk.mean(1).float().cpu().numpy(),
-            trunk_variance=result.trunk.mean(0).var(0).float().cpu().numpy(),
-            head=result.head.mean(0).float().cpu().numpy(),
-            loss=result.loss.mean().item(),
-            sequences=len(ids),
-            tokens=ids.size,
-            seconds=time.perf_counter() - start,
-        )
+        try:
+            self.model = self.model or self.load()
+            unit, self.step = embed_batch(self.model, ids, self.settings, self.seed, self.pad, self.step)
+        except ProbeError as error:
+            return {"seconds": [0.0], "tokens": [0], "error": [str(error)]}
         self.store.write_unit(self.key, rows["unit"][0], unit)
-        return {"unit": [rows["unit"][0]], "seconds": [unit.seconds], "tokens": [unit.tokens]}
+        return {"seconds": [unit.seconds], "tokens": [unit.tokens], "error": [""]}
+
+
+def probe_with_head(located: Located, device: str, dtype: str, store: Store, head: str | None) -> Any:
+    """The probe, checked, with its own head or the stored one."""
+    from safetensors.torch import load
+
+    from align_ray.fisher import check_probe
+    from align_ray.head_tuning import with_head
+
+    model = load_model(located, device, dtype)
+    check_probe(model)
+    return with_head(model, load(store.read_bytes(head))["weight"].to(device)) if head else model
+
+
+def _tune_shared_head(config: Config, store: Store, located: Located, dtype: str, head: str, resources: dict[str, float]) -> None:
+    """Tune the head on the first batch of every corpus, on one worker, and store it."""
+    import ray
+
+    def tune(rows: np.ndarray) -> bytes:
+        from safetensors.torch import save
+
+        from align_ray.head_tuning import tuned_head
+
+        torch.set_num_threads(1)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return save({"weight": tuned_head(load_model(located, device, dtype), rows).cpu()})
+
+    rows = np.concatenate([read_sample(store, c.name).batches[0] for c in config.corpora])
+    store.write_bytes(head, ray.get(ray.remote(**resources)(tune).remote(rows)))
 
 
 def embed_missing(config: Config, store: Store, located: Located) -> dict[str, Any]:
-    """Compute the units that the store does not hold. Returns counts: units planned, computed, tokens, actor seconds."""
+    """Compute the units that the store does not hold. Returns counts: units planned, computed, tokens, actor seconds; and
+    the dtype of the probe. The folder of the units is kept in embedding.json."""
     import ray
     from ray.data import ActorPoolStrategy
 
-    key = embedding_key(config, located)
+    room = capacity(config.cluster)
+    dtype = probe_dtype(config.embedding, room.use_gpu)
+    head = head_name(config, store, located, dtype)
+    key = embedding_key(config, located, dtype, head)
     planned = {unit_id(b): b for c in config.corpora for b in read_sample(store, c.name).batches}
     done = {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
     todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
-    result = {"key": key, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
+    result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
     if todo:
-        room = capacity(config.cluster)
         most = min(room.most, len(todo))
+        if head and not store.exists(head):
+            _tune_shared_head(config, store, located, dtype, head, room.resources)
         receipts = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             FisherActor,
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=max(1, min(room.now, most))),
-            fn_constructor_args=(located, store, key, config.embedding.draws, config.seed),
+            fn_constructor_args=(located, store, key, config.embedding, config.seed, dtype, head),
             num_cpus=room.resources["num_cpus"],
             num_gpus=room.resources["num_gpus"],
         )
         for receipt in receipts.iter_rows():
+            if receipt["error"]:
+                raise ProbeError(receipt["error"])
             result["tokens"] += receipt["tokens"]
             result["actor_seconds"] += receipt["seconds"]
+    store.write_json("embedding.json", {"key": key, "dtype": dtype})
     return result
 
 
-def read_embeddings(config: Config, store: Store, located: Located) -> dict[str, list[Unit]]:
-    """The units of every corpus, in the order of its batches."""
-    key = embedding_key(config, located)
+def read_embeddings(config: Config, store: Store) -> dict[str, list[Unit]]:
+    """The units of every corpus as the embedding stage left them, in the order of the corpus' batches."""
+    key = store.read_json("embedding.json")["key"]
     return {c.name: [store.read_unit(key, unit_id(b)) for b in read_sample(store, c.name).batches] for c in config.corpora}
-
-

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.alignment import interval, trunk_matrix
+from align_ray.alignment import batch_matrix, measures
 from align_ray.config import Config, digest
+from align_ray.estimates import interval
 from align_ray.mixture import (
     cap_weights,
     closed_form,
@@ -29,8 +30,9 @@ def search_mixture(config: Config, store: Store, embeddings: dict[str, list[Unit
     `proportional` the weights, A(w) with its interval over batches; `chosen`: the better of the first two.
     """
     candidates = [c.name for c in config.candidates]
-    batches = [trunk_matrix(embeddings[c]) for c in candidates]
-    target_batches = [trunk_matrix(embeddings[t.name]) for t in config.targets]
+    blocks = next(iter(measures(embeddings[candidates[0]]).values()))
+    batches = [batch_matrix(embeddings[c], blocks).astype(np.float64) for c in candidates]
+    target_batches = [batch_matrix(embeddings[t.name], blocks).astype(np.float64) for t in config.targets]
     pooled = np.stack([b.mean(0) for b in batches])
     targets = np.stack([t.mean(0) for t in target_batches])
     available = np.array([tokens[c] for c in candidates], dtype=np.float64)

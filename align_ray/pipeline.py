@@ -19,6 +19,7 @@ from align_ray.probe import Located, locate_probe
 from align_ray.html_report import render_report
 from align_ray.runtime import connect
 from align_ray.mixture_search import search_mixture
+from align_ray.similarity import PUBLISHED_EPSILON
 from align_ray.store import Store
 from align_ray.tracking import Tracker, start_tracking
 
@@ -47,7 +48,9 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -
                 f"{model.context} tokens; lower it."
             )
     if store.local_path() is None and config.tracking.uri is None:
-        raise ConfigError(f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server.")
+        raise ConfigError(
+            f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
+        )
     store.check_writable()
     store.write_bytes("config.yaml", config.to_yaml().encode())
     return Study(config, store, located, say)
@@ -80,7 +83,13 @@ def align(study: Study) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         _need(study, "embed")
-        result = align_corpora(read_embeddings(config, study.store, study.probe), [t.name for t in config.targets])
+        published = config.embedding.estimator == "reference" and config.embedding.quirks.absolute_epsilon
+        embeddings = read_embeddings(config, study.store)
+        result = align_corpora(embeddings, [t.name for t in config.targets], PUBLISHED_EPSILON if published else None)
+        for name, places in result["skipped"].items():
+            if places:
+                which = ", ".join(f"{sequence} of batch {batch}" for batch, sequence in places[:5])
+                study.say(f"corpus '{name}': left out {len(places)} sequences without a finite embedding: {which}")
         tracker = start_tracking(config, study.store)
         for target, ranking in result["ranking"].items():
             for row in ranking:
@@ -101,7 +110,7 @@ def search(study: Study) -> dict[str, Any]:
         connect(config.cluster)
         tokens = {n: c["estimated_tokens"] for n, c in store.read_json("corpora.json").items()}
         study.say(f"searching mixtures: {config.search.trials} trials")
-        result = search_mixture(config, store, read_embeddings(config, store, study.probe), tokens)
+        result = search_mixture(config, store, read_embeddings(config, store), tokens)
         tracker = start_tracking(config, store)
         for i, trial in enumerate(result["trials"]):
             tracker.child(f"trial-{i:04d}", "trial", trial["weights"], {"alignment": trial["alignment"]})
@@ -230,7 +239,9 @@ def _key(study: Study, stage: str) -> str:
 
 def _need(study: Study, stage: str) -> None:
     if stored(study, stage) is None:
-        raise UserError(f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first.")
+        raise UserError(
+            f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first."
+        )
 
 
 def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ DOCUMENT_SEQUENCES = 8
 """A document contributes at most this many sequences, so that no long document fills a batch alone."""
 CHARACTERS_PER_TOKEN = 12
 """Upper bound used to decide how much text to keep before it is tokenised; English and code have 3 to 5."""
+PADDING = -1
+"""Stands for padding in token ids."""
 TASK_BYTES = 64 * 2**20
 
 
@@ -46,8 +48,9 @@ def document_key(seed: int, text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", errors="replace"), key=str(seed).encode(), digest_size=16).digest()
 
 
-def smallest(pairs: Iterable[tuple[bytes, str]], characters: int) -> list[tuple[bytes, str]]:
-    """The documents with the smallest keys, in that order, until they hold `characters` characters; duplicates once.
+def smallest(pairs: Iterable[tuple[bytes, str]], characters: int, count: int = 0) -> list[tuple[bytes, str]]:
+    """The documents with the smallest keys, in that order, until they are `count` and hold `characters` characters;
+    duplicates once.
 
     The result over a union is the result over the parts' results, so that every task may keep its own and the driver
     merge them.
@@ -56,12 +59,12 @@ def smallest(pairs: Iterable[tuple[bytes, str]], characters: int) -> list[tuple[
     held: set[bytes] = set()
     total = 0
     for key, text in pairs:
-        if key in held or (total >= characters and -int.from_bytes(key) <= heap[0][0]):
+        if key in held or (total >= characters and len(heap) >= count and -int.from_bytes(key) <= heap[0][0]):
             continue
         held.add(key)
         heapq.heappush(heap, (-int.from_bytes(key), key, text))
         total += len(text)
-        while total - len(heap[0][2]) >= characters:
+        while total - len(heap[0][2]) >= characters and len(heap) > count:
             _, dropped, dropped_text = heapq.heappop(heap)
             held.discard(dropped)
             total -= len(dropped_text)
@@ -78,13 +81,16 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
 
     length = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
     characters = [tokens * CHARACTERS_PER_TOKEN for _, tokens in wanted]
+    # Where a document gives one sequence, there must be as many; `cut` leaves out short ones, so twice that.
+    sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
+    documents_wanted = [sequences * -(-tokens // sampling.sequence_length) for _, tokens in wanted]
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
         counts: Counter = Counter()
         index = int(batch["corpus"][0])
         fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
         texts = documents(wanted[index][0], fragments, counts)
-        kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index])
+        kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index])
         return {
             "corpus": [index],
             "keys": [[key for key, _ in kept]],
@@ -100,7 +106,7 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
     parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=1)
     for index, part in itertools.groupby(parts.iter_rows(), key=lambda row: row["corpus"]):  # rows keep their order
         counts: Counter = Counter()
-        found = smallest(_documents_of(part, counts), characters[index])
+        found = smallest(_documents_of(part, counts), characters[index], documents_wanted[index])
         yield wanted[index][0], Drawn(found, dict(counts))
 
 
@@ -128,7 +134,7 @@ def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, 
     """Tokenise documents in the order given and fill up to `batches` batches of B sequences of T tokens.
 
     `pack` joins documents with the end-of-text token between them; what is left of a document when its batch is full is
-    dropped. `cut` takes the first T tokens of each and counts `shorter_than_sequence`. `sampled_tokens` and
+    dropped. `cut` takes the first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up. `sampled_tokens` and
     `sampled_bytes` count all documents looked at, for an estimate of the corpus' size in tokens.
     """
     length, size = sampling.sequence_length, sampling.batch_size
@@ -143,7 +149,10 @@ def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, 
         if sampling.packing == "cut" and len(tokens) < length:
             counts["shorter_than_sequence"] += 1
             continue
-        batch += tokens[:length] if sampling.packing == "cut" else [*tokens[: DOCUMENT_SEQUENCES * length], *separator]
+        if sampling.packing == "pack":
+            batch += [*tokens[: DOCUMENT_SEQUENCES * length], *separator]
+        else:
+            batch += [*tokens[:length], *[PADDING] * (length - len(tokens))]
         batch_keys.append(key.hex())
         if len(batch) >= size * length:
             ids.append(np.array(batch[: size * length], dtype=np.int32).reshape(size, length))

@@ -5,24 +5,59 @@ by entry, d = 1 - <u,v> / (|u||v|). It depends on the ratio of the entries alone
 small its Fisher information. Two independent noisy draws of one embedding, relative variance v, are v/(1+v) apart.
 """
 
+import numba
 import numpy as np
 
 EPSILON = 1e-6
 """Added to a+b, relative to the mean of a+b. The published 1e-8 is absolute and of the size of the data (method 1.4)."""
+PUBLISHED_EPSILON = 1e-8
+BLOCK = 2048
+"""Entries of a pair taken at once in `distance_matrix`."""
 
 
-def scaled_cosine_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """d between embeddings over the last axis: [..., D] and [..., D] (broadcast) give [...]; in [0, 1]."""
+def scaled_cosine_distance(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
+    """d between embeddings over the last axis: [..., D] and [..., D] (broadcast) give [...]; in [0, 1].
+
+    `absolute`: an epsilon in the unit of the entries instead of the relative one.
+    """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     total = a + b
-    total = total + EPSILON * total.mean(-1, keepdims=True)
+    total = total + (EPSILON * total.mean(-1, keepdims=True) if absolute is None else absolute)
     u, v = a / total, b / total
     return 1 - (u * v).sum(-1) / np.sqrt((u * u).sum(-1) * (v * v).sum(-1))
 
 
-def distance_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """d of all pairs: [n, D] and [m, D] give float64 [n, m], a row at a time so that memory stays m * D."""
-    return np.stack([scaled_cosine_distance(row, b) for row in a])
+def distance_matrix(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
+    """d of all pairs (see `scaled_cosine_distance`): [n, D] and [m, D] give float64 [n, m], computed in float32 with float64 sums (error about 1e-7).
+
+    Compiled on first use (a second) and run on all cores. Memory beside the input: 24 n m bytes.
+    """
+    a, b = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b))
+    epsilons = [EPSILON * x.mean(1, dtype=np.float64) if absolute is None else np.full(len(x), absolute / 2) for x in (a, b)]
+    sums = np.zeros((len(a), len(b), 3))
+    _accumulate(a, b, *(e.astype(np.float32) for e in epsilons), sums)
+    return 1 - sums[..., 2] / np.sqrt(sums[..., 0] * sums[..., 1])
+
+
+@numba.njit(fastmath=True, parallel=True, cache=True)
+def _accumulate(a, b, epsilon_a, epsilon_b, sums):
+    """Add <u,u>, <v,v> and <u,v> of all pairs to `sums` [n, m, 3], in blocks of entries that stay in the cache."""
+    for i in numba.prange(len(a)):
+        for start in range(0, a.shape[1], BLOCK):
+            x = a[i, start : start + BLOCK]
+            for j in range(len(b)):
+                y = b[j, start : start + BLOCK]
+                epsilon = epsilon_a[i] + epsilon_b[j]
+                uu = vv = uv = np.float32(0)
+                for k in range(len(x)):
+                    scale = np.float32(1) / (x[k] + y[k] + epsilon)
+                    u, v = x[k] * scale, y[k] * scale
+                    uu += u * u
+                    vv += v * v
+                    uv += u * v
+                sums[i, j, 0] += uu
+                sums[i, j, 1] += vv
+                sums[i, j, 2] += uv
 
 
 def similarity_gradient(h: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:

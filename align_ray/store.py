@@ -4,7 +4,7 @@
     OUTPUT/corpora/NAME.parquet           the batches of a corpus: token ids and document keys
     OUTPUT/embeddings/KEY/UNIT.parquet    one Fisher embedding per batch; KEY: probe, tokenizer, estimator, seed;
                                           UNIT: the batch's token ids
-    OUTPUT/{corpora,alignment,search,finetune}.json, report.html
+    OUTPUT/{corpora,embedding,alignment,search,finetune}.json, report.html
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure.
 """
@@ -25,17 +25,18 @@ from align_ray.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The embedding of one batch: means over its sequences. D: trunk rows, V: vocabulary, R: label draws."""
+    """The embedding of one batch, by blocks that are never mixed silently: `trunk` and `head`, or of the reference
+    procedure `trunk` and `vocabulary`."""
 
-    trunk: np.ndarray
-    """float32 [R, D]"""
-    trunk_variance: np.ndarray
-    """float32 [D], variance over the batch's sequences of the draw-averaged sequence embeddings."""
-    head: np.ndarray
-    """float32 [V]"""
+    blocks: dict[str, np.ndarray]
+    """float32 [R, D], one row per label draw; R = 1 where there is no label noise."""
+    variances: dict[str, np.ndarray]
+    """float32 [D], variance over the batch's sequences of their draw-averaged embeddings (not of the reference)."""
     loss: float
-    """nats per token"""
+    """The probe's nats per token."""
     sequences: int
+    skipped: tuple[int, ...]
+    """Sequences left out because their embedding is not finite, by position in the batch."""
     tokens: int
     seconds: float
 
@@ -107,19 +108,24 @@ class Store:
         return pq.read_table(pa.BufferReader(self.read_bytes(name)))
 
     def write_unit(self, key: str, unit_id: str, unit: Unit) -> None:
-        row = {
-            "trunk": unit.trunk.ravel(),
-            "trunk_variance": unit.trunk_variance,
-            "head": unit.head,
-            **{f: getattr(unit, f) for f in ("loss", "sequences", "tokens", "seconds")},
-            "draws": len(unit.trunk),
+        scalars = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name not in ("blocks", "variances")}
+        empty = np.zeros(0, np.float32)
+        columns = {
+            "block": list(unit.blocks),
+            "draws": [len(values) for values in unit.blocks.values()],
+            "values": pa.array([values.ravel() for values in unit.blocks.values()], pa.list_(pa.float32())),
+            "variance": pa.array([unit.variances.get(name, empty) for name in unit.blocks], pa.list_(pa.float32())),
         }
-        columns = {k: pa.array([v], pa.list_(pa.float32())) if isinstance(v, np.ndarray) else [v] for k, v in row.items()}
-        self.write_table(f"embeddings/{key}/{unit_id}.parquet", pa.table(columns))
+        self.write_table(
+            f"embeddings/{key}/{unit_id}.parquet", pa.table(columns).replace_schema_metadata({"unit": json.dumps(scalars)})
+        )
 
     def read_unit(self, key: str, unit_id: str) -> Unit:
         table = self.read_table(f"embeddings/{key}/{unit_id}.parquet")
-        arrays = {c: table[c].chunk(0).values.to_numpy() for c in ("trunk", "trunk_variance", "head")}
-        scalars = {c: table[c][0].as_py() for c in ("loss", "sequences", "tokens", "seconds", "draws")}
-        arrays["trunk"] = arrays["trunk"].reshape(scalars.pop("draws"), -1)
-        return Unit(**arrays, **scalars)
+        scalars = json.loads(table.schema.metadata[b"unit"])
+        blocks, variances = {}, {}
+        for i, name in enumerate(table["block"].to_pylist()):
+            blocks[name] = table["values"][i].values.to_numpy().reshape(table["draws"][i].as_py(), -1)
+            variance = table["variance"][i].values.to_numpy()
+            variances |= {name: variance} if len(variance) else {}
+        return Unit(blocks, variances, **{**scalars, "skipped": tuple(scalars["skipped"])})

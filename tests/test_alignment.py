@@ -1,9 +1,10 @@
-"""Intervals over batches cover what they should, and the noise floor is the noise that was put in."""
+"""Intervals over batches cover what they should, and corpora are ranked by what was put in."""
 
 import numpy as np
 import pytest
 
 from align_ray import alignment as al
+from align_ray.similarity import distance_matrix
 from align_ray.store import Unit
 
 DIMENSION = 4000
@@ -15,11 +16,15 @@ def batches(n, seed, profile=1.0, v=0.2):
 
 
 def units(n, draws, v, seed=0):
+    """n batches whose trunk rows differ by Gamma noise of relative variance v a draw, and whose head rows do not."""
     rng = np.random.default_rng(seed)
-    blank = np.zeros(1, np.float32)
     scale = np.exp(rng.normal(0, 2, (n, 1, DIMENSION)))
     trunk = (scale * rng.gamma(1 / v, v, (n, draws, DIMENSION))).astype(np.float32)
-    return [Unit(t, blank, blank, loss=2.0 + i, sequences=1, tokens=8, seconds=0.0) for i, t in enumerate(trunk)]
+    head = np.ones((1, 5), np.float32)
+    return [
+        Unit({"trunk": t, "head": head}, {}, 2.0 + i, sequences=8, skipped=(1,), tokens=8, seconds=0.0)
+        for i, t in enumerate(trunk)
+    ]
 
 
 def coverage(estimates, truth):
@@ -79,17 +84,11 @@ def test_pooled_alignment_has_the_standard_error_that_repetition_shows():
 def test_the_more_aligned_corpus_is_recognised_and_equal_corpora_are_not_told_apart():
     shift = np.exp(np.random.default_rng(0).normal(0, 0.3, DIMENSION))
     target, near, far = batches(8, 1), batches(8, 2), batches(8, 3, shift)
-    assert al.more_aligned(near, far, target) > 0.999
-    assert al.more_aligned(far, near, target) < 0.001
-    assert 0.001 < al.more_aligned(near, batches(8, 4), target) < 0.999
-    assert al.more_aligned(near, far, target) + al.more_aligned(far, near, target) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(("draws", "v"), [(2, 0.3), (4, 0.3), (2, 1.5)])
-def test_the_noise_floor_is_that_of_the_averaged_draws(draws, v):
-    floor = al.noise_floor(units(6, draws, v))
-    assert floor.value == pytest.approx(v / draws / (1 + v / draws), abs=0.01)
-    assert floor.low < floor.value < floor.high
+    near, far, equal = (1 - distance_matrix(rows, target) for rows in (near, far, batches(8, 4)))
+    assert al.more_aligned(near, far) > 0.999
+    assert al.more_aligned(far, near) < 0.001
+    assert 0.001 < al.more_aligned(near, equal) < 0.999
+    assert al.more_aligned(near, far) + al.more_aligned(far, near) == pytest.approx(1)
 
 
 def test_align_corpora_ranks_candidates_by_their_alignment_with_the_target():
@@ -100,4 +99,13 @@ def test_align_corpora_ranks_candidates_by_their_alignment_with_the_target():
     assert first["p_above_next"] > 0.5 and last["p_above_next"] is None
     assert result["matrix"]["goal"]["same"] == result["matrix"]["same"]["goal"]
     assert result["matrix"]["goal"]["goal"]["value"] == 1 - result["diversity"]["goal"]["value"]
-    assert result["loss"]["goal"] == 3.5
+    assert result["loss"]["goal"] == 3.5 and result["skipped"]["goal"] == [[0, 1], [1, 1], [2, 1], [3, 1]]
+    assert result["measure"] == "trunk" and result["others"]["head"]["matrix"]["goal"]["other"]["value"] == pytest.approx(1)
+
+
+def test_the_published_coefficient_takes_all_rows_and_its_parts_are_given_apart():
+    blocks = {"trunk": np.ones((1, 3), np.float32), "vocabulary": np.full((1, 2), 7, np.float32)}
+    unit = Unit(blocks, {}, 2.0, sequences=8, skipped=(), tokens=8, seconds=0.0)
+    kinds = al.measures([unit])
+    assert list(kinds) == ["published", "trunk", "vocabulary"]
+    assert al.batch_matrix([unit], kinds["published"]).tolist() == [[1, 1, 1, 7, 7]]

@@ -2,13 +2,18 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from align_ray.config import Config
 from align_ray.embedding import read_embeddings
-from align_ray.pipeline import embed, open_study
+from align_ray.errors import ProbeError
+from align_ray.pipeline import align, embed, open_study
+from align_ray.probe import EMBEDDED
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -16,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def embedded(mapping: dict):
     study = open_study(Config.model_validate(mapping))
     result = embed(study)
-    return result, read_embeddings(study.config, study.store, study.probe)
+    return result, read_embeddings(study.config, study.store)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +35,8 @@ def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:
         for x, y in zip(a[name], b[name], strict=True):
-            np.testing.assert_allclose(x.trunk, y.trunk, rtol=1e-4, atol=1e-10)
-            np.testing.assert_allclose(x.head, y.head, rtol=1e-4, atol=1e-10)
+            for block in ("trunk", "head"):
+                np.testing.assert_allclose(x.blocks[block], y.blocks[block], rtol=1e-4, atol=1e-10)
 
 
 def test_two_workers_and_shuffled_files_give_the_same_documents_and_embeddings(first, corpora, small_config, tmp_path):
@@ -98,3 +103,48 @@ def test_broken_lines_are_counted_and_the_rest_is_read(corpora, small_config, tm
     result, _ = embedded(mapping)
     assert result["corpora"]["broken"]["unreadable"] == 2
     assert result["corpora"]["broken"]["documents"] == len(good.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [
+        ({"estimator": "head"}, {"head": 1}),
+        ({"estimator": "reference", "draws": 2, "quirks": {"head_epochs": 1}}, {"trunk": 2, "vocabulary": 2}),
+        ({"pooling": "unit", "dtype": "bfloat16"}, {"trunk": 2, "head": 1}),
+        ({"head_tuning": "shared", "draws": 1}, {"trunk": 1, "head": 1}),
+        ({"head_tuning": "per_batch", "pooling": "winsorised"}, {"trunk": 2, "head": 1}),
+    ],
+    ids=lambda v: "-".join(map(str, v.values())) if "draws" in v or "pooling" in v or "estimator" in v else None,
+)
+def test_every_estimator_gives_an_alignment(settings, blocks, small_config, tmp_path):
+    sampling = {"sequence_length": 32, "batch_size": 4, "batches": 3, "packing": "pad"}
+    mapping = small_config(tmp_path, embedding=settings, sampling=sampling)
+    study = open_study(Config.model_validate(mapping))
+    embed(study)
+    result = align(study)
+    units = read_embeddings(study.config, study.store)["target"]
+    assert {name: len(values) for name, values in units[0].blocks.items()} == blocks
+    assert all(0 <= row["value"] <= 1 for row in result["ranking"]["target"])
+    assert result["measure"] == {"reference": "published", "head": "head"}.get(settings.get("estimator"), "trunk")
+
+
+def test_a_shared_head_is_tuned_once_and_is_part_of_the_key(small_config, tmp_path):
+    mapping = small_config(tmp_path, embedding={"head_tuning": "shared"})
+    result, tuned = embedded(mapping)
+    assert len(list((tmp_path / "heads").glob("*.safetensors"))) == 1
+    _, plain = embedded({**mapping, "embedding": {}})
+    same = np.allclose(tuned["target"][0].blocks["trunk"], plain["target"][0].blocks["trunk"], rtol=1e-3)
+    assert not same
+
+
+def test_a_probe_that_cannot_be_used_stops_the_stage_with_one_sentence(small_config, tmp_path):
+    folder = tmp_path / "probe"
+    model = tiny_model("gpt2", vocabulary=8192, dtype=torch.float32)
+    model.transformer.ln_f.weight.data[0] = float("nan")
+    model.save_pretrained(folder)
+    for file in EMBEDDED.glob("*token*"):
+        shutil.copy(file, folder)
+    study = open_study(Config.model_validate(small_config(tmp_path / "out", probe={"model": str(folder)})))
+    with pytest.raises(ProbeError) as caught:
+        embed(study)
+    assert "no finite Fisher embedding" in str(caught.value) and "Traceback" not in str(caught.value)

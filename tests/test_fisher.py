@@ -8,6 +8,11 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from align_ray import fisher
+from align_ray.config import Embedding
+from align_ray.errors import ProbeError
+from align_ray.estimators import embed_batch
+from align_ray.head import draw_labels
+from align_ray.similarity import scaled_cosine_distance
 from tests.tiny import tiny_model
 
 
@@ -51,7 +56,7 @@ def test_both_ways_of_the_row_squares_agree_with_the_definition():
     x, g = torch.randn(2, 6, 8, dtype=torch.float64), torch.randn(2, 6, 16, dtype=torch.float64)
     for t in (6, 5):  # 6 * (8 + 16) > 8 * 16 forms the gradient, 5 * (8 + 16) does not
         expected = torch.einsum("nto,nti->noi", g[:, :t], x[:, :t]).pow(2).mean(-1)
-        torch.testing.assert_close(fisher._row_squares(x[:, :t], g[:, :t]), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(fisher._row_squares(x[:, :t], g[:, :t], {}), expected, rtol=1e-12, atol=0)
 
 
 def every_labelling(model, row, vocabulary):
@@ -101,22 +106,62 @@ def test_labels_depend_on_the_seed_and_the_sequence_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_label_without_probability_is_never_drawn(dtype):
     p = torch.tensor([[[0, 0.25, 0, 0.75, 0]]], dtype=dtype)
-    u = np.array([0, 0.2, 0.25, 0.9, 1 - 2**-53])[:, None, None]  # the last is 1 in float32
-    assert fisher._draw_labels(p, u).ravel().tolist() == [1, 1, 3, 3, 3]
+    u = torch.tensor([0, 0.2, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)[:, None, None]  # the last is 1 in float32
+    assert draw_labels(p, u).ravel().tolist() == [1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_embeddings_do_not_depend_on_how_sequences_are_grouped(monkeypatch, dtype, tolerance):
+@pytest.mark.parametrize(("step", "chunk"), [(3, 2**22), (1, 29 * 16 * 2), (7, 29 * 5), (2, 1)])
+def test_embeddings_do_not_depend_on_how_sequences_and_logits_are_grouped(monkeypatch, dtype, tolerance, step, chunk):
     model, ids = tiny_model("gpt2", dtype=dtype), sequences(7, 16)
-    parts = []
-    for elements in (2**22, 3 * 29 * 16, 1):
-        monkeypatch.setattr(fisher, "CHUNK_ELEMENTS", elements)
-        parts.append(fisher.fisher_embeddings(model, ids, 2, 0))
-    assert fisher.micro_batch(29, 16) == 1
-    for other in parts[1:]:
-        for field in ("trunk", "head", "loss"):
-            a, b = getattr(parts[0], field), getattr(other, field)
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.max())
+    whole = fisher.fisher_embeddings(model, ids, 2, 0)
+    monkeypatch.setattr(fisher, "CPU_CHUNK", chunk)
+    parts = fisher.fisher_embeddings(model, ids, 2, 0, step)
+    for field in ("trunk", "head", "loss"):
+        a, b = getattr(whole, field), getattr(parts, field)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.max())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "neox"])
+def test_padding_changes_nothing(family):
+    model, ids = tiny_model(family), sequences(3, 11)
+    padded = np.full((3, 20), -1)
+    padded[:, :11] = ids
+    bare, wide = (fisher.fisher_embeddings(model, rows, 2, 4) for rows in (ids, padded))
+    for field in ("trunk", "head", "loss"):
+        torch.testing.assert_close(getattr(wide, field), getattr(bare, field), rtol=1e-9, atol=1e-15)
+
+
+def test_without_label_draws_the_head_rows_are_the_same_and_there_are_no_trunk_rows():
+    model, ids = tiny_model("llama"), sequences(3, 11)
+    forward = fisher.fisher_embeddings(model, ids, 0, 4)
+    assert forward.trunk.numel() == 0
+    torch.testing.assert_close(forward.head, fisher.fisher_embeddings(model, ids, 1, 4).head)
+
+
+def test_bfloat16_differs_from_float32_by_less_than_labels_do():
+    model, ids = tiny_model("llama", dtype=torch.float32), sequences(32, 16)
+    exact = fisher.fisher_embeddings(model, ids, 2, 0).trunk.mean(1).numpy()
+    low = fisher.fisher_embeddings(model.to(torch.bfloat16), ids, 2, 0).trunk.mean(1)
+    assert low.dtype == torch.float32
+    assert scaled_cosine_distance(exact[0], low.numpy()[0]) < 0.1 * scaled_cosine_distance(exact[0], exact[1])
+
+
+def test_on_running_out_of_memory_fewer_sequences_go_through_at_once(monkeypatch, caplog):
+    model, ids = tiny_model("gpt2"), sequences(7, 16)
+    whole, real, sizes = fisher.fisher_embeddings(model, ids, 2, 0), fisher._embed, []
+
+    def small_memory(model, ids, draws, seed):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, ids, draws, seed)
+
+    monkeypatch.setattr(fisher, "_embed", small_memory)
+    parts = fisher.fisher_embeddings(model, ids, 2, 0)
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1] and parts.step == 1
+    torch.testing.assert_close(parts.trunk, whole.trunk)
+    assert "going on with 3 sequences" in caplog.text
 
 
 def test_the_trunk_holds_every_linear_module_but_the_head():
@@ -125,8 +170,49 @@ def test_the_trunk_holds_every_linear_module_but_the_head():
     assert len(fisher.trunk_modules(tiny_model("llama"))) == 2 * 7
 
 
-def test_a_probe_with_broken_weights_is_refused():
-    model = tiny_model("gpt2")
-    model.transformer.ln_f.weight.data[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="non-finite Fisher embedding"):
-        fisher.fisher_embeddings(model, sequences(1, 8), 2, 0)
+def test_a_probe_that_changes_its_logits_after_the_head_is_refused():
+    model = tiny_model("gemma2")
+    with pytest.raises(ProbeError, match="Gemma2ForCausalLM changes its logits"):
+        fisher.check_probe(model)
+
+
+def test_a_mixture_of_experts_is_refused_and_dense_models_are_not():
+    with pytest.raises(ProbeError, match="mlp.* of Qwen2MoeForCausalLM does not see every token"):
+        fisher.check_probe(tiny_model("qwen2moe", dtype=torch.float32))
+    for family in ("gpt2", "llama", "qwen2", "neox"):
+        fisher.check_probe(tiny_model(family))
+
+
+def test_sequences_without_a_finite_embedding_are_named_and_left_out(caplog):
+    model, ids = tiny_model("gpt2", tied=False, dtype=torch.float32), sequences(4, 8)
+    ids[ids == 5] = 6
+    good = embed_batch(model, ids[:3], Embedding(), 0, pad=0)[0]
+    ids[3, 4] = 5
+    model.transformer.wte.weight.data[5] = float("nan")
+    unit, _ = embed_batch(model, ids, Embedding(), 0, pad=0)
+    assert unit.skipped == (3,) and "[3]" in caplog.text
+    np.testing.assert_allclose(unit.blocks["trunk"], good.blocks["trunk"], rtol=1e-4)
+    with pytest.raises(ProbeError, match="no finite Fisher embedding"):
+        embed_batch(model, ids[3:], Embedding(), 0, pad=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_a_large_batch_stays_within_the_memory_and_equals_the_cpu(dtype):
+    model, ids = tiny_model("llama", vocabulary=5000, dtype=torch.float32), sequences(4096, 64, 5000)
+    few = fisher.fisher_embeddings(model, ids[:8], 2, 0)
+    model = model.to("cuda", dtype)
+    torch.cuda.reset_peak_memory_stats()
+    many = fisher.fisher_embeddings(model, ids, 2, 0)
+    assert torch.cuda.max_memory_allocated() < 0.95 * torch.cuda.mem_get_info()[1]
+    distance = scaled_cosine_distance(few.trunk.mean((0, 1)), many.trunk[:, :8].mean((0, 1)).cpu())
+    assert distance < (1e-6 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_that_is_nearly_full_fewer_sequences_go_through_at_once(caplog):
+    model, ids = tiny_model("llama", vocabulary=5000, dtype=torch.float32).to("cuda"), sequences(512, 64, 5000)
+    free = torch.cuda.mem_get_info()[0]
+    ballast = torch.empty(int(0.97 * free), dtype=torch.uint8, device="cuda")
+    found = fisher.fisher_embeddings(model, ids, 2, 0, step=512)
+    assert len(found.loss) == 512 and torch.isfinite(found.trunk).all() and len(ballast)

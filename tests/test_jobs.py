@@ -47,7 +47,7 @@ def head(tmp_path_factory):
     yield server, environment
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(20)
+        process.wait(5)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 

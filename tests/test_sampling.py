@@ -66,6 +66,14 @@ def text_of(batch):
     return "".join(map(chr, batch.ravel()))
 
 
+@pytest.mark.parametrize("count", [0, 5, 12])
+def test_a_wanted_number_of_documents_is_kept_however_long_they_are(count):
+    pairs = [(document_key(0, f"{i}"), "x" * 100) for i in range(30)]
+    kept = smallest(pairs, 300, count)
+    assert [key for key, _ in kept] == sorted(key for key, _ in pairs)[: max(3, count)]
+    assert smallest(smallest(pairs[:15], 300, count) + smallest(pairs[15:], 300, count), 300, count) == kept
+
+
 def test_packing_joins_documents_with_the_end_of_text_token():
     found, counts = batches_of(["abcdef", "ghijkl", "mnopqr", "next"])
     assert found.ids.shape == (1, 2, 8) and found.ids.dtype == np.int32
@@ -94,7 +102,14 @@ def test_cutting_takes_the_start_of_each_document_and_counts_the_short_ones():
     assert counts == {"sampled_tokens": 31, "sampled_bytes": 31, "shorter_than_sequence": 1}
 
 
-@pytest.mark.parametrize("packing", ["pack", "cut"])
+def test_padding_keeps_short_documents_and_fills_them_up():
+    found, counts = batches_of(["abcdefghij", "short"], packing="pad")
+    assert text_of(found.ids[0][:1]) == "abcdefgh"
+    assert found.ids[0, 1].tolist() == [*map(ord, "short"), -1, -1, -1]
+    assert "shorter_than_sequence" not in counts
+
+
+@pytest.mark.parametrize("packing", ["pack", "cut", "pad"])
 def test_no_more_batches_are_made_than_asked_for_and_no_more_text_is_tokenised(packing):
     found, counts = batches_of(["x" * 8] * 12, packing, batches=2)
     assert found.ids.shape == (2, 2, 8)

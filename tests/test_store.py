@@ -15,13 +15,15 @@ def store(request, tmp_path):
 
 def test_an_embedding_is_read_back_as_it_was_written(store):
     rng = np.random.default_rng(0)
-    trunk, variance, head = (rng.random(shape).astype(np.float32) for shape in [(3, 40), 40, 7])
-    store.write_unit("key", "u1", Unit(trunk, variance, head, loss=2.5, sequences=32, tokens=4096, seconds=0.75))
+    trunk, variance, head = (rng.random(shape).astype(np.float32) for shape in [(3, 40), 40, (1, 7)])
+    scalars = {"loss": 2.5, "sequences": 32, "skipped": (3, 30), "tokens": 4096, "seconds": 0.75}
+    store.write_unit("key", "u1", Unit({"trunk": trunk, "head": head}, {"trunk": variance}, **scalars))
     found = store.read_unit("key", "u1")
-    for written, read in [(trunk, found.trunk), (variance, found.trunk_variance), (head, found.head)]:
+    assert list(found.blocks) == ["trunk", "head"] and list(found.variances) == ["trunk"]
+    for written, read in [(trunk, found.blocks["trunk"]), (variance, found.variances["trunk"]), (head, found.blocks["head"])]:
         np.testing.assert_array_equal(written, read)
         assert read.dtype == np.float32
-    assert (found.loss, found.sequences, found.tokens, found.seconds) == (2.5, 32, 4096, 0.75)
+    assert {name: getattr(found, name) for name in scalars} == scalars
 
 
 def test_tables_and_json_are_read_back_as_they_were_written(store):

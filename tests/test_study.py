@@ -12,6 +12,7 @@ import yaml
 
 from align_ray.config import load_config
 from align_ray.html_report import render_report
+from align_ray.noise import needed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -93,6 +94,16 @@ def test_a_stage_runs_alone_from_what_is_stored(finished):
     assert stored(out, "alignment") == before and (out / "report.html").exists()
 
 
+def test_the_noise_command_says_what_reaches_a_floor(finished):
+    _, _, config = finished
+    command = [str(Path(sys.executable).with_name("align-ray")), "noise", str(config), "--floor", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=120)
+    assert done.returncode == 0, done.stderr
+    noise = stored(finished[0], "alignment")["noise"]["licences"]
+    row = next(line for line in done.stdout.splitlines() if line.startswith("licences"))
+    assert f"{noise['floor']['value']:.4f}" in row and str(needed(noise, 0.05)["draws"]) in row.split()
+
+
 def test_a_result_of_another_configuration_is_not_used(finished):
     out, _, config = finished
     align_ray = str(Path(sys.executable).with_name("align-ray"))
@@ -112,7 +123,9 @@ def test_text_from_the_configuration_cannot_become_markup_in_the_report(finished
     config = load_config(finished[0] / "config.yaml")
     hostile = config.candidates[0].model_copy(update={"template": "</pre><script>alert(1)</script>{text}"})
     config = config.model_copy(update={"candidates": [hostile, *config.candidates[1:]]})
-    html = render_report(config, {name: stored(finished[0], name) for name in ("corpora", "alignment", "search", "finetune", "cost")})
+    html = render_report(
+        config, {name: stored(finished[0], name) for name in ("corpora", "alignment", "search", "finetune", "cost")}
+    )
     assert "alert(1)" in html and "<script>alert" not in html
 
 

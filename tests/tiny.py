@@ -1,8 +1,8 @@
 """Models and tokenizers small enough for exact arithmetic in tests."""
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 GROUPED = {
     "hidden_size": 16,
@@ -22,6 +22,10 @@ MODELS = {
     ),
     "llama": lambda v, tied: LlamaForCausalLM(LlamaConfig(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
     "qwen2": lambda v, tied: Qwen2ForCausalLM(Qwen2Config(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
+    "gemma2": lambda v, tied: Gemma2ForCausalLM(Gemma2Config(vocab_size=v, head_dim=4, tie_word_embeddings=tied, **GROUPED)),
+    "qwen2moe": lambda v, tied: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(vocab_size=v, num_experts=4, moe_intermediate_size=8, shared_expert_intermediate_size=8, **GROUPED)
+    ),
     "neox": lambda v, tied: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
 }
 

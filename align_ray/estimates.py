@@ -1,0 +1,44 @@
+"""Estimates with intervals: means of matrices whose rows and columns are the independent units."""
+
+import dataclasses
+
+import numpy as np
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value with its standard error and 95% interval."""
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+def interval(value: float, variance: float, freedom: float) -> Estimate:
+    """95% t interval of a value with the given variance and degrees of freedom (at least 1)."""
+    error = float(np.sqrt(variance))
+    half = float(stats.t.ppf(0.975, max(1.0, freedom))) * error
+    return Estimate(float(value), error, float(value) - half, float(value) + half)
+
+
+def two_sample_mean(values: np.ndarray) -> Estimate:
+    """Mean of a matrix [n, m] whose rows and columns are the independent units (Hajek projection, Satterthwaite)."""
+    n, m = values.shape
+    parts = [values.mean(1).var(ddof=1) / n, values.mean(0).var(ddof=1) / m]
+    total = sum(parts)
+    freedom = total**2 / max(parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1), 1e-300)
+    return interval(values.mean(), total, freedom)
+
+
+def one_sample_mean(values: np.ndarray) -> Estimate:
+    """Mean of the off-diagonal of a symmetric matrix [n, n], n >= 2 units; the jackknife needs n >= 3."""
+    n = len(values)
+    off = values.sum() - np.trace(values)
+    mean = off / (n * (n - 1))
+    if n < 3:
+        return Estimate(float(mean), float("nan"), float("nan"), float("nan"))
+    rows = values.sum(1) - np.diag(values)
+    without = (off - 2 * rows) / ((n - 1) * (n - 2))
+    return interval(mean, (n - 1) / n * ((without - without.mean()) ** 2).sum(), n - 1)

@@ -1,0 +1,64 @@
+"""The noise of Fisher embeddings: how far apart two embeddings of the same batch are, and what would bring that down.
+
+Entries with independent noise of relative variance v are d = v / (1 + v) apart (method 1.2). R label draws averaged and B
+sequences in a batch each divide v. A distance d between two batches of one corpus is v / (1 + v) too, with v from labels
+and from the choice of text together; the label's share of it is noise that more draws would remove.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+
+from align_ray.estimates import interval, one_sample_mean
+from align_ray.similarity import distance_matrix, scaled_cosine_distance
+from align_ray.store import Unit
+
+
+def relative_variance(distance: np.ndarray | float) -> np.ndarray | float:
+    """v of d = v / (1 + v)."""
+    return distance / np.maximum(1 - distance, 1e-12)
+
+
+def corpus_noise(units: list[Unit], blocks: tuple[str, ...]) -> dict:
+    """Label noise of a corpus' batch embeddings, as a JSON value.
+
+    `floor`: d between the same batch under new labels, at the R draws stored (an Estimate over batches; None where R = 1
+    leaves nothing to compare); `draw_variance`: v of a single draw; `share`: of the distance between two batches of the
+    corpus, on the scale of v, how much is label noise; `draws`, `sequences` (B of a batch) as stored. A block without
+    label noise, such as the head's, has floor 0.
+    """
+    draws = max(len(u.blocks[b]) for u in units for b in blocks)
+    size = units[0].sequences
+    if draws == 1:
+        known = 0.0 if blocks == ("head",) else None
+        floor = None if known is None else dataclasses.asdict(interval(0.0, 0.0, 1))
+        return {"floor": floor, "draw_variance": known, "share": known, "draws": 1, "sequences": size}
+    single = np.array([_between_draws(u, blocks, draws) for u in units])
+    v = relative_variance(single)
+    floors = (v / draws) / (1 + v / draws)
+    batches = np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units])
+    total = relative_variance(one_sample_mean(distance_matrix(batches, batches)).value)
+    return {
+        "floor": dataclasses.asdict(interval(floors.mean(), floors.var(ddof=1) / len(floors), len(floors) - 1)),
+        "draw_variance": float(v.mean()),
+        "share": float(min(1.0, v.mean() / draws / max(total, 1e-12))),
+        "draws": draws,
+        "sequences": size,
+    }
+
+
+def _between_draws(unit: Unit, blocks: tuple[str, ...], draws: int) -> float:
+    """Mean d over all pairs of single label draws of one batch."""
+    rows = [np.concatenate([unit.blocks[b][min(r, len(unit.blocks[b]) - 1)] for b in blocks]) for r in range(draws)]
+    return float(np.mean([scaled_cosine_distance(a, b) for a, b in itertools.combinations(rows, 2)]))
+
+
+def needed(noise: dict, floor: float) -> dict[str, int]:
+    """What brings a corpus' noise floor down to `floor` (between 0 and 1): label draws at its batch size, or sequences a
+    batch at its draws."""
+    v = floor / (1 - floor)
+    draws = max(1, math.ceil(noise["draw_variance"] / v))
+    sequences = max(1, math.ceil(noise["sequences"] * noise["draw_variance"] / noise["draws"] / v))
+    return {"draws": draws, "sequences": sequences}

@@ -1,0 +1,23 @@
+"""The benchmark scripts run and print their tables; what they measure is not tested."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+RUNS = {
+    "fisher.py": (["--sequences", "1", "--rounds", "1", "--only", "head only, float32"], "| head only, float32 |"),
+    "noise.py": (["--rows", "8", "--only", "exact"], "| exact, bfloat16, R=2 | trunk |"),
+    "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", RUNS)
+def test_a_benchmark_prints_its_table(script):
+    arguments, expected = RUNS[script]
+    done = subprocess.run([sys.executable, str(FOLDER / script), *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and expected in done.stdout, done.stderr
