@@ -39,7 +39,6 @@ def main() -> None:
     parser.add_argument("--probe", default="embedded")
     parser.add_argument("--only", choices=["exact", "reference"])
     options = parser.parse_args()
-    torch.set_num_threads(1)
     located = locate_probe(Probe(model=options.probe))
     tokenizer = load_tokenizer(located)
     ids = rows_of(Corpus(name="target", source="installed:python-stdlib-heldout"), tokenizer, options.rows)
@@ -57,6 +56,7 @@ def main() -> None:
         probe = load_model(located, dtype=settings.get("dtype", "float32"))
         times = []
         for draws in (2,) if kind == "reference" else (1, 2):
+            torch.set_num_threads(1)  # again: numba, in `corpus_noise`, sets OpenMP to all cores
             start = time.perf_counter()
             unit, _ = embed_batch(probe, ids, Embedding(draws=draws, **settings), 0, tokenizer.eos_token_id or 0)
             times.append(time.perf_counter() - start)
