@@ -10,20 +10,10 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from align_ray.estimates import Estimate, interval, one_sample_mean, two_sample_mean
+from align_ray.intervals import Estimate, interval, one_sample_mean, two_sample_mean
 from align_ray.noise import corpus_noise
 from align_ray.similarity import distance_matrix, scaled_cosine_distance
 from align_ray.store import Unit
-
-
-def alignment(source: np.ndarray, target: np.ndarray) -> Estimate:
-    """align(S, T), pairwise form, from batch embeddings [n, D] and [m, D]."""
-    return two_sample_mean(1 - distance_matrix(source, target))
-
-
-def diversity(source: np.ndarray) -> Estimate:
-    """div(S) from batch embeddings [n, D]."""
-    return one_sample_mean(distance_matrix(source, source))
 
 
 def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Estimate:
@@ -77,13 +67,14 @@ def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolut
         for kind, blocks in kinds.items()
     }
     main = next(iter(kinds))
+    div = results[main]["diversity"]
     return {
         "targets": targets,
         "candidates": [n for n in embeddings if n not in targets],
         "measure": main,
         **results.pop(main),
         "others": results,
-        "noise": {n: corpus_noise(units, kinds[main]) for n, units in embeddings.items()},
+        "noise": {n: corpus_noise(u, kinds[main], div[n]["value"], absolute) for n, u in embeddings.items()},
         "loss": {n: float(np.mean([u.loss for u in units])) for n, units in embeddings.items()},
         "skipped": {n: [[i, at] for i, u in enumerate(units) for at in u.skipped] for n, units in embeddings.items()},
     }

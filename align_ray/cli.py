@@ -48,6 +48,11 @@ def _guard(work: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def _table(title: str) -> Table:
+    """A table narrow enough for 80 columns."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+
+
 def show_ranking(study: Any) -> None:
     """Print the ranked table of every target from what is stored."""
     from align_ray.pipeline import stored
@@ -55,14 +60,7 @@ def show_ranking(study: Any) -> None:
     alignment = stored(study, "align")
     finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
     for target, rows in alignment["ranking"].items():
-        table = Table(
-            title=f"alignment with {target}",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=0,
-            pad_edge=False,
-            show_edge=False,
-        )
+        table = _table(f"alignment with {target}")
         table.add_column("candidate", no_wrap=True)
         for column in ("align", "95% interval", "P(>next)", "loss", "change"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -165,14 +163,7 @@ def show_noise(study: Any, floor: float) -> None:
     from align_ray.pipeline import stored
 
     alignment = stored(study, "align")
-    table = Table(
-        title=f"label noise ({alignment['measure']} rows)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = _table(f"label noise ({alignment['measure']} rows)")
     table.add_column("corpus", no_wrap=True)
     for column in ("floor of d", "95% interval", "share of div", f"draws for {floor:g}", f"sequences for {floor:g}"):
         table.add_column(column, justify="right")

@@ -66,7 +66,7 @@ def _reference(model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int
     parts = [reference_blocks(model, draw, settings.quirks) for draw in draws]
     if not all(torch.isfinite(draw).all() for draw in draws):
         raise ProbeError("the reference procedure gives non-finite gradients on a batch; its sequences cannot be told apart.")
-    loss = fisher_embeddings(model.eval().requires_grad_(False), ids, 0, seed).loss.mean().item()
+    loss = fisher_embeddings(model, ids, 0, seed).loss.mean().item()
     blocks = {name: _array(torch.stack([part[name] for part in parts])) for name in parts[0]}
     return {"blocks": blocks, "variances": {}, "loss": loss, "skipped": ()}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from align_ray.alignment import batch_matrix, measures
 from align_ray.config import Config, digest
-from align_ray.estimates import interval
+from align_ray.intervals import interval
 from align_ray.mixture import (
     cap_weights,
     closed_form,

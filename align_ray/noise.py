@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from align_ray.estimates import interval, one_sample_mean
-from align_ray.similarity import distance_matrix, scaled_cosine_distance
+from align_ray.intervals import interval
+from align_ray.similarity import scaled_cosine_distance
 from align_ray.store import Unit
 
 
@@ -21,8 +21,9 @@ def relative_variance(distance: np.ndarray | float) -> np.ndarray | float:
     return distance / np.maximum(1 - distance, 1e-12)
 
 
-def corpus_noise(units: list[Unit], blocks: tuple[str, ...]) -> dict:
-    """Label noise of a corpus' batch embeddings, as a JSON value.
+def corpus_noise(units: list[Unit], blocks: tuple[str, ...], diversity: float, absolute: float | None = None) -> dict:
+    """Label noise of a corpus' batch embeddings, as a JSON value. `diversity`: div of the corpus by the same blocks;
+    `absolute`: epsilon of the distance, default relative.
 
     `floor`: d between the same batch under new labels, at the R draws stored (an Estimate over batches; None where R = 1
     leaves nothing to compare); `draw_variance`: v of a single draw; `share`: of the distance between two batches of the
@@ -35,11 +36,10 @@ def corpus_noise(units: list[Unit], blocks: tuple[str, ...]) -> dict:
         known = 0.0 if blocks == ("head",) else None
         floor = None if known is None else dataclasses.asdict(interval(0.0, 0.0, 1))
         return {"floor": floor, "draw_variance": known, "share": known, "draws": 1, "sequences": size}
-    single = np.array([_between_draws(u, blocks, draws) for u in units])
+    single = np.array([_between_draws(u, blocks, draws, absolute) for u in units])
     v = relative_variance(single)
     floors = (v / draws) / (1 + v / draws)
-    batches = np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units])
-    total = relative_variance(one_sample_mean(distance_matrix(batches, batches)).value)
+    total = relative_variance(diversity)
     return {
         "floor": dataclasses.asdict(interval(floors.mean(), floors.var(ddof=1) / len(floors), len(floors) - 1)),
         "draw_variance": float(v.mean()),
@@ -49,10 +49,10 @@ def corpus_noise(units: list[Unit], blocks: tuple[str, ...]) -> dict:
     }
 
 
-def _between_draws(unit: Unit, blocks: tuple[str, ...], draws: int) -> float:
+def _between_draws(unit: Unit, blocks: tuple[str, ...], draws: int, absolute: float | None) -> float:
     """Mean d over all pairs of single label draws of one batch."""
     rows = [np.concatenate([unit.blocks[b][min(r, len(unit.blocks[b]) - 1)] for b in blocks]) for r in range(draws)]
-    return float(np.mean([scaled_cosine_distance(a, b) for a, b in itertools.combinations(rows, 2)]))
+    return float(np.mean([scaled_cosine_distance(a, b, absolute) for a, b in itertools.combinations(rows, 2)]))
 
 
 def needed(noise: dict, floor: float) -> dict[str, int]:

@@ -11,6 +11,7 @@ import numpy as np
 EPSILON = 1e-6
 """Added to a+b, relative to the mean of a+b. The published 1e-8 is absolute and of the size of the data (method 1.4)."""
 PUBLISHED_EPSILON = 1e-8
+"""Of the published code, in the unit of the entries (method 1.2, step 7)."""
 BLOCK = 2048
 """Entries of a pair taken at once in `distance_matrix`."""
 
@@ -28,9 +29,9 @@ def scaled_cosine_distance(a: np.ndarray, b: np.ndarray, absolute: float | None 
 
 
 def distance_matrix(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
-    """d of all pairs (see `scaled_cosine_distance`): [n, D] and [m, D] give float64 [n, m], computed in float32 with float64 sums (error about 1e-7).
+    """d of all pairs (see `scaled_cosine_distance`): [n, D] and [m, D] give float64 [n, m].
 
-    Compiled on first use (a second) and run on all cores. Memory beside the input: 24 n m bytes.
+    Entries are float32, block sums float64 (error about 1e-7). Compiled on first use and run on all cores. Memory beside the input: 24 n m bytes.
     """
     a, b = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b))
     epsilons = [EPSILON * x.mean(1, dtype=np.float64) if absolute is None else np.full(len(x), absolute / 2) for x in (a, b)]

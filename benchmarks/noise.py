@@ -64,7 +64,7 @@ def main() -> None:
         if len(times) == 1:  # replicates of the published procedure share nothing
             times.insert(0, times[0] / 2)
         for blocks in [("trunk", "vocabulary"), ("vocabulary",), ("trunk",)] if "vocabulary" in unit.blocks else [("trunk",)]:
-            noise = corpus_noise([unit] * 2, blocks)
+            noise = corpus_noise([unit] * 2, blocks, diversity=0.0)
             v = noise["draw_variance"]
             replicates = max(1.0, v / relative_variance(WANTED))
             seconds = times[0] + (np.ceil(replicates) - 1) * (times[1] - times[0])

@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
+from align_ray.intervals import one_sample_mean
 from align_ray.noise import corpus_noise, needed
+from align_ray.similarity import distance_matrix
 from align_ray.store import Unit
 
 DIMENSION = 4000
+
+
+def noise_of(rows, block="trunk"):
+    means = np.stack([u.blocks[block].mean(0) for u in rows])
+    return corpus_noise(rows, (block,), one_sample_mean(distance_matrix(means, means)).value)
 
 
 def units(draws, label, text, n=12, sequences=32):
@@ -21,26 +28,26 @@ def units(draws, label, text, n=12, sequences=32):
 
 @pytest.mark.parametrize(("draws", "v"), [(2, 0.3), (4, 0.3), (2, 1.5)])
 def test_the_floor_is_that_of_the_averaged_draws(draws, v):
-    noise = corpus_noise(units(draws, v, 0.1), ("trunk",))
+    noise = noise_of(units(draws, v, 0.1))
     assert noise["floor"]["value"] == pytest.approx(v / draws / (1 + v / draws), abs=0.01)
     assert noise["floor"]["low"] < noise["floor"]["value"] < noise["floor"]["high"]
     assert noise["draw_variance"] == pytest.approx(v, rel=0.05)
 
 
 def test_the_share_of_the_distance_that_is_label_noise():
-    noise = corpus_noise(units(2, 0.2, 0.1), ("trunk",))
+    noise = noise_of(units(2, 0.2, 0.1))
     total = (1 + 0.2 / 2) * (1 + 0.1) - 1  # relative variances of a product
     assert noise["share"] == pytest.approx(0.1 / total, rel=0.1)
 
 
 def test_the_draws_that_are_said_to_reach_a_floor_reach_it():
-    want = needed(corpus_noise(units(2, 0.5, 0.1), ("trunk",)), 0.05)
+    want = needed(noise_of(units(2, 0.5, 0.1)), 0.05)
     assert want["draws"] == pytest.approx(0.5 / (0.05 / 0.95), abs=1)
     assert want["sequences"] == pytest.approx(32 * 0.25 / (0.05 / 0.95), rel=0.05)
-    reached = corpus_noise(units(want["draws"], 0.5, 0.1), ("trunk",))["floor"]["value"]
+    reached = noise_of(units(want["draws"], 0.5, 0.1))["floor"]["value"]
     assert reached == pytest.approx(0.05, abs=0.003)
 
 
 def test_the_head_has_no_label_noise_and_a_single_draw_leaves_it_unknown():
-    assert corpus_noise(units(1, 0.2, 0.1), ("head",))["floor"]["value"] == 0
-    assert corpus_noise(units(1, 0.2, 0.1), ("trunk",))["floor"] is None
+    assert noise_of(units(1, 0.2, 0.1), "head")["floor"]["value"] == 0
+    assert noise_of(units(1, 0.2, 0.1))["floor"] is None
