@@ -8,36 +8,35 @@ intervals are t intervals with the jackknife variance of the two-sample (or one-
 import dataclasses
 
 import numpy as np
-from scipy import stats
 
+from align_ray.comparison import batches_to_separate, contrasts, p_above, p_above_adjusted, p_best
 from align_ray.intervals import Estimate, interval, one_sample_mean, two_sample_mean
-from align_ray.noise import corpus_noise
+from align_ray.noise import corpus_noise, corrected_distances, relative_variance
 from align_ray.similarity import distance_matrix, scaled_cosine_distance
 from align_ray.store import Unit
 
 
 def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Estimate:
-    """1 - d of the mean embeddings (pooled form), with a delete-one-batch jackknife over both sides."""
+    """1 - d of the mean embeddings (pooled form), from batch embeddings [n, D] and [m, D], n, m >= 2.
+
+    Noise of the means, from labels and from the choice of text alike, makes d too large: by about c / n + c' / m on the scale
+    v = d / (1 - d). The jackknife over batches removes that and gives the variance, both sides apart. What is estimated is
+    the alignment of the corpora's expected embeddings: 1 for a corpus with itself (single estimates may lie above).
+    """
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
-    value = 1 - scaled_cosine_distance(source.mean(0), target.mean(0), absolute)
-    parts, freedom = [], []
+    whole = relative_variance(scaled_cosine_distance(source.mean(0), target.mean(0), absolute))
+    v, parts, freedom = whole, [], []
     for mine, other in ((source, target), (target, source)):
         n = len(mine)
-        without = 1 - scaled_cosine_distance((mine.sum(0) - mine) / (n - 1), other.mean(0), absolute)
+        without = relative_variance(scaled_cosine_distance((mine.sum(0) - mine) / (n - 1), other.mean(0), absolute))
+        v -= (n - 1) * (without.mean() - whole)
         parts.append((n - 1) / n * ((without - without.mean()) ** 2).sum())
         freedom.append(n - 1)
     total = sum(parts)
     satterthwaite = total**2 / max(sum(p**2 / f for p, f in zip(parts, freedom, strict=True)), 1e-300)
-    return interval(float(value), total, satterthwaite)
-
-
-def more_aligned(a: np.ndarray, b: np.ndarray) -> float:
-    """P(A is more aligned with T than B), one-sided, from alignments of batches with the target's, [n, m] and [k, m]: the
-    target's batches are shared, so their noise largely cancels."""
-    by_target = a.mean(0) - b.mean(0)
-    variance = a.mean(1).var(ddof=1) / len(a) + b.mean(1).var(ddof=1) / len(b) + by_target.var(ddof=1) / len(by_target)
-    freedom = min(len(a), len(b), len(by_target)) - 1
-    return float(stats.t.cdf(by_target.mean() / max(np.sqrt(variance), 1e-300), freedom))
+    on_v = interval(float(v), total, satterthwaite)
+    value, low, high = (1 / (1 + x) for x in (on_v.value, on_v.high, max(on_v.low, -0.5)))
+    return Estimate(value, on_v.error * value**2, low, high)
 
 
 def measures(units: list[Unit]) -> dict[str, tuple[str, ...]]:
@@ -53,19 +52,30 @@ def batch_matrix(units: list[Unit], blocks: tuple[str, ...]) -> np.ndarray:
     return np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units]).astype(np.float32)
 
 
+def draws_left_out(units: list[Unit], blocks: tuple[str, ...]) -> list[np.ndarray]:
+    """Batch embeddings as `batch_matrix` gives them, once for every label draw left out; [] for a single draw. Blocks
+    without label noise stay whole."""
+    draws = max(len(units[0].blocks[b]) for b in blocks)
+
+    def without(values: np.ndarray, r: int) -> np.ndarray:
+        return np.delete(values, r, axis=0) if len(values) > 1 else values
+
+    left = range(draws if draws > 1 else 0)
+    parts = [[dataclasses.replace(u, blocks={b: without(u.blocks[b], r) for b in blocks}) for u in units] for r in left]
+    return [batch_matrix(part, blocks) for part in parts]
+
+
 def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolute: float | None = None) -> dict:
     """Everything the report shows of alignment, as a JSON value. `absolute`: epsilon of the distance, default relative.
 
     `measure`: the main one; of it, `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal;
-    `ranking[target]`: candidates from most to least aligned, each with `p_above_next`; `diversity` by corpus. `others`:
-    the same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats per token; `skipped`:
+    `ranking[target]`: candidates from most to least aligned (see `_ranking`); `diversity` by corpus, also `corrected` for
+    label noise; `ceiling[target]`: 1 - div(T), what a candidate of the target's very distribution reaches. `others`: the
+    same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats per token; `skipped`:
     [batch, sequence] of those left out because their embedding is not finite.
     """
     kinds = measures(next(iter(embeddings.values())))
-    results = {
-        kind: _align({name: batch_matrix(units, blocks) for name, units in embeddings.items()}, targets, absolute)
-        for kind, blocks in kinds.items()
-    }
+    results = {kind: _align(embeddings, blocks, targets, absolute) for kind, blocks in kinds.items()}
     main = next(iter(kinds))
     div = results[main]["diversity"]
     return {
@@ -80,30 +90,67 @@ def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolut
     }
 
 
-def _align(rows: dict[str, np.ndarray], targets: list[str], absolute: float | None) -> dict:
-    """`matrix`, `ranking` and `diversity` of one measure, from the batch embeddings [n, D] of every corpus."""
-    names = list(rows)
-    candidates = [n for n in names if n not in targets]
+def _align(embeddings: dict[str, list[Unit]], blocks: tuple[str, ...], targets: list[str], absolute: float | None) -> dict:
+    """`matrix`, `ranking`, `diversity` and `ceiling` of one measure."""
+    names = list(embeddings)
+    rows = {name: batch_matrix(units, blocks) for name, units in embeddings.items()}
+    reduced = {name: draws_left_out(units, blocks) for name, units in embeddings.items()}
+
+    def distances(a: str, b: str) -> np.ndarray:
+        return distance_matrix(rows[a], rows[b], absolute)
+
+    def corrected(a: str, b: str) -> np.ndarray | None:
+        without = [distance_matrix(x, y, absolute) for x, y in zip(reduced[a], reduced[b], strict=True)]
+        return corrected_distances(raw[a, b], without) if without else None
+
+    raw = {(a, b): distances(a, b) for i, a in enumerate(names) for b in names[i:]}
+    raw |= {(b, a): values.T for (a, b), values in raw.items()}
     matrix: dict[str, dict[str, dict]] = {n: {} for n in names}
-    distances = {(a, b): distance_matrix(rows[a], rows[b], absolute) for i, a in enumerate(names) for b in names[i:]}
-    diversities = {n: one_sample_mean(distances[n, n]) for n in names}
-    for a, b in distances:
+    diversity: dict[str, dict] = {}
+    for a, b in raw:
         if a == b:
-            own = diversities[a]
-            matrix[a][a] = dataclasses.asdict(Estimate(1 - own.value, own.error, 1 - own.high, 1 - own.low))
+            own, free = one_sample_mean(raw[a, a]), corrected(a, a)
+            diversity[a] = {**dataclasses.asdict(own), "corrected": _json(None if free is None else one_sample_mean(free))}
+            matrix[a][a] = _json(complement(own))
         else:
-            matrix[a][b] = matrix[b][a] = dataclasses.asdict(two_sample_mean(1 - distances[a, b]))
+            matrix[a][b] = _json(two_sample_mean(1 - raw[a, b]))
+    candidates = [n for n in names if n not in targets]
     ranking = {}
     for target in targets:
-        to_target = {c: 1 - (distances[c, target] if (c, target) in distances else distances[target, c].T) for c in candidates}
-        ordered = sorted(candidates, key=lambda c: -matrix[c][target]["value"])
-        ranking[target] = [
-            {
-                "candidate": c,
-                **matrix[c][target],
-                "pooled": dataclasses.asdict(pooled_alignment(rows[c], rows[target], absolute)),
-                "p_above_next": more_aligned(to_target[c], to_target[following]) if following else None,
-            }
-            for c, following in zip(ordered, [*ordered[1:], None], strict=True)
-        ]
-    return {"matrix": matrix, "ranking": ranking, "diversity": {n: dataclasses.asdict(d) for n, d in diversities.items()}}
+        ranked = _ranking({c: 1 - raw[c, target] for c in candidates})
+        for row in ranked:
+            name = row["candidate"]
+            free = corrected(name, target)
+            row["corrected"] = _json(None if free is None else two_sample_mean(1 - free))
+            row["pooled"] = _json(pooled_alignment(rows[name], rows[target], absolute))
+        ranking[target] = ranked
+    return {"matrix": matrix, "ranking": ranking, "diversity": diversity, "ceiling": {t: matrix[t][t] for t in targets}}
+
+
+def _ranking(alignments: dict[str, np.ndarray]) -> list[dict]:
+    """Candidates from most to least aligned, from the alignments of their batches with the target's, [n, m] each.
+
+    `p_best`; against the next in the ranking: `p_above_next`, the same `adjusted` for all comparisons among the candidates,
+    and `separate`, the batches per corpus that would tell the two apart (None where the gap is 0; see `comparison.py`).
+    """
+    names = list(alignments)
+    c = contrasts(list(alignments.values()))
+    best, above, adjusted, needed = p_best(c), p_above(c), p_above_adjusted(c), batches_to_separate(c)
+    order = np.argsort(-c.values, kind="stable")
+    result = []
+    for i, j in zip(order, [*order[1:], None], strict=True):
+        row = {"candidate": names[i], **_json(two_sample_mean(alignments[names[i]])), "p_best": float(best[i])}
+        last = j is None
+        row |= {"p_above_next": None if last else float(above[i, j]), "adjusted": None if last else float(adjusted[i, j])}
+        row["separate"] = int(needed[i, j]) if not last and np.isfinite(needed[i, j]) else None
+        result.append(row)
+    return result
+
+
+def complement(estimate: Estimate) -> Estimate:
+    """1 - the value, with its interval."""
+    return Estimate(1 - estimate.value, estimate.error, 1 - estimate.high, 1 - estimate.low)
+
+
+def _json(estimate: Estimate | None) -> dict | None:
+    return None if estimate is None else dataclasses.asdict(estimate)

@@ -223,6 +223,85 @@ def report(config: Path_, set_: Set = None) -> None:
     _stage("report", config, set_)
 
 
+def show_prediction(study: Any) -> None:
+    """Print how well the leading measures predict the losses, from what is stored."""
+    from align_ray.pipeline import stored
+    from align_ray.study_report import leading_measures
+
+    result = stored(study, "predict")
+    for tokens, setting in result["settings"].items():
+        results, versus = setting["results"]["others"], setting["versus"]["others"]
+        table = _table(f"{tokens} tokens: rank correlation with the loss within a target, its own corpus left out")
+        table.add_column("measure", max_width=44)
+        for column in ("Spearman", "95% interval", "regret@1", "less best cheap"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name in sorted(leading_measures(result, tokens), key=lambda n: -results[n]["spearman"]["value"]):
+            q, gap = results[name]["spearman"], versus["difference"].get(name)
+            low_high = f"{q['low']:.2f}-{q['high']:.2f}"
+            table.add_row(name, f"{q['value']:.2f}", low_high, f"{results[name]['regret']['value']:.3f}", f"{gap['value']:+.2f}" if gap else "")
+        out.print(table)
+        out.print(f"best cheap baseline: {versus['baseline']}", highlight=False)
+    out.print(f"tables and plots: {study.store.uri}/study.md", highlight=False, soft_wrap=True)
+
+
+def show_published() -> None:
+    """Print the re-analysis of the paper's published points."""
+    from align_ray.published import reanalyse
+
+    found = reanalyse()
+    points = found["pretraining"]
+    table = _table("pre-training, 3 training sets x 8 evaluation sets (arXiv 2501.08496)")
+    table.add_column("statistic", no_wrap=True)
+    for column in ("points", "r", "r²", "p"):
+        table.add_column(column, justify="right")
+    rows = {
+        "pooled (the paper's)": points["pooled"],
+        "without the in-domain evaluation sets": points["without_in_domain"],
+        "within evaluation sets": points["within"],
+    }
+    for name, q in rows.items():
+        table.add_row(name, str(q["points"]), f"{q['r']:+.3f}", f"{q['r2']:.3f}", f"{q['p']:.2g}")
+    out.print(table)
+    picks = points["picks"]
+    out.print(
+        f"Spearman, pooled: {points['pooled']['spearman']:+.3f}; the most aligned training set has the lowest loss on "
+        f"{sum(picks.values())} of {len(picks)} evaluation sets",
+        highlight=False,
+    )
+    table = _table("gzip alignment with ProofNet against loss after fine-tuning, 7 data sets")
+    for column in ("model", "r, all", "r², all", "r, without own", "r², without own"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for run, q in found["gzip"].items():
+        table.add_row(run, *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2")))
+    out.print(table)
+
+
+@app.command()
+def study(
+    config: Annotated[Path | None, typer.Argument(help="The study's configuration (YAML).")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Analyse the paper's published points instead.")] = False,
+    set_: Set = None,
+) -> None:
+    """Does alignment predict the loss? Train on every candidate, compare all measures and cheap baselines.
+
+    Example: [b]align-ray study studies/finetune-small.yaml[/b]
+    """
+    if published:
+        return show_published()
+    if config is None:
+        raise typer.BadParameter("name a configuration, or --published")
+
+    def work() -> None:
+        from align_ray import pipeline
+
+        opened = _study(config, set_)
+        pipeline.embed(opened)
+        pipeline.predict(opened)
+        show_prediction(opened)
+
+    _guard(work)
+
+
 def job(stage: str) -> None:
     """Entry point of jobs/STAGE.py: `--config FILE [--set FIELD=VALUE ...]` runs `align-ray STAGE FILE ...`."""
 

@@ -65,6 +65,8 @@ class Sampling(Model):
     """B, sequences per batch. A batch is the unit over which intervals are taken."""
     batches: Annotated[int, Field(ge=2)] = 16
     """Batches per corpus; a smaller corpus gives as many as it has."""
+    sequential: bool = False
+    """Start with 8 batches a corpus and go on, up to `batches`, with those alone whose rank is not settled."""
     packing: Literal["pack", "cut", "pad"] = "pack"
     """`pack` joins documents end to end, end-of-text between; `cut` takes the first T tokens of each document and leaves
     out documents shorter than that (counted); `pad` keeps those too, padding masked (counted only by `reference`)."""
@@ -140,8 +142,32 @@ class Finetune(Model):
     """Sequences per optimiser step."""
     eval_tokens: PositiveInt = 16_384
     """Held-out tokens of each target on which the loss is measured."""
+    scratch: dict[str, Any] | None = None
+    """Pre-train instead: random weights in the model's architecture, with these fields of its transformers configuration
+    changed, for example {n_layer: 2, n_embd: 128}; {} changes nothing."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
+
+
+class Predict(Model):
+    """The predictive study (`align-ray study`): how well do measures of data predict the loss after training on them?"""
+
+    tokens: Annotated[list[PositiveInt], Field(min_length=1)] = [4_000, 22_000]
+    """Training tokens of the runs, each at most `finetune.tokens` (a run's sequences are drawn from a sample of that
+    size, anew for every seed)."""
+    seeds: Annotated[int, Field(ge=2)] = 3
+    """Trainings per candidate; they differ in the sequences drawn, their order, and in random weights."""
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [3e-5, 1e-4, 3e-4]
+    """All are tried with the first seed on every third candidate; per number of tokens the one with the lowest mean loss on
+    the targets' validation quarters is kept. Too large a rate measures forgetting instead of alignment."""
+    related: dict[Name, list[Name]] = {}
+    """For each target the candidates of its own origin or text template; every result is given without them too."""
+    probes: list[str] = []
+    """Further probes (as `probe.model`, with the same tokenizer) whose alignment is compared."""
+    poolings: list[Literal["mean", "unit", "winsorised"]] = ["mean"]
+    """How sequences make a batch (see `embedding.pooling`), each compared with the main probe."""
+    design: list[Name] = []
+    """Targets on which a measure was chosen or tuned; results are given apart for the other ones."""
 
 
 class Tracking(Model):
@@ -178,6 +204,7 @@ class Config(Model):
     embedding: Embedding = Embedding()
     search: Search = Search()
     finetune: Finetune = Finetune()
+    predict: Predict = Predict()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
 
@@ -199,7 +226,22 @@ class Config(Model):
     @model_validator(mode="after")
     def _settled(self) -> Self:
         if self.embedding.estimator == "reference" and self.embedding.head_tuning != "none":
-            raise ValueError("embedding.head_tuning is for the exact estimator; set embedding.quirks.head_epochs for the reference")
+            raise ValueError(
+                "embedding.head_tuning is for the exact estimator; set embedding.quirks.head_epochs for the reference"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _study(self) -> Self:
+        targets, candidates = {t.name for t in self.targets}, {c.name for c in self.candidates}
+        for field, names, known in (
+            ("related", self.predict.related, targets),
+            ("design", self.predict.design, targets),
+            *((f"related.{target}", names, candidates) for target, names in self.predict.related.items()),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"predict.{field} names '{name}', which is not one of {', '.join(sorted(known))}")
         return self
 
     @property

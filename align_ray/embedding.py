@@ -155,9 +155,7 @@ class FisherActor:
     A ProbeError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback.
     """
 
-    def __init__(
-        self, located: Located, store: Store, key: str, settings: Embedding, seed: int, dtype: str, head: str | None
-    ):
+    def __init__(self, located: Located, store: Store, key: str, settings: Embedding, seed: int, dtype: str, head: str | None):
         torch.set_num_threads(1)
         self.pad = load_tokenizer(located).eos_token_id or 0
         self.store, self.key, self.settings, self.seed = store, key, settings, seed
@@ -190,7 +188,9 @@ def probe_with_head(located: Located, device: str, dtype: str, store: Store, hea
     return with_head(model, load(store.read_bytes(head))["weight"].to(device)) if head else model
 
 
-def _tune_shared_head(config: Config, store: Store, located: Located, dtype: str, head: str, resources: dict[str, float]) -> None:
+def _tune_shared_head(
+    config: Config, store: Store, located: Located, dtype: str, head: str, resources: dict[str, float]
+) -> None:
     """Tune the head on the first batch of every corpus, on one worker, and store it."""
     import ray
 
@@ -207,9 +207,11 @@ def _tune_shared_head(config: Config, store: Store, located: Located, dtype: str
     store.write_bytes(head, ray.get(ray.remote(**resources)(tune).remote(rows)))
 
 
-def embed_missing(config: Config, store: Store, located: Located) -> dict[str, Any]:
-    """Compute the units that the store does not hold. Returns counts: units planned, computed, tokens, actor seconds; and
-    the dtype of the probe. The folder of the units is kept in embedding.json."""
+def embed_missing(config: Config, store: Store, located: Located, limits: dict[str, int] | None = None) -> dict[str, Any]:
+    """Compute the units that the store does not hold, of the first `limits[name]` batches of every corpus (default: all).
+
+    Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
+    """
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -217,7 +219,8 @@ def embed_missing(config: Config, store: Store, located: Located) -> dict[str, A
     dtype = probe_dtype(config.embedding, room.use_gpu)
     head = head_name(config, store, located, dtype)
     key = embedding_key(config, located, dtype, head)
-    planned = {unit_id(b): b for c in config.corpora for b in read_sample(store, c.name).batches}
+    limits = limits or {}
+    planned = {unit_id(b): b for c in config.corpora for b in read_sample(store, c.name).batches[: limits.get(c.name)]}
     done = {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
     todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
     result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
@@ -238,11 +241,13 @@ def embed_missing(config: Config, store: Store, located: Located) -> dict[str, A
                 raise ProbeError(receipt["error"])
             result["tokens"] += receipt["tokens"]
             result["actor_seconds"] += receipt["seconds"]
-    store.write_json("embedding.json", {"key": key, "dtype": dtype})
     return result
 
 
-def read_embeddings(config: Config, store: Store) -> dict[str, list[Unit]]:
-    """The units of every corpus as the embedding stage left them, in the order of the corpus' batches."""
-    key = store.read_json("embedding.json")["key"]
-    return {c.name: [store.read_unit(key, unit_id(b)) for b in read_sample(store, c.name).batches] for c in config.corpora}
+def read_embeddings(config: Config, store: Store, embedded: dict[str, Any] | None = None) -> dict[str, list[Unit]]:
+    """The units of every corpus in the order of its batches. `embedded`: `key`, their folder, and where not all batches were
+    embedded `limits`, their number by corpus; default: what the embedding stage left in embedding.json."""
+    embedded = embedded or store.read_json("embedding.json")
+    key, limits = embedded["key"], embedded.get("limits") or {}
+    batches = {c.name: read_sample(store, c.name).batches[: limits.get(c.name)] for c in config.corpora}
+    return {name: [store.read_unit(key, unit_id(b)) for b in rows] for name, rows in batches.items()}

@@ -84,6 +84,28 @@ def docstrings() -> Iterator[str]:
                         yield text
 
 
+def _functions(package: str) -> Iterator[str]:
+    """Source of the functions of a package that have a docstring of some length, without its tests."""
+    for file in sorted(_package(package).rglob("*.py")):
+        if "tests" in file.parts:
+            continue
+        source = file.read_text(encoding="utf-8", errors="ignore")
+        lines = source.splitlines(keepends=True)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and len(ast.get_docstring(node) or "") > 200:
+                yield "".join(lines[node.lineno - 1 : node.end_lineno])
+
+
+def sympy_functions() -> Iterator[str]:
+    """Functions of SymPy with their docstrings: symbolic mathematics in Python and doctest."""
+    return _functions("sympy")
+
+
+def networkx_functions() -> Iterator[str]:
+    """Functions of NetworkX with their docstrings: graph algorithms."""
+    return _functions("networkx")
+
+
 def python_reference() -> Iterator[str]:
     """Topics of Python's language reference, as `help()` shows them."""
     from pydoc_data.topics import topics
@@ -123,6 +145,6 @@ INSTALLED: dict[str, Callable[[], Iterator[str]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         python_stdlib, python_stdlib_heldout, python_packages, docstrings, python_reference, cpp_headers, javascript,
-        package_descriptions, licences,
+        package_descriptions, licences, sympy_functions, networkx_functions,
     )
 }  # fmt: skip

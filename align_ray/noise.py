@@ -21,6 +21,18 @@ def relative_variance(distance: np.ndarray | float) -> np.ndarray | float:
     return distance / np.maximum(1 - distance, 1e-12)
 
 
+def corrected_distances(distances: np.ndarray, without: list[np.ndarray]) -> np.ndarray:
+    """Distances freed of label noise by the jackknife over draws, of any shape.
+
+    `distances`: from R averaged draws; `without`: R arrays, each with one draw left out on both sides. Label noise adds c / R
+    to v = d / (1 - d) (closely for embeddings of equal means, to first order for others), so that
+    R v_R - (R - 1) mean(v_{R-1}) is free of it. The correction is unbiased, not clipped: single values may be below 0.
+    """
+    draws = len(without)
+    v = draws * relative_variance(distances) - (draws - 1) * np.mean([relative_variance(w) for w in without], axis=0)
+    return v / (1 + v)
+
+
 def corpus_noise(units: list[Unit], blocks: tuple[str, ...], diversity: float, absolute: float | None = None) -> dict:
     """Label noise of a corpus' batch embeddings, as a JSON value. `diversity`: div of the corpus by the same blocks;
     `absolute`: epsilon of the distance, default relative.

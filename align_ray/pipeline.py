@@ -15,12 +15,15 @@ from align_ray.embedding import embed_missing, read_embeddings, sample_corpora
 from align_ray.errors import ConfigError, ProbeError, UserError
 from align_ray.finetuning import finetune_runs, planned_runs
 from align_ray.mixture import weight_caps
+from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, locate_probe
 from align_ray.html_report import render_report
 from align_ray.runtime import connect
 from align_ray.mixture_search import search_mixture
+from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
 from align_ray.store import Store
+from align_ray.study_report import study_files
 from align_ray.tracking import Tracker, start_tracking
 
 
@@ -69,8 +72,13 @@ def embed(study: Study) -> dict[str, Any]:
             config.search.token_budget,
             config.search.max_epochs,
         )
-        study.say(f"embedding {sum(c['batches'] for c in corpora.values())} batches")
-        done = embed_missing(config, store, study.probe)
+        most = sum(c["batches"] for c in corpora.values())
+        study.say(f"embedding {'at most ' if config.sampling.sequential else ''}{most} batches")
+        if config.sampling.sequential:
+            done = embed_until_settled(config, store, study.probe, study.say)
+        else:
+            done = embed_missing(config, store, study.probe)
+        store.write_json("embedding.json", {k: done.get(k) for k in ("key", "dtype", "limits")})
         study.say(f"embedded {done['computed']} batches ({done['planned'] - done['computed']} were in the store)")
         return {"corpora": corpora, "work": done}
 
@@ -142,12 +150,45 @@ def finetune(study: Study) -> dict[str, Any]:
     return _timed(study, "finetune", work)
 
 
+def predict(study: Study) -> dict[str, Any]:
+    """The predictive study: every measure against real trainings (see `predictive_study`); writes study.md and its plots."""
+    config, store = study.config, study.store
+    most = max(config.predict.tokens)
+    if most > config.finetune.tokens:
+        raise ConfigError(
+            f"field 'predict.tokens' asks for {most} tokens, but 'finetune.tokens', the sample they are drawn from, is "
+            f"{config.finetune.tokens}; raise it."
+        )
+
+    def work() -> dict[str, Any]:
+        _need(study, "embed")
+        connect(config.cluster)
+        result = predictive_study(config, store, study.probe, _finetune_model(config, study.probe), study.say)
+        tracker = start_tracking(config, store)
+        for tokens, setting in result["settings"].items():
+            for name in result["measures"]:
+                found = {reading: qualities[name] for reading, qualities in setting["results"].items()}
+                values = {
+                    f"{k}/{reading}": q[k]["value"] for reading, q in found.items() for k in ("spearman", "pearson", "regret")
+                }
+                tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
+            for candidate, row in zip(result["candidates"], setting["loss"], strict=True):
+                losses = {f"after/{t}": loss for t, loss in zip(result["targets"], row, strict=True)}
+                tracker.child(f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses)
+        store.write_json("prediction.json", result)
+        for name, content in study_files(result).items():
+            store.write_bytes(name, content)
+        return result
+
+    return _timed(study, "predict", work)
+
+
 def report(study: Study) -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
     store = study.store
     _need(study, "align")
     results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
-    for stage in STAGES:
+    for stage in ("embed", "align", "search", "finetune"):
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
     results["cost"] = store.read_json("cost.json")
@@ -210,6 +251,7 @@ STAGES = {
     "align": Stage("alignment", ("embed",), ()),
     "search": Stage("search", ("embed",), ("search",)),
     "finetune": Stage("finetune", ("search",), ("finetune",)),
+    "predict": Stage("prediction", ("embed",), ("finetune", "predict")),
 }
 
 

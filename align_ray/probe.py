@@ -51,7 +51,9 @@ def locate_probe(probe: Probe) -> Located:
     else:
         weights = sorted(f for pattern in WEIGHTS for f in folder.glob(pattern))
     if not weights:
-        raise ProbeError(f"probe '{probe.model}': {folder} holds no safetensors weights; convert the model (pickle is refused).")
+        raise ProbeError(
+            f"probe '{probe.model}': {folder} holds no safetensors weights; convert the model (pickle is refused)."
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **arguments)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for a bad folder
@@ -87,6 +89,25 @@ def load_model(located: Located, device: str = "cpu", dtype: str = "float32") ->
         located.path, dtype=getattr(torch, dtype), **safe, **located.arguments
     )
     return model.to(device).eval()
+
+
+def random_model(located: Located, overrides: dict[str, Any]) -> Any:
+    """A model of the located one's architecture with random float32 weights (torch's generator), for pre-training.
+
+    `overrides`: fields of its transformers configuration, for example {"n_layer": 2, "n_embd": 128}. Raises ProbeError for
+    a field that the configuration does not have, or values that make no model.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(located.path, **located.arguments)
+    for field, value in overrides.items():
+        if not hasattr(config, field):
+            raise ProbeError(f"field 'finetune.scratch': {type(config).__name__} has no field '{field}'.")
+        setattr(config, field, value)
+    try:
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=located.arguments["trust_remote_code"])
+    except (ValueError, RuntimeError) as error:
+        raise ProbeError(f"field 'finetune.scratch': these values make no model ({str(error).splitlines()[0]}).") from None
 
 
 def _smollm2_file() -> Path:

@@ -1,9 +1,11 @@
-"""Distances between Fisher embeddings.
+"""Distances and similarities of Fisher embeddings.
 
 The paper's distance (Task2Vec's symmetric normalised cosine, arXiv 1902.03545): with u = a/(a+b) and v = b/(a+b) entry
 by entry, d = 1 - <u,v> / (|u||v|). It depends on the ratio of the entries alone, so that every row counts alike, however
 small its Fisher information. Two independent noisy draws of one embedding, relative variance v, are v/(1+v) apart.
 """
+
+from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -71,3 +73,54 @@ def similarity_gradient(h: np.ndarray, target: np.ndarray) -> tuple[float, np.nd
     by_u = v / np.sqrt(uu * vv) - value * u / uu
     by_v = u / np.sqrt(uu * vv) - value * v / vv
     return float(value), by_u * (total - h) / total**2 - by_v * target / total**2
+
+
+def scaled_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """1 - d of all pairs, the paper's: [n, D] and [m, D] give float64 [n, m] in [0, 1]; symmetric. A common factor of both
+    cancels, a factor of one alone does not."""
+    return 1 - distance_matrix(a, b)
+
+
+def hellinger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Hellinger affinity sum sqrt(p q) of the embeddings as distributions p, q over rows (each scaled to sum 1): all pairs,
+    [n, m] in [0, 1]; symmetric, free of scale; large rows count most."""
+    p, q = _distributions(a), _distributions(b)
+    return np.sqrt(p) @ np.sqrt(q).T
+
+
+def kl(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """exp(-KL(q, p)), q the target b and p the candidate a as distributions over rows, EPSILON of their mean added: all
+    pairs, [n, m] in (0, 1]; not symmetric, free of scale."""
+    p, q = (_distributions(x + EPSILON * np.mean(x, -1, keepdims=True)) for x in (a, b))
+    return np.exp(-((q * np.log(q)).sum(-1)[None, :] - np.log(p) @ q.T))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Plain cosine of all pairs, [n, m] in [0, 1]; symmetric, free of scale; a few large rows decide it."""
+    return _unit(np.asarray(a, np.float64)) @ _unit(np.asarray(b, np.float64)).T
+
+
+def log_centred_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of the logarithms, each centred on its own mean (the correlation of the logarithms), EPSILON of the mean added:
+    all pairs, [n, m] in [-1, 1]; symmetric, free of scale; every row counts alike."""
+    x, y = (np.log(e + EPSILON * e.mean(-1, keepdims=True)) for e in (np.asarray(a, np.float64), np.asarray(b, np.float64)))
+    return _unit(x - x.mean(-1, keepdims=True)) @ _unit(y - y.mean(-1, keepdims=True)).T
+
+
+SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "scaled-cosine": scaled_cosine,
+    "hellinger": hellinger,
+    "kl": kl,
+    "cosine": cosine,
+    "log-cosine": log_centred_cosine,
+}
+"""Of candidates [n, D] and targets [m, D]; higher is closer, 1 for equal embeddings."""
+
+
+def _distributions(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / x.sum(-1, keepdims=True)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -10,6 +10,10 @@ and Python's own test-suite source. The demo's candidate corpora (`align_ray/ins
 library module outside `test`, and no page from which `pydoc_data.topics` is made. ProofNet and miniF2F are kept out as
 well, so that they can serve as targets.
 
+`prepare --only c4-sample --only wikitext-2 ... --share 0.67 --tokenizer align_ray/embedded_probe` makes the text of a generic base
+for the predictive study (docs/study.md): those domains alone, a share of their documents; the rest, which the base never
+sees, goes to WORK/unused-NAME.jsonl.
+
 One process per core beats one process with many threads; the two malloc settings stop glibc from returning the large
 temporaries to the kernel at every step (+30 % tokens/s measured on 2 cores).
 """
@@ -33,7 +37,15 @@ END = "<|endoftext|>"
 DOMAIN_CAP_BYTES = 6_000_000
 HELD_OUT_CORPORA = {"proofnet-lean4", "minif2f-lean4"}  # targets of the examples, never trained on
 # pydoc_data.topics, a candidate of the demo, is made from these pages; licence texts are another candidate.
-EXCLUDED_DOCS = ("reference/", "library/stdtypes", "library/string.", "library/pdb", "library/functions", "license", "copyright")
+EXCLUDED_DOCS = (
+    "reference/",
+    "library/stdtypes",
+    "library/string.",
+    "library/pdb",
+    "library/functions",
+    "license",
+    "copyright",
+)
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -81,25 +93,29 @@ def collect(corpora: Path, python_docs: Path | None) -> dict[str, dict[str, list
 
 
 @app.command()
-def prepare(corpora: Path, work: Path, python_docs: Path | None = None) -> None:
-    """Collect the text, train the tokenizer, write token arrays to WORK."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
+def prepare(
+    corpora: Path,
+    work: Path,
+    python_docs: Path | None = None,
+    only: list[str] | None = None,
+    share: float = 1.0,
+    tokenizer: Path | None = None,
+) -> None:
+    """Collect the text, train the tokenizer (or take the one given), write token arrays to WORK."""
     work.mkdir(parents=True, exist_ok=True)
-    domains = collect(corpora, python_docs)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    bpe.train_from_iterator((t for d in domains.values() for t in d["train"]), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END, model_max_length=CONTEXT)
-    tokenizer.save_pretrained(work / "tokenizer")
+    domains = {n: d for n, d in collect(corpora, python_docs).items() if not only or n in only}
+    for name, splits in domains.items():
+        kept = int(share * len(splits["train"]))
+        unused = [json.dumps({"text": text}) + "\n" for text in splits["train"][kept:]]
+        if unused:
+            (work / f"unused-{name}.jsonl").write_text("".join(unused), encoding="utf-8")
+        splits["train"] = splits["train"][:kept]
+    encoder = PreTrainedTokenizerFast.from_pretrained(tokenizer) if tokenizer else train_tokenizer(domains)
+    encoder.save_pretrained(work / "tokenizer")
 
     documents, sizes = [], {}
     for name, splits in domains.items():
-        encoded = {s: tokenizer(texts, add_special_tokens=False)["input_ids"] for s, texts in splits.items()}
+        encoded = {s: encoder(texts, add_special_tokens=False)["input_ids"] for s, texts in splits.items()}
         documents += encoded["train"]
         heldout = [token for ids in encoded["heldout"] for token in [*ids, 0]]
         np.save(work / f"heldout-{name}.npy", np.array(heldout, dtype=np.uint16))
@@ -115,6 +131,20 @@ def prepare(corpora: Path, work: Path, python_docs: Path | None = None) -> None:
     np.save(work / "train.npy", stream)
     (work / "sizes.json").write_text(json.dumps(sizes, indent=1))
     print("training tokens", len(stream))
+
+
+def train_tokenizer(domains: dict[str, dict[str, list[str]]]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of VOCABULARY entries on the training text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    bpe.train_from_iterator((t for d in domains.values() for t in d["train"]), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=END, model_max_length=CONTEXT)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -216,11 +246,16 @@ def train(work: Path, tokens: float = 45e6, minutes: float = 1e9, batch: int = 8
         losses.append(loss.item())
         if rank == 0 and step % 50 == 0:
             rate = seen / (time.time() - start)
-            print(f"step {step} epoch {epoch} tokens {seen/1e6:.2f}M loss {np.mean(losses[-50:]):.4f} {rate:.0f} tok/s", flush=True)
+            print(
+                f"step {step} epoch {epoch} tokens {seen / 1e6:.2f}M loss {np.mean(losses[-50:]):.4f} {rate:.0f} tok/s",
+                flush=True,
+            )
         if rank == 0 and (step % 250 == 0):
             torch_state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
             save_file({k: v.contiguous() for k, v in torch_state.items()}, work / "model.safetensors")
-            (work / "recipe.json").write_text(json.dumps({"tokens": seen, "steps": step, "lr": lr, "batch": batch * world, "epochs": epoch}))
+            (work / "recipe.json").write_text(
+                json.dumps({"tokens": seen, "steps": step, "lr": lr, "batch": batch * world, "epochs": epoch})
+            )
             print("heldout bits per byte", evaluate(model, work, limit=20_000), flush=True)
     if rank == 0:
         state = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
@@ -273,9 +308,14 @@ def export(work: Path, out: Path) -> None:
         f"{recipe['steps']} steps of {recipe['batch']} sequences of {CONTEXT}.\n",
         "| domain | training bytes | training tokens | held-out bytes | held-out bits per byte |",
         "|---|---:|---:|---:|---:|",
-        *(f"| {n} | {s['train_bytes']:,} | {s['train_tokens']:,} | {s['heldout_bytes']:,} | {bits[n]:.3f} |" for n, s in sizes.items()),
+        *(
+            f"| {n} | {s['train_bytes']:,} | {s['train_tokens']:,} | {s['heldout_bytes']:,} | {bits[n]:.3f} |"
+            for n, s in sizes.items()
+        ),
     ]
     card = out / "MODEL_CARD.md"
+    if not card.exists():
+        card.write_text("# A base model trained by jobs/train_probe.py\n\n<!-- figures --><!-- /figures -->\n")
     before, _, rest = card.read_text().partition("<!-- figures -->")
     after = rest.partition("<!-- /figures -->")[2]
     table = "\n".join(lines)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from align_ray.intervals import one_sample_mean
-from align_ray.noise import corpus_noise, needed
+from align_ray.noise import corpus_noise, corrected_distances, needed
 from align_ray.similarity import distance_matrix
 from align_ray.store import Unit
 
@@ -51,3 +51,21 @@ def test_the_draws_that_are_said_to_reach_a_floor_reach_it():
 def test_the_head_has_no_label_noise_and_a_single_draw_leaves_it_unknown():
     assert noise_of(units(1, 0.2, 0.1), "head")["floor"]["value"] == 0
     assert noise_of(units(1, 0.2, 0.1))["floor"] is None
+
+
+@pytest.mark.parametrize(("draws", "label"), [(2, 0.3), (2, 1.0), (4, 1.0)])
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_corrected_distances_are_those_without_label_noise(draws, label, shift):
+    """`shift`: how far apart the two corpora are; 0: both sides have one mean, where the correction is nearly exact."""
+    rng = np.random.default_rng(1)
+    means = np.exp(rng.normal(0, 1, DIMENSION)) * np.exp(shift * rng.normal(size=(2, 1, 1, DIMENSION)))
+    clean = (means * rng.gamma(5, 0.2, (2, 6, 1, DIMENSION))).astype(np.float32)
+    noisy = clean * rng.gamma(1 / label, label, (2, 6, draws, DIMENSION)).astype(np.float32)
+    truth = distance_matrix(clean[0, :, 0], clean[1, :, 0]).mean()
+    raw = distance_matrix(noisy[0].mean(1), noisy[1].mean(1))
+    left_out = [distance_matrix(*(np.delete(side, r, axis=1).mean(1) for side in noisy)) for r in range(draws)]
+    corrected = corrected_distances(raw, left_out).mean()
+    assert raw.mean() > truth + 0.03
+    assert abs(corrected - truth) < 0.35 * (raw.mean() - truth)
+    if shift == 0:
+        assert abs(corrected - truth) < max(0.01, 0.1 * (raw.mean() - truth))

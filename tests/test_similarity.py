@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from align_ray.similarity import EPSILON, distance_matrix, scaled_cosine_distance, similarity_gradient
+from align_ray.similarity import (
+    EPSILON, SIMILARITIES, cosine, distance_matrix, hellinger, kl, log_centred_cosine, scaled_cosine, scaled_cosine_distance,
+    similarity_gradient,
+)  # fmt: skip
 
 
 def embeddings(seed, *shape):
@@ -68,3 +71,51 @@ def test_the_gradient_of_the_similarity_is_its_derivative():
     assert value == pytest.approx(1 - scaled_cosine_distance(h, t), abs=1e-12)
     numeric = [approx_fprime(h, lambda x: 1 - scaled_cosine_distance(x, t), e)[i] for i, e in enumerate(np.diag(1e-6 * h))]
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=20 * EPSILON * abs(gradient).max())
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(5)
+    return np.exp(rng.normal(0, 2, (4, 300))), np.exp(rng.normal(0, 2, (3, 300)))
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_every_similarity_is_one_for_equal_embeddings_and_lower_for_others(name, rows):
+    function = SIMILARITIES[name]
+    own, other = function(rows[0], rows[0]), function(*rows)
+    assert own.shape == (4, 4) and other.shape == (4, 3)
+    assert np.diag(own) == pytest.approx(np.ones(4), abs=1e-6)
+    assert other.max() < 0.9 and (own <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_all_pairs_at_once_are_the_pairs_one_by_one(name, rows):
+    a, b = rows
+    single = [[SIMILARITIES[name](a[i : i + 1], b[j : j + 1])[0, 0] for j in range(3)] for i in range(4)]
+    assert SIMILARITIES[name](a, b) == pytest.approx(np.array(single), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in SIMILARITIES if n != "kl"])
+def test_similarities_but_kl_are_symmetric(name, rows):
+    assert SIMILARITIES[name](*rows) == pytest.approx(SIMILARITIES[name](rows[1], rows[0]).T, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_the_unit_of_the_gradients_does_not_matter(name, rows):
+    """A common factor never does; of one side alone only where the similarity says so."""
+    a, b = rows
+    before = SIMILARITIES[name](a, b)
+    assert SIMILARITIES[name](1e-9 * a, 1e-9 * b) == pytest.approx(before, abs=1e-5)
+    alone = SIMILARITIES[name](7 * a, b)
+    assert (alone == pytest.approx(before, abs=1e-6)) == (name != "scaled-cosine")
+
+
+def test_known_values_of_the_similarities():
+    a, b = np.array([[1.0, 3.0]]), np.array([[3.0, 1.0]])
+    assert scaled_cosine(a, b)[0, 0] == pytest.approx(6 / 10, abs=1e-5)  # u = (1/4, 3/4), v = (3/4, 1/4)
+    assert hellinger(a, b)[0, 0] == pytest.approx(2 * np.sqrt(3) / 4)
+    assert kl(a, b)[0, 0] == pytest.approx(np.exp(-0.5 * np.log(3)), rel=1e-4)
+    assert cosine(a, b)[0, 0] == pytest.approx(6 / 10)
+    assert log_centred_cosine(a, b)[0, 0] == pytest.approx(-1)
+    empty = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    assert [f(*empty)[0, 0] for f in (scaled_cosine, hellinger, cosine)] == pytest.approx([0, 0, 0], abs=1e-5)

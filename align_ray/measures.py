@@ -1,0 +1,77 @@
+"""All measures of a predictive study side by side: scores of (candidate, target) pairs, higher for closer, with their cost.
+
+Every measure sees the same sequences: the candidate's batches and the target's, never the text on which losses are taken.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from align_ray import baselines
+from align_ray.alignment import batch_matrix
+from align_ray.similarity import SIMILARITIES
+from align_ray.store import Unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Scores float64 [K, M] and what they cost."""
+
+    name: str
+    family: str
+    """`alignment`, `gradient`, `baseline` (cheap, the ones to beat), `model` (needs the base) or `oracle` (needs training)."""
+    scores: np.ndarray
+    seconds: float
+    """Per corpus, on one core of this machine or one actor; comparison of stored features is not counted for alignment."""
+
+
+def alignment_measures(
+    embeddings: dict[str, list[Unit]], candidates: list[str], targets: list[str], suffix: str = ""
+) -> list[Measure]:
+    """Alignment by every similarity, block of rows, and form: means over pairs of batches, and of the pooled embeddings."""
+    seconds = float(np.median([sum(u.seconds for u in units) for units in embeddings.values()]))
+    found = set(next(iter(embeddings.values()))[0].blocks)
+    choices = {"trunk": ("trunk",), "head": ("head",), "trunk+head": ("trunk", "head")}
+    result = []
+    for block, names in choices.items():
+        if not set(names) <= found:
+            continue
+        rows = {corpus: batch_matrix(units, names) for corpus, units in embeddings.items()}
+        means = {corpus: r.mean(0, dtype=np.float64) for corpus, r in rows.items()}
+        for similarity, function in SIMILARITIES.items():
+            pairs = np.array([[function(rows[c], rows[t]).mean() for t in targets] for c in candidates])
+            pooled = function(np.stack([means[c] for c in candidates]), np.stack([means[t] for t in targets]))
+            for form, scores in (("pairwise", pairs), ("pooled", pooled)):
+                result.append(Measure(f"{block} {similarity} {form}{suffix}", "alignment", np.asarray(scores), seconds))
+    return result
+
+
+def baseline_measures(
+    candidates: dict[str, np.ndarray], targets: dict[str, np.ndarray], tokenizer: Any, loss: dict[str, float]
+) -> list[Measure]:
+    """The cheap baselines. `candidates`, `targets`: token ids [n, T] by name; `loss`: the base's on every candidate, nats
+    per token (a score that knows nothing of the target)."""
+    vocabulary = len(tokenizer)
+    texts = {n: tokenizer.batch_decode(np.maximum(r, 0)) for n, r in (candidates | targets).items()}
+
+    def table(
+        name: str, feature: Callable[[str], Any], score: Callable[[Any, Any], float], family: str = "baseline"
+    ) -> Measure:
+        start = time.perf_counter()
+        features = {n: feature(n) for n in texts}
+        scores = np.array([[score(features[c], features[t]) for t in targets] for c in candidates])
+        return Measure(name, family, scores, (time.perf_counter() - start) / len(texts))
+
+    rows = candidates | targets
+    first = np.array([[-loss[c]] * len(targets) for c in candidates])
+    return [
+        table("unigram cross-entropy", rows.get, lambda a, b: baselines.unigram_cross_entropy(a, b, vocabulary)),
+        table("unigram KL (candidate, target)", rows.get, lambda a, b: baselines.unigram_kl(a, b, vocabulary)),
+        table("n-gram Hellinger (DSIR)", lambda n: baselines.ngram_distribution(texts[n]), baselines.ngram_hellinger),
+        table("gzip (ZIP-FIT)", texts.get, baselines.gzip_alignment),
+        table("sentence embeddings", lambda n: baselines.sentence_embedding(texts[n]), baselines.sentence_cosine),
+        Measure("base loss on the candidate", "model", first, float("nan")),
+    ]
