@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from align_ray.comparison import batches_to_separate, contrasts, p_above, p_above_adjusted, p_best
+from align_ray.comparison import ranking
 from align_ray.intervals import Estimate, interval, one_sample_mean, two_sample_mean
 from align_ray.noise import corpus_noise, corrected_distances, relative_variance
 from align_ray.similarity import distance_matrix, scaled_cosine_distance
@@ -69,7 +69,7 @@ def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolut
     """Everything the report shows of alignment, as a JSON value. `absolute`: epsilon of the distance, default relative.
 
     `measure`: the main one; of it, `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal;
-    `ranking[target]`: candidates from most to least aligned (see `_ranking`); `diversity` by corpus, also `corrected` for
+    `ranking[target]`: candidates from most to least aligned (see `comparison.ranking`); `diversity` by corpus, also `corrected` for
     label noise; `ceiling[target]`: 1 - div(T), what a candidate of the target's very distribution reaches. `others`: the
     same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats per token; `skipped`:
     [batch, sequence] of those left out because their embedding is not finite.
@@ -115,36 +115,16 @@ def _align(embeddings: dict[str, list[Unit]], blocks: tuple[str, ...], targets: 
         else:
             matrix[a][b] = _json(two_sample_mean(1 - raw[a, b]))
     candidates = [n for n in names if n not in targets]
-    ranking = {}
+    rankings = {}
     for target in targets:
-        ranked = _ranking({c: 1 - raw[c, target] for c in candidates})
+        ranked = ranking({c: 1 - raw[c, target] for c in candidates})
         for row in ranked:
             name = row["candidate"]
             free = corrected(name, target)
             row["corrected"] = _json(None if free is None else two_sample_mean(1 - free))
             row["pooled"] = _json(pooled_alignment(rows[name], rows[target], absolute))
-        ranking[target] = ranked
-    return {"matrix": matrix, "ranking": ranking, "diversity": diversity, "ceiling": {t: matrix[t][t] for t in targets}}
-
-
-def _ranking(alignments: dict[str, np.ndarray]) -> list[dict]:
-    """Candidates from most to least aligned, from the alignments of their batches with the target's, [n, m] each.
-
-    `p_best`; against the next in the ranking: `p_above_next`, the same `adjusted` for all comparisons among the candidates,
-    and `separate`, the batches per corpus that would tell the two apart (None where the gap is 0; see `comparison.py`).
-    """
-    names = list(alignments)
-    c = contrasts(list(alignments.values()))
-    best, above, adjusted, needed = p_best(c), p_above(c), p_above_adjusted(c), batches_to_separate(c)
-    order = np.argsort(-c.values, kind="stable")
-    result = []
-    for i, j in zip(order, [*order[1:], None], strict=True):
-        row = {"candidate": names[i], **_json(two_sample_mean(alignments[names[i]])), "p_best": float(best[i])}
-        last = j is None
-        row |= {"p_above_next": None if last else float(above[i, j]), "adjusted": None if last else float(adjusted[i, j])}
-        row["separate"] = int(needed[i, j]) if not last and np.isfinite(needed[i, j]) else None
-        result.append(row)
-    return result
+        rankings[target] = ranked
+    return {"matrix": matrix, "ranking": rankings, "diversity": diversity, "ceiling": {t: matrix[t][t] for t in targets}}
 
 
 def complement(estimate: Estimate) -> Estimate:

@@ -14,8 +14,11 @@ import numpy as np
 
 from align_ray.errors import ProbeError
 
-SMOOTHING = 0.5
-"""Count added to every token (Jeffreys' prior), so that an unseen one has a probability."""
+PRIOR = 100
+"""Tokens of the background added to a corpus' counts, so that an unseen token has a probability. Anything from 10 to 1,000
+does as well."""
+BACK_OFF = 20
+"""Tokens of the unigram model added to the counts after every token."""
 BUCKETS = 10_000
 """Hash buckets of DSIR's n-grams (Xie et al. 2023)."""
 GZIP_TEXTS = 48
@@ -23,25 +26,52 @@ GZIP_TEXTS = 48
 WORDS = re.compile(r"\w+|[^\w\s]")
 
 
-def token_distribution(rows: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Smoothed unigram distribution of token ids (negative: padding), float64 [V]."""
-    counts = np.bincount(rows[rows >= 0], minlength=vocabulary) + SMOOTHING
-    return counts / counts.sum()
+def background_distribution(rows: list[np.ndarray], vocabulary: int) -> np.ndarray:
+    """What any text may hold: the mean unigram distribution of several corpora, half a count added to every token;
+    float64 [V], all above 0."""
+    counts = [np.bincount(r[r >= 0], minlength=vocabulary) + 0.5 for r in rows]
+    return np.mean([c / c.sum() for c in counts], axis=0)
 
 
-def unigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, vocabulary: int) -> float:
+def token_distribution(rows: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Unigram distribution of token ids (negative: padding) with a Dirichlet prior of PRIOR tokens of the background,
+    float64 [V]."""
+    counts = np.bincount(rows[rows >= 0], minlength=len(background))
+    return (counts + PRIOR * background) / (counts.sum() + PRIOR)
+
+
+def unigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
     """Minus the cross-entropy of the target's tokens under the candidate's unigram model, nats per token.
 
     It ranks candidates within a target as KL(target, candidate) does: they differ by the target's own entropy.
     """
-    q = np.bincount(target[target >= 0], minlength=vocabulary)
-    return float(q @ np.log(token_distribution(candidate, vocabulary)) / q.sum())
+    q = np.bincount(target[target >= 0], minlength=len(background))
+    return float(q @ np.log(token_distribution(candidate, background)) / q.sum())
 
 
-def unigram_kl(candidate: np.ndarray, target: np.ndarray, vocabulary: int) -> float:
+def unigram_kl(candidate: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
     """Minus KL(candidate, target) of the smoothed unigram distributions: the other direction than cross-entropy's."""
-    p, q = token_distribution(candidate, vocabulary), token_distribution(target, vocabulary)
+    p, q = token_distribution(candidate, background), token_distribution(target, background)
     return float(-(p * np.log(p / q)).sum())
+
+
+def bigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
+    """Minus the cross-entropy of the target's tokens under the candidate's bigram model, nats per token; int [n, T] each.
+
+    p(v | u) = (n(u, v) + BACK_OFF p(v)) / (n(u) + BACK_OFF), p(v) the candidate's unigram model (Dirichlet back-off).
+    """
+    vocabulary = len(background)
+    first, second = candidate[:, :-1], candidate[:, 1:]
+    real = (first >= 0) & (second >= 0)
+    pairs, counts = np.unique(first[real].astype(np.int64) * vocabulary + second[real], return_counts=True)
+    contexts = np.bincount(first[real], minlength=vocabulary)
+    first, second = target[:, :-1], target[:, 1:]
+    real = (first >= 0) & (second >= 0)
+    wanted = first[real].astype(np.int64) * vocabulary + second[real]
+    at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    seen = np.where(pairs[at] == wanted, counts[at], 0)
+    unigram = token_distribution(candidate, background)[second[real]]
+    return float(np.log((seen + BACK_OFF * unigram) / (contexts[first[real]] + BACK_OFF)).mean())
 
 
 def ngram_distribution(texts: list[str]) -> np.ndarray:

@@ -59,22 +59,39 @@ def show_ranking(study: Any) -> None:
 
     alignment = stored(study, "align")
     finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
-    for target, rows in alignment["ranking"].items():
-        table = _table(f"alignment with {target}")
+    for target, rows in alignment["predicted"]["ranking"].items():
+        by_name = {row["candidate"]: row for row in alignment["ranking"][target]}
+        table = _table(f"candidates for {target}, best first")
         table.add_column("candidate", no_wrap=True)
-        for column in ("align", "95% interval", "P(>next)", "loss", "change"):
+        extra = ("loss", "change") if finetuned else ("corrected", "P(best)", "batches")
+        for column in ("x-ent", "P(>next)", "align", "95% interval", *extra):
             table.add_column(column, justify="right", no_wrap=True)
         for row in rows:
+            p, aligned = "" if row["adjusted"] is None else f"{row['adjusted']:.3f}", by_name[row["candidate"]]
+            interval = f"{aligned['low']:.4f}-{aligned['high']:.4f}"
+            cells = (row["candidate"], f"{row['value']:.3f}", p, f"{aligned['value']:.4f}", interval)
             after = finetuned.get(row["candidate"], {}).get("targets", {}).get(target)
-            p = "" if row["p_above_next"] is None else f"{row['p_above_next']:.3f}"
-            table.add_row(row["candidate"], f"{row['value']:.4f}", f"{row['low']:.4f}-{row['high']:.4f}", p, *_loss(after))
+            table.add_row(*cells, *(_loss(after) if finetuned else _comparison(row, aligned)))
         for name in ("mixture", "uniform"):
             if name in finetuned:
-                table.add_row(f"[i]{name}[/i]", "", "", "", *_loss(finetuned[name]["targets"][target]))
+                table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(finetuned[name]["targets"][target]))
         out.print(table)
+        lines = [
+            f"x-ent: nats per token of {target} under the candidate's unigram model; it ranks, as it predicts",
+            "losses best (docs/study.md). P(>next): adjusted for all comparisons.",
+            f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment['ceiling'][target]['value']:.4f}",
+        ]
         if finetuned:
             before = next(iter(finetuned.values()))["targets"][target]["before"]
-            out.print(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning", highlight=False)
+            lines.append(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning")
+        else:
+            lines.append("corrected: align without label noise; batches: per corpus, to tell the row from the next")
+        out.print("\n".join(lines), highlight=False)
+
+
+def _comparison(row: dict, aligned: dict) -> tuple[str, str, str]:
+    corrected = "" if aligned["corrected"] is None else f"{aligned['corrected']['value']:.4f}"
+    return corrected, f"{row['p_best']:.3f}", "" if row["separate"] is None else f"{row['separate']:,}"
 
 
 def _loss(row: dict | None) -> tuple[str, str]:
@@ -238,10 +255,51 @@ def show_prediction(study: Any) -> None:
         for name in sorted(leading_measures(result, tokens), key=lambda n: -results[n]["spearman"]["value"]):
             q, gap = results[name]["spearman"], versus["difference"].get(name)
             low_high = f"{q['low']:.2f}-{q['high']:.2f}"
-            table.add_row(name, f"{q['value']:.2f}", low_high, f"{results[name]['regret']['value']:.3f}", f"{gap['value']:+.2f}" if gap else "")
+            table.add_row(
+                name,
+                f"{q['value']:.2f}",
+                low_high,
+                f"{results[name]['regret']['value']:.3f}",
+                f"{gap['value']:+.2f}" if gap else "",
+            )
         out.print(table)
         out.print(f"best cheap baseline: {versus['baseline']}", highlight=False)
     out.print(f"tables and plots: {study.store.uri}/study.md", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def robustness(
+    config: Path_,
+    probe: Annotated[list[str] | None, typer.Option(help="A further probe, as probe.model; repeatable.")] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="The published procedure as well (slow).")] = False,
+    set_: Set = None,
+) -> None:
+    """Rank agreement over seeds, batch sizes, sequence lengths, probes, estimators, rows and layers.
+
+    Example: [b]align-ray robustness study.yaml --probe smollm2[/b]
+    """
+
+    def work() -> None:
+        from align_ray.robustness import robustness as agreement
+        from align_ray.runtime import connect
+
+        opened = _study(config, set_)
+        connect(opened.config.cluster)
+        result = agreement(opened.config, probe or [], reference, opened.say)
+        opened.store.write_json("robustness.json", result)
+        table = _table("agreement of rankings (Kendall's W)")
+        table.add_column("axis", no_wrap=True)
+        table.add_column("variants")
+        for column in ("W, mean", "W, lowest", "lowest Spearman"):
+            table.add_column(column, justify="right")
+        for axis, found in result["axes"].items():
+            w = list(found["w"].values())
+            cells = (f"{sum(w) / len(w):.3f}", f"{min(w):.3f}", f"{found['least']:.3f}")
+            table.add_row(axis, ", ".join(found["variants"]), *cells)
+        out.print(table)
+        out.print("over targets; Spearman: of any variant with the first one", highlight=False)
+
+    _guard(work)
 
 
 def show_published() -> None:
@@ -272,7 +330,9 @@ def show_published() -> None:
     for column in ("model", "r, all", "r², all", "r, without own", "r², without own"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for run, q in found["gzip"].items():
-        table.add_row(run, *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2")))
+        table.add_row(
+            run, *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2"))
+        )
     out.print(table)
 
 
@@ -306,6 +366,9 @@ def job(stage: str) -> None:
     """Entry point of jobs/STAGE.py: `--config FILE [--set FIELD=VALUE ...]` runs `align-ray STAGE FILE ...`."""
 
     def command(config: Annotated[Path, typer.Option(help="The study's configuration (YAML).")], set_: Set = None) -> None:
-        _guard(lambda: _run(config, set_)) if stage == "run" else globals()[stage](config, set_)
+        if stage == "run":
+            _guard(lambda: _run(config, set_))
+        else:
+            globals()[stage](config, set_=set_)
 
     typer.run(command)

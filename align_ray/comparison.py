@@ -7,9 +7,12 @@ taken as jointly normal with the covariance of their Hajek projections, with the
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from align_ray.intervals import two_sample_mean
 
 DRAWS = 20_000
 """Simulated rankings behind a probability: standard error at most 0.004."""
@@ -97,6 +100,26 @@ def unsettled(c: Contrasts, looks: int, seed: int = 0) -> list[int]:
     needed = 1 - (1 - CONFIDENCE) / looks
     open_pairs = [(i, j) for i, j in zip(order[:-1], order[1:], strict=True) if sure[i, j] < needed]
     return sorted({int(k) for pair in open_pairs for k in pair})
+
+
+def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[dict[str, Any]]:
+    """Candidates from best to worst, as JSON values, from the matrices [n_k, m] of their batches with the target's.
+
+    Each row: `candidate`, the mean with its interval, `p_best`; against the next one `p_above_next` (that it is better), the
+    same `adjusted` for all comparisons among the candidates, and `separate`, the batches per corpus that would tell the two
+    apart (None where the gap is 0). `lowest_first`: low values are good.
+    """
+    names = list(values)
+    c = contrasts([-v if lowest_first else v for v in values.values()])
+    best, above, adjusted, needed = p_best(c), p_above(c), p_above_adjusted(c), batches_to_separate(c)
+    order = [int(i) for i in np.argsort(-c.values, kind="stable")]
+    result = []
+    for i, j in zip(order, [*order[1:], None], strict=True):
+        row = {"candidate": names[i], **dataclasses.asdict(two_sample_mean(values[names[i]])), "p_best": float(best[i])}
+        row |= {key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))}
+        row["separate"] = None if j is None or np.isinf(needed[i, j]) else int(needed[i, j])
+        result.append(row)
+    return result
 
 
 def looks_of(first: int, most: int) -> list[int]:

@@ -54,7 +54,7 @@ def baseline_measures(
 ) -> list[Measure]:
     """The cheap baselines. `candidates`, `targets`: token ids [n, T] by name; `loss`: the base's on every candidate, nats
     per token (a score that knows nothing of the target)."""
-    vocabulary = len(tokenizer)
+    background = baselines.background_distribution(list(candidates.values()), len(tokenizer))
     texts = {n: tokenizer.batch_decode(np.maximum(r, 0)) for n, r in (candidates | targets).items()}
 
     def table(
@@ -68,8 +68,9 @@ def baseline_measures(
     rows = candidates | targets
     first = np.array([[-loss[c]] * len(targets) for c in candidates])
     return [
-        table("unigram cross-entropy", rows.get, lambda a, b: baselines.unigram_cross_entropy(a, b, vocabulary)),
-        table("unigram KL (candidate, target)", rows.get, lambda a, b: baselines.unigram_kl(a, b, vocabulary)),
+        table("unigram cross-entropy", rows.get, lambda a, b: baselines.unigram_cross_entropy(a, b, background)),
+        table("unigram KL (candidate, target)", rows.get, lambda a, b: baselines.unigram_kl(a, b, background)),
+        table("bigram cross-entropy", rows.get, lambda a, b: baselines.bigram_cross_entropy(a, b, background)),
         table("n-gram Hellinger (DSIR)", lambda n: baselines.ngram_distribution(texts[n]), baselines.ngram_hellinger),
         table("gzip (ZIP-FIT)", texts.get, baselines.gzip_alignment),
         table("sentence embeddings", lambda n: baselines.sentence_embedding(texts[n]), baselines.sentence_cosine),

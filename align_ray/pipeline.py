@@ -11,12 +11,14 @@ from typing import Any
 from align_ray.alignment import align_corpora
 from align_ray.config import Config, digest
 from align_ray.corpora import check_corpus
-from align_ray.embedding import embed_missing, read_embeddings, sample_corpora
+from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
+from align_ray.embedding import embed_missing, read_embeddings, read_sample, sample_corpora
 from align_ray.errors import ConfigError, ProbeError, UserError
 from align_ray.finetuning import finetune_runs, planned_runs
 from align_ray.mixture import weight_caps
+from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
-from align_ray.probe import Located, locate_probe
+from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.html_report import render_report
 from align_ray.runtime import connect
 from align_ray.mixture_search import search_mixture
@@ -86,14 +88,19 @@ def embed(study: Study) -> dict[str, Any]:
 
 
 def align(study: Study) -> dict[str, Any]:
-    """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`)."""
+    """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the ranking by
+    the measure that predicts losses best (see `rank_by_cross_entropy`)."""
     config = study.config
 
     def work() -> dict[str, Any]:
         _need(study, "embed")
         published = config.embedding.estimator == "reference" and config.embedding.quirks.absolute_epsilon
         embeddings = read_embeddings(config, study.store)
-        result = align_corpora(embeddings, [t.name for t in config.targets], PUBLISHED_EPSILON if published else None)
+        names = [t.name for t in config.targets]
+        result = align_corpora(embeddings, names, PUBLISHED_EPSILON if published else None)
+        batches = {c.name: read_sample(study.store, c.name).batches[: len(embeddings[c.name])] for c in config.corpora}
+        by_entropy = rank_by_cross_entropy(batches, names, len(load_tokenizer(study.probe)))
+        result["predicted"] = {"measure": MEASURE, "ranking": by_entropy}
         for name, places in result["skipped"].items():
             if places:
                 which = ", ".join(f"{sequence} of batch {batch}" for batch, sequence in places[:5])
@@ -159,6 +166,10 @@ def predict(study: Study) -> dict[str, Any]:
             f"field 'predict.tokens' asks for {most} tokens, but 'finetune.tokens', the sample they are drawn from, is "
             f"{config.finetune.tokens}; raise it."
         )
+
+    names = {c.name for c in config.candidates}
+    if all(len(names - set(config.predict.related.get(t.name, []))) < FEWEST for t in config.targets):
+        raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
 
     def work() -> dict[str, Any]:
         _need(study, "embed")
@@ -226,8 +237,6 @@ def _finetune_model(config: Config, probe: Located) -> Located:
     if config.finetune.model is None or config.finetune.model == config.probe.model:
         return probe
     located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
-    from align_ray.probe import load_tokenizer
-
     if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
         raise ConfigError(
             f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "

@@ -13,6 +13,8 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 10_000
+FEWEST = 3
+"""Candidates that a target must have to be ranked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Quality:
 
 
 def quality(scores: np.ndarray, losses: np.ndarray, seed: int = 0) -> Quality:
-    """`scores`, `losses`: float64 [K, M]. Targets with fewer than three pairs do not count."""
-    targets = [t for t in range(losses.shape[1]) if np.isfinite(losses[:, t]).sum() >= 3]
+    """`scores`, `losses`: float64 [K, M]. Targets with fewer than FEWEST pairs do not count; one must be left."""
+    targets = [t for t in range(losses.shape[1]) if np.isfinite(losses[:, t]).sum() >= FEWEST]
     ranks = np.array([_within(stats.spearmanr, scores[:, t], losses[:, t]) for t in targets])
     linear = np.array([_within(stats.pearsonr, scores[:, t], losses[:, t]) for t in targets])
     regrets = np.array([_regret(scores[:, t], losses[:, t]) for t in targets])
@@ -80,7 +82,7 @@ def reliability(losses: np.ndarray) -> float:
         _safe(stats.spearmanr, losses[keep, t, s], np.delete(losses, s, axis=2)[keep, t].mean(-1))
         for t in range(losses.shape[1])
         for s in seeds
-        if (keep := np.isfinite(losses[:, t, 0])).sum() >= 3
+        if (keep := np.isfinite(losses[:, t, 0])).sum() >= FEWEST
     ]
     return float(np.mean(values))
 

@@ -15,7 +15,7 @@ from align_ray.config import Config
 from align_ray.embedding import embed_missing, read_embeddings, read_sample
 from align_ray.measures import Measure, alignment_measures, baseline_measures
 from align_ray.outcomes import Outcome, measure_outcomes
-from align_ray.prediction import difference, quality, reliability
+from align_ray.prediction import FEWEST, difference, quality, reliability
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.store import Store
 
@@ -90,8 +90,8 @@ def _judge(config: Config, outcome: Outcome, measures: list[Measure]) -> dict[st
     design = np.array([t in config.predict.design for t in targets])
     others = np.where(own, np.nan, losses)
     readings = {"all": losses, "others": others}
-    if design.any() and not design.all():
-        readings |= {"design": others[:, design], "heldout": others[:, ~design]}
+    readings |= {"design": others[:, design], "heldout": others[:, ~design]} if design.any() else {}
+    readings = {name: v for name, v in readings.items() if (np.isfinite(v).sum(0) >= FEWEST).any()}
     columns = {"design": design, "heldout": ~design}
     results: dict[str, dict[str, Any]] = {}
     versus: dict[str, dict[str, Any]] = {}

@@ -65,7 +65,7 @@ def test_a_configuration_that_is_not_there_or_not_yaml_is_named(tmp_path):
     assert result.exit_code == 2 and "bad.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "embed", "align", "noise", "search", "finetune", "report"])
+@pytest.mark.parametrize("command", ["run", "demo", "embed", "align", "noise", "search", "finetune", "report", "study", "robustness"])
 def test_help_shows_an_example(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0 and f"align-ray {command}" in result.stdout

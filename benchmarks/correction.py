@@ -1,0 +1,77 @@
+"""The bias of alignment as label draws and sequences shrink, before and after correction.
+
+    python benchmarks/correction.py [--probe embedded] [--corpora python-stdlib licences]
+
+Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws. Pooled form: B sequences a
+corpus in all, in batches of 2, one draw; the truth is that of all sequences. Means and standard errors over disjoint
+samples.
+"""
+
+from collections import Counter
+from itertools import islice
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from align_ray.alignment import pooled_alignment
+from align_ray.config import Probe, Sampling
+from align_ray.fisher import fisher_embeddings
+from align_ray.installed import INSTALLED
+from align_ray.noise import corrected_distances
+from align_ray.probe import load_model, load_tokenizer, locate_probe
+from align_ray.sampling import document_key, make_batches
+from align_ray.similarity import distance_matrix, scaled_cosine_distance
+
+BATCH, LENGTH, DRAWS = 8, 64, 32
+PAIRED, POOLED = 16, 512
+
+
+def sequences(name: str, located, count: int) -> np.ndarray:
+    """Token ids of an installed corpus, int [count, LENGTH]."""
+    texts = sorted((document_key(0, t), t) for t in islice(INSTALLED[name](), 3000))
+    sampling = Sampling(sequence_length=LENGTH, batch_size=count)
+    return make_batches(texts, load_tokenizer(located), sampling, 1, Counter()).ids[0]
+
+
+def main(probe: str = "embedded", corpora: Annotated[tuple[str, str], typer.Option()] = ("python-stdlib", "licences")) -> None:
+    torch.set_num_threads(1)
+    located = locate_probe(Probe(model=probe))
+    model = load_model(located)
+    ids = [sequences(name, located, POOLED) for name in corpora]
+    draws = [fisher_embeddings(model, rows[: PAIRED * BATCH], DRAWS, 0).trunk.numpy() for rows in ids]
+    draws = [d.reshape(DRAWS, PAIRED, BATCH, -1).mean(2) for d in draws]  # [R, batches, D]
+    truth = 1 - distance_matrix(*(d.mean(0) for d in draws)).mean()
+    print(f"{' and '.join(corpora)}, probe {probe}; pairwise alignment with {DRAWS} draws: {truth:.4f}\n")
+    print("| draws | bias | bias, corrected |\n|---|---|---|")
+    for r in (2, 4, 8):
+        raw, free = [], []
+        for start in range(0, DRAWS, r):
+            parts = [d[start : start + r] for d in draws]
+            distances = distance_matrix(*(p.mean(0) for p in parts))
+            left_out = [distance_matrix(*(np.delete(p, k, axis=0).mean(0) for p in parts)) for k in range(r)]
+            raw.append(1 - distances.mean() - truth)
+            free.append(1 - corrected_distances(distances, left_out).mean() - truth)
+        print(f"| {r} | {spread(raw)} | {spread(free)} |")
+    single = [fisher_embeddings(model, rows, 1, 1).trunk[0].numpy() for rows in ids]
+    batches = [s.reshape(POOLED // 2, 2, -1).mean(1) for s in single]
+    truth = pooled_alignment(*batches).value
+    print(f"\npooled alignment of {POOLED} sequences each, corrected: {truth:.4f}\n")
+    print("| sequences | bias | bias, corrected |\n|---|---|---|")
+    for n in (8, 32, 128):
+        raw, free = [], []
+        for start in range(0, POOLED // 2, n // 2):
+            parts = [b[start : start + n // 2] for b in batches]
+            raw.append(1 - float(scaled_cosine_distance(parts[0].mean(0), parts[1].mean(0))) - truth)
+            free.append(pooled_alignment(*parts).value - truth)
+        print(f"| {n} | {spread(raw)} | {spread(free)} |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and its standard error."""
+    return f"{np.mean(values):+.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
+
+
+if __name__ == "__main__":
+    typer.run(main)

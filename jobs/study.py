@@ -1,0 +1,9 @@
+"""Run the predictive study as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/study.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+"""
+
+from align_ray.cli import job
+
+if __name__ == "__main__":
+    job("study")
