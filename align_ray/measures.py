@@ -12,6 +12,7 @@ import numpy as np
 
 from align_ray import baselines
 from align_ray.alignment import batch_matrix
+from align_ray.gradients import BLOCKS, Sketches, predicted_change
 from align_ray.similarity import SIMILARITIES
 from align_ray.store import Unit
 
@@ -22,7 +23,8 @@ class Measure:
 
     name: str
     family: str
-    """`alignment`, `gradient`, `baseline` (cheap, the ones to beat), `model` (needs the base) or `oracle` (needs training)."""
+    """`alignment`, `gradient`, `combined`, `baseline` (cheap, the ones to beat), `model` (needs the base) or `oracle` (needs
+    training)."""
     scores: np.ndarray
     seconds: float
     """Per corpus, on one core of this machine or one actor; comparison of stored features is not counted for alignment."""
@@ -47,6 +49,42 @@ def alignment_measures(
             for form, scores in (("pairwise", pairs), ("pooled", pooled)):
                 result.append(Measure(f"{block} {similarity} {form}{suffix}", "alignment", np.asarray(scores), seconds))
     return result
+
+
+def gradient_measures(
+    sketches: dict[str, Sketches], seconds: dict[str, float], candidates: list[str], targets: list[str]
+) -> list[Measure]:
+    """The predicted change of loss (see `gradients.py`) to first and to second order, by block of parameters."""
+    cost = float(np.median(list(seconds.values())))
+    result = []
+    for label, blocks in {"all": BLOCKS, **{b: (b,) for b in BLOCKS}}.items():
+        terms = np.array([[predicted_change(sketches[c], sketches[t], blocks) for t in targets] for c in candidates])
+        gain, damage = (terms[..., i] / np.abs(terms[..., i]).mean() for i in (0, 1))
+        result.append(Measure(f"gradient {label} first order", "gradient", gain, cost))
+        result.append(Measure(f"gradient {label} second order", "gradient", gain - damage, cost))
+    return result
+
+
+def combined_measures(measures: list[Measure]) -> list[Measure]:
+    """Sums with equal weights of two measures, each standardised over the candidates of a target."""
+    by_name = {m.name: m for m in measures}
+    pairs = [
+        (cheap, other)
+        for cheap in ("unigram cross-entropy", "bigram cross-entropy")
+        for other in ("trunk scaled-cosine pairwise", "head hellinger pooled", "gradient all second order")
+    ]
+
+    def standard(scores: np.ndarray) -> np.ndarray:
+        return (scores - scores.mean(0)) / np.maximum(scores.std(0), 1e-300)
+
+    return [
+        Measure(
+            f"{a} + {b}", "combined", standard(by_name[a].scores) + standard(by_name[b].scores),
+            by_name[a].seconds + by_name[b].seconds,
+        )
+        for a, b in pairs
+        if a in by_name and b in by_name
+    ]  # fmt: skip
 
 
 def baseline_measures(

