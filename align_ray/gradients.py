@@ -24,7 +24,9 @@ from align_ray.config import Config, digest
 from align_ray.embedding import read_sample
 from align_ray.probe import Located, load_model
 from align_ray.runtime import capacity
+from align_ray.sampling import PADDING
 from align_ray.store import Store
+from align_ray.training import has_bfloat16
 
 SEQUENCES = 32
 """Of a corpus, spread evenly over its batches."""
@@ -55,18 +57,21 @@ def sketch(vector: Tensor, seed: int, size: int = SIZE) -> Tensor:
 
 
 def corpus_sketches(model: nn.Module, ids: np.ndarray, size: int = SIZE) -> Sketches:
-    """Sketches of a corpus from sequences int [n, T], n a multiple of MINI_BATCH and at least two of them; float32 model."""
+    """Sketches of a corpus from sequences int [n, T] (negative: right padding, not scored), n a multiple of MINI_BATCH and at
+    least twice it; `model` in float32."""
     parameters = dict(model.named_parameters())
     vocabulary = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     model.requires_grad_(True)
-    chunks = torch.as_tensor(ids, dtype=torch.long).split(MINI_BATCH)
+    device = next(model.parameters()).device
+    chunks = torch.as_tensor(ids, dtype=torch.long, device=device).split(MINI_BATCH)
     mean = {n: torch.zeros_like(p) for n, p in parameters.items()}
     square = {n: torch.zeros_like(p) for n, p in parameters.items()}
     for chunk in chunks:
         model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
-            logits = model(input_ids=chunk, use_cache=False).logits[:, :-1]
-        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), chunk[:, 1:].flatten()).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
+            logits = model(input_ids=chunk.clamp(min=0), use_cache=False).logits[:, :-1]
+        labels = chunk[:, 1:].flatten()
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=PADDING).backward()
         for name, p in parameters.items():
             mean[name] += p.grad / len(chunks)
             square[name].addcmul_(p.grad, p.grad, value=1 / len(chunks))
@@ -76,7 +81,7 @@ def corpus_sketches(model: nn.Module, ids: np.ndarray, size: int = SIZE) -> Sket
         update = mean[name] / square[name].sqrt().add_(1e-12)
         fisher = (square[name] - mean[name] ** 2) * (len(chunks) / (len(chunks) - 1) * ids.shape[1] * MINI_BATCH)
         for vector, values in zip(VECTORS, (mean[name], fisher, update, update**2), strict=True):
-            result[vector][block] += sketch(values.flatten(), seed, size)
+            result[vector][block] += sketch(values.flatten().cpu(), seed, size)
     return Sketches(**{v: {b: s.numpy() for b, s in blocks.items()} for v, blocks in result.items()})
 
 
@@ -100,7 +105,7 @@ def gradient_sketches(config: Config, store: Store, located: Located) -> tuple[d
         keys[corpus.name] = (digest([located.digest, SIZE, ids.tolist()]), ids)
     done = store.names("gradients")
     todo = [(key, ids) for key, ids in keys.values() if f"{key}.safetensors" not in done]
-    task = ray.remote(num_cpus=room.resources["num_cpus"])(_sketch_task)
+    task = ray.remote(**room.resources)(_sketch_task)
     ray.get([task.remote(located, store, key, ids) for key, ids in todo])
     found = {name: _read(store, key) for name, (key, _) in keys.items()}
     return {name: sketches for name, (sketches, _) in found.items()}, {name: seconds for name, (_, seconds) in found.items()}
@@ -113,7 +118,7 @@ def _sketch_task(located: Located, store: Store, key: str, ids: np.ndarray) -> N
 
     torch.set_num_threads(1)
     start = time.perf_counter()
-    sketches = corpus_sketches(load_model(located), ids)
+    sketches = corpus_sketches(load_model(located, "cuda" if torch.cuda.is_available() else "cpu"), ids)
     tensors = {f"{v}/{b}": values for v in VECTORS for b, values in getattr(sketches, v).items()}
     store.write_bytes(f"gradients/{key}.safetensors", save({**tensors, "seconds": np.array([time.perf_counter() - start])}))
 
