@@ -94,7 +94,10 @@ def baseline_measures(
     per token (a score that knows nothing of the target). Sentence embeddings are left out where their model is not installed
     (see `baselines.sentence_model`)."""
     background = baselines.background_distribution(list(candidates.values()), len(tokenizer))
-    texts = {n: tokenizer.batch_decode(np.maximum(r, 0)) for n, r in (candidates | targets).items()}
+    texts = {
+        n: tokenizer.batch_decode([row[row >= 0].tolist() for row in ids], skip_special_tokens=True)
+        for n, ids in (candidates | targets).items()
+    }
 
     def table(
         name: str, feature: Callable[[str], Any], score: Callable[[Any, Any], float], family: str = "baseline"
