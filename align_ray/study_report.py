@@ -16,10 +16,10 @@ COLOURS = {
     "oracle": "#4caf7d",
 }
 READINGS = {
-    "all": "every candidate",
-    "others": "without the target's own corpus",
-    "design": "without it, design targets",
-    "heldout": "without it, held-out targets",
+    "all": "all candidates",
+    "others": "own corpus left out",
+    "design": "design targets",
+    "heldout": "held-out targets",
 }
 
 
@@ -44,7 +44,7 @@ def versus_lines(result: dict[str, Any], tokens: str) -> list[str]:
     gap, own = against["difference"][best], setting["results"][reading][best]["spearman"]
     how = "chosen on the design targets" if reading == "heldout" else "chosen on these very targets"
     return [
-        f"The best of ours, {how}: **{best}**, rank correlation {own['value']:.2f} on {READINGS[reading]}; less the best cheap "
+        f"The best of ours, {how}: **{best}**, rank correlation {own['value']:.2f} ({READINGS[reading]}); less the best cheap "
         f"baseline there ({against['baseline']}): {gap['value']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}], p = {gap['p']:.2g}.",
         "",
     ]
@@ -72,13 +72,17 @@ def study_markdown(result: dict[str, Any]) -> str:
 
 
 def measure_table(result: dict[str, Any], tokens: str, names: list[str] | None = None) -> list[str]:
-    """Lines of a Markdown table of measures (default: all), by rank correlation without the own corpus, best first."""
+    """Lines of a Markdown table of measures (default: all), by rank correlation without the own corpus, best first.
+
+    The first columns are within-target rank correlations; design and held-out targets, Pearson, regret and the correlation
+    after row and column means are removed are without the own corpus as well; the pooled r² is over all pairs.
+    """
     setting = result["settings"][tokens]
     results, versus = setting["results"], setting["versus"]
     readings = [r for r in READINGS if r in results]
     last = "heldout" if "heldout" in results else "others"
     order = sorted(names or results["others"], key=lambda n: -results["others"][n]["spearman"]["value"])
-    head = [*(f"Spearman, {READINGS[r]}" for r in readings), "Pearson", "row and column means removed", "regret@1", "pooled r²"]
+    head = [*(READINGS[r] for r in readings), "Pearson", "means removed", "regret@1", "pooled r²"]
     against = f"less {versus[last]['baseline']} ({READINGS[last]})"
     lines = [f"| measure | {' | '.join(head)} | {against} | s per corpus |", "|---" * (len(head) + 3) + "|"]
     for name in order:
@@ -124,7 +128,9 @@ def measures_plot(result: dict[str, Any], tokens: str) -> Any:
         axes.plot(q["value"], i, "o", color=colour)
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0, color="#ccc", linewidth=1)
-    axes.set_xlabel("within-target Spearman with the loss, own corpus left out (mean over targets, 95% bootstrap interval)")
+    figure.supxlabel(
+        "rank correlation with the loss within a target, its own corpus left out (mean over targets, 95%)", fontsize=9
+    )
     axes.spines[["top", "right"]].set_visible(False)
     for family in dict.fromkeys(_family(result, n) for n in names):
         axes.plot([], [], "o", color=COLOURS[family], label=family)
