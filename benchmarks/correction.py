@@ -2,7 +2,7 @@
 
     python benchmarks/correction.py [--probe embedded] [--corpora python-stdlib licences]
 
-Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws. Pooled form: B sequences a
+Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws, corrected. Pooled form: B sequences a
 corpus in all, in batches of 2, one draw; the truth is that of all sequences. Means and standard errors over disjoint
 samples.
 """
@@ -24,7 +24,7 @@ from align_ray.probe import load_model, load_tokenizer, locate_probe
 from align_ray.sampling import document_key, make_batches
 from align_ray.similarity import distance_matrix, scaled_cosine_distance
 
-BATCH, LENGTH, DRAWS = 8, 64, 32
+BATCH, LENGTH = 8, 64
 PAIRED, POOLED = 16, 512
 
 
@@ -35,24 +35,26 @@ def sequences(name: str, located, count: int) -> np.ndarray:
     return make_batches(texts, load_tokenizer(located), sampling, 1, Counter()).ids[0]
 
 
-def main(probe: str = "embedded", corpora: Annotated[tuple[str, str], typer.Option()] = ("python-stdlib", "licences")) -> None:
+def main(
+    probe: str = "embedded",
+    corpora: Annotated[tuple[str, str], typer.Option()] = ("python-stdlib", "licences"),
+    draws_in_all: Annotated[int, typer.Option("--draws")] = 32,
+) -> None:
     torch.set_num_threads(1)
     located = locate_probe(Probe(model=probe))
     model = load_model(located)
     ids = [sequences(name, located, POOLED) for name in corpora]
-    draws = [fisher_embeddings(model, rows[: PAIRED * BATCH], DRAWS, 0).trunk.numpy() for rows in ids]
-    draws = [d.reshape(DRAWS, PAIRED, BATCH, -1).mean(2) for d in draws]  # [R, batches, D]
-    truth = 1 - distance_matrix(*(d.mean(0) for d in draws)).mean()
-    print(f"{' and '.join(corpora)}, probe {probe}; pairwise alignment with {DRAWS} draws: {truth:.4f}\n")
+    draws = [fisher_embeddings(model, rows[: PAIRED * BATCH], draws_in_all, 0).trunk.numpy() for rows in ids]
+    draws = [d.reshape(draws_in_all, PAIRED, BATCH, -1).mean(2) for d in draws]  # [R, batches, D]
+    truth = pairwise(draws)[1]
+    print(f"{' and '.join(corpora)}, probe {probe}; pairwise alignment of {draws_in_all} draws, corrected: {truth:.4f}\n")
     print("| draws | bias | bias, corrected |\n|---|---|---|")
-    for r in (2, 4, 8):
+    for r in [r for r in (2, 4, 8) if 2 * r <= draws_in_all]:
         raw, free = [], []
-        for start in range(0, DRAWS, r):
-            parts = [d[start : start + r] for d in draws]
-            distances = distance_matrix(*(p.mean(0) for p in parts))
-            left_out = [distance_matrix(*(np.delete(p, k, axis=0).mean(0) for p in parts)) for k in range(r)]
-            raw.append(1 - distances.mean() - truth)
-            free.append(1 - corrected_distances(distances, left_out).mean() - truth)
+        for start in range(0, draws_in_all - r + 1, r):
+            plain, corrected = pairwise([d[start : start + r] for d in draws])
+            raw.append(plain - truth)
+            free.append(corrected - truth)
         print(f"| {r} | {spread(raw)} | {spread(free)} |")
     single = [fisher_embeddings(model, rows, 1, 1).trunk[0].numpy() for rows in ids]
     batches = [s.reshape(POOLED // 2, 2, -1).mean(1) for s in single]
@@ -66,6 +68,13 @@ def main(probe: str = "embedded", corpora: Annotated[tuple[str, str], typer.Opti
             raw.append(1 - float(scaled_cosine_distance(parts[0].mean(0), parts[1].mean(0))) - truth)
             free.append(pooled_alignment(*parts).value - truth)
         print(f"| {n} | {spread(raw)} | {spread(free)} |")
+
+
+def pairwise(draws: list[np.ndarray]) -> tuple[float, float]:
+    """Pairwise alignment of draws [R, batches, D] of two corpora: plain, and freed of label noise."""
+    distances = distance_matrix(*(d.mean(0) for d in draws))
+    left_out = [distance_matrix(*(np.delete(d, k, axis=0).mean(0) for d in draws)) for k in range(len(draws[0]))]
+    return float(1 - distances.mean()), float(1 - corrected_distances(distances, left_out).mean())
 
 
 def spread(values: list[float]) -> str:

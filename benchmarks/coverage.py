@@ -1,12 +1,13 @@
 """Do 95% intervals cover? By simulation with a known truth, and by splitting real corpora.
 
-    python benchmarks/coverage.py [--probe embedded] [--repetitions 2000]
+    python benchmarks/coverage.py [--probe embedded] [--repetitions 2000] [--pieces 2048]
 
 Simulation: batch embeddings with random effects common to many rows and Gamma noise; the truth is that of 4,000 batches.
 Splitting: two corpora are embedded once in 2,048 small batches each, which then are the whole population; samples of n
 batches are drawn from it. Beside ours: the published interval, which takes all pairs of batches as independent.
 """
 
+from collections import Counter
 from itertools import islice
 from typing import Annotated
 
@@ -25,7 +26,7 @@ from align_ray.similarity import distance_matrix
 
 SIZES = (8, 32, 128)
 DIMENSION, FACTORS, POPULATION = 400, 5, 4000
-PIECES, SMALL = 2048, Sampling(sequence_length=32, batch_size=4)
+SMALL = Sampling(sequence_length=32, batch_size=4)
 
 
 def simulated(rng: np.random.Generator):
@@ -37,13 +38,11 @@ def simulated(rng: np.random.Generator):
     )
 
 
-def embedded(name: str, located) -> np.ndarray:
-    """PIECES batches of an installed corpus, trunk rows, float32 [PIECES, D]."""
+def embedded(name: str, located, pieces: int) -> np.ndarray:
+    """Small batches of an installed corpus, trunk rows, float32 [pieces, D]."""
     model, tokenizer = load_model(located), load_tokenizer(located)
     texts = sorted(((document_key(0, t), t) for t in islice(INSTALLED[name](), 3000)))
-    from collections import Counter
-
-    ids = make_batches(texts, tokenizer, SMALL, PIECES, Counter()).ids
+    ids = make_batches(texts, tokenizer, SMALL, pieces, Counter()).ids
     rows = fisher_embeddings(model, ids.reshape(-1, ids.shape[-1]), 1, 0).trunk[0].numpy()
     return rows.reshape(len(ids), SMALL.batch_size, -1).mean(1)
 
@@ -78,6 +77,7 @@ def count(draw, truth: dict[str, float], n: int, repetitions: int) -> dict[str, 
 def main(
     probe: str = "embedded",
     repetitions: int = 2000,
+    pieces: int = 2048,
     corpora: Annotated[tuple[str, str], typer.Option()] = ("python-stdlib", "licences"),
 ) -> None:
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def main(
     draw = simulated(rng)
     populations = {"simulation": [draw(0, POPULATION), draw(1, POPULATION)]}
     located = locate_probe(Probe(model=probe))
-    populations[" and ".join(corpora)] = [embedded(name, located) for name in corpora]
+    populations[" and ".join(corpora)] = [embedded(name, located, pieces) for name in corpora]
     print(
         "| population | batches | "
         + " | ".join(("pairwise", "pairs as independent", "diversity", "pooled"))

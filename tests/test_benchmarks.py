@@ -11,9 +11,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 RUNS = {
     "fisher.py": (["--sequences", "1", "--rounds", "1", "--only", "head only, float32"], "| head only, float32 |"),
     "noise.py": (["--rows", "8", "--only", "exact"], "| exact, bfloat16, R=2 | trunk |"),
-    "correction.py": (["--corpora", "docstrings", "licences"], "| 8 |"),
+    "correction.py": (["--corpora", "docstrings", "licences", "--draws", "4"], "| 128 |"),
     "sequential.py": (["--studies", "2"], "| all equal |"),
-    "coverage.py": (["--repetitions", "4", "--corpora", "docstrings", "licences"], "| simulation | 128 |"),
+    "coverage.py": (["--repetitions", "4", "--pieces", "160", "--corpora", "docstrings", "licences"], "| simulation | 128 |"),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }
 
