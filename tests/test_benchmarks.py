@@ -13,7 +13,7 @@ RUNS = {
     "noise.py": (["--rows", "8", "--only", "exact"], "| exact, bfloat16, R=2 | trunk |"),
     "correction.py": (["--corpora", "docstrings", "licences", "--draws", "4"], "| 128 |"),
     "sequential.py": (["--studies", "2"], "| all equal |"),
-    "coverage.py": (["--repetitions", "4", "--pieces", "160", "--corpora", "docstrings", "licences"], "| simulation | 128 |"),
+    "interval_coverage.py": (["--repetitions", "4", "--pieces", "160", "--corpora", "docstrings", "licences"], "| simulation | 128 |"),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }
 

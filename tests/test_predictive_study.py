@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from align_ray import baselines, pipeline
 from align_ray.cli import app
 from align_ray.config import load_config
-from align_ray.embedding import read_sample
+from align_ray.embedding import read_sample, unit_id
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.installed import INSTALLED
 from align_ray.outcomes import _draw
@@ -211,7 +211,9 @@ def test_sequential_embedding_stops_where_ranks_are_settled(small_config, tmp_pa
     limits = study.store.read_json("embedding.json")["limits"]
     assert limits == work["limits"] and set(limits.values()) <= {8, 16, 32}
     sizes = {n: len(read_sample(study.store, n).batches) for n in limits}
-    assert work["computed"] == sum(min(limits[n], sizes[n]) for n in limits) < sum(sizes.values())
+    batches = {n: read_sample(study.store, n).batches[: limits[n]] for n in limits}
+    assert work["computed"] == len({unit_id(b) for rows in batches.values() for b in rows})
+    assert sum(map(len, batches.values())) < sum(sizes.values())
     assert any("rank not settled" in line for line in lines)
     ranking = pipeline.align(study)["ranking"]["target"]
     assert ranking[0]["candidate"] == "python-stdlib"

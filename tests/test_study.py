@@ -114,7 +114,7 @@ def test_a_result_of_another_configuration_is_not_used(finished):
     partial = subprocess.run(other_search, capture_output=True, text=True, cwd=config.parent, timeout=120)
     assert partial.returncode == 0 and "'search' belongs to this configuration" in partial.stdout
     html = (out / "report.html").read_text()
-    assert "Candidates by alignment" in html and "<h2>Mixture weights</h2>" not in html
+    assert "Candidates for" in html and "<h2>Mixture weights</h2>" not in html
     subprocess.run([align_ray, "report", str(config)], cwd=config.parent, timeout=120, check=True)
     assert "<h2>Mixture weights</h2>" in (out / "report.html").read_text()
 

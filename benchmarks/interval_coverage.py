@@ -1,6 +1,6 @@
 """Do 95% intervals cover? By simulation with a known truth, and by splitting real corpora.
 
-    python benchmarks/coverage.py [--probe embedded] [--repetitions 2000] [--pieces 2048]
+    python benchmarks/interval_coverage.py [--probe embedded] [--repetitions 2000] [--pieces 2048]
 
 Simulation: batch embeddings with random effects common to many rows and Gamma noise; the truth is that of 4,000 batches.
 Splitting: two corpora are embedded once in 2,048 small batches each, which then are the whole population; samples of n
