@@ -44,6 +44,21 @@ def token_distribution(rows: np.ndarray, background: np.ndarray) -> np.ndarray:
     return (counts + PRIOR * background) / (counts.sum() + PRIOR)
 
 
+def discounted_distribution(counts: np.ndarray, background: np.ndarray, discount: float) -> np.ndarray:
+    """Unigram distribution with the probability of unseen tokens that Good and Turing's argument gives, float64 [V].
+
+    Every seen token's count is lowered by `discount` (see `ney_discount`) and the sum given to the background. A mixture's
+    cross-entropy needs this: with too little for unseen tokens, mixing in any corpus seems to help.
+    """
+    return (np.maximum(counts - discount, 0) + np.minimum(counts, discount).sum() * background) / counts.sum()
+
+
+def ney_discount(counts: np.ndarray) -> float:
+    """n1 / (n1 + 2 n2), n1 and n2 the number of tokens seen once and twice (Ney et al. 1994)."""
+    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+    return once / max(1, once + 2 * twice)
+
+
 def unigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
     """Minus the cross-entropy of the target's tokens under the candidate's unigram model, nats per token.
 
@@ -79,18 +94,40 @@ def bigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, background: 
 
 
 def ngram_distribution(texts: list[str]) -> np.ndarray:
-    """DSIR's features: words and pairs of words, hashed into BUCKETS, as a distribution; float64 [BUCKETS]."""
+    """`ngram_counts` as a distribution; float64 [BUCKETS]."""
+    counts = ngram_counts(texts)
+    return counts / max(1, counts.sum())
+
+
+def ngram_counts(texts: list[str]) -> np.ndarray:
+    """DSIR's features: words and pairs of words, hashed into BUCKETS; float64 [BUCKETS]."""
     counts = np.zeros(BUCKETS)
     for text in texts:
         words = WORDS.findall(text.lower())
         for gram in itertools.chain(words, map(" ".join, itertools.pairwise(words))):
             counts[zlib.crc32(gram.encode("utf-8", errors="replace")) % BUCKETS] += 1
-    return counts / max(1, counts.sum())
+    return counts
 
 
 def ngram_hellinger(candidate: np.ndarray, target: np.ndarray) -> float:
     """Hellinger affinity of two n-gram distributions [BUCKETS], in [0, 1]."""
     return float(np.sqrt(candidate * target).sum())
+
+
+def dsir_weights(candidates: dict[str, list[str]], targets: list[str], count: int, seed: int) -> np.ndarray:
+    """Shares of the candidates, float64 [K], among `count` texts that DSIR selects for the targets' texts.
+
+    Importance resampling (Xie et al. 2023): a text's weight is the ratio of its probability under the target's n-gram
+    distribution to that under all candidates'; Gumbel noise and top-k draw without replacement in proportion to the weights.
+    """
+    smooth = lambda p: (p + 1e-8) / (1 + 1e-8 * BUCKETS)  # noqa: E731
+    features = [(k, ngram_counts([t])) for k, texts in enumerate(candidates.values()) for t in texts]
+    raw = smooth(sum(c for _, c in features) / max(1, sum(c.sum() for _, c in features)))
+    ratio = np.log(smooth(ngram_distribution(targets)) / raw)
+    scores = np.array([c @ ratio for _, c in features]) + np.random.default_rng(seed).gumbel(size=len(features))
+    chosen = np.argsort(-scores)[:count]
+    shares = np.bincount([features[i][0] for i in chosen], minlength=len(candidates))
+    return shares / shares.sum()
 
 
 def gzip_alignment(candidate: list[str], target: list[str]) -> float:

@@ -7,17 +7,25 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from align_ray.errors import UserError
+from align_ray.terminal import (
+    out,
+    plain_table,
+    show_mixture,
+    show_noise,
+    show_prediction,
+    show_published,
+    show_ranking,
+    show_validation,
+)
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__
 )
-out, err = Console(), Console(stderr=True)
+err = Console(stderr=True)
 
 Path_ = Annotated[Path, typer.Argument(help="The study's configuration (YAML).", metavar="CONFIG")]
 Set = Annotated[
@@ -46,72 +54,6 @@ def _guard(work: Callable[[], None]) -> None:
     except UserError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-
-
-def _table(title: str) -> Table:
-    """A table narrow enough for 80 columns."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-
-
-def show_ranking(study: Any) -> None:
-    """Print the ranked table of every target from what is stored."""
-    from align_ray.pipeline import stored
-
-    alignment = stored(study, "align")
-    finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
-    for target, rows in alignment["predicted"]["ranking"].items():
-        by_name = {row["candidate"]: row for row in alignment["ranking"][target]}
-        table = _table(f"candidates for {target}, best first")
-        table.add_column("candidate", no_wrap=True)
-        extra = ("loss", "change") if finetuned else ("corrected", "P(best)", "batches")
-        for column in ("x-ent", "P(>next)", "align", "95% interval", *extra):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in rows:
-            p, aligned = "" if row["adjusted"] is None else f"{row['adjusted']:.3f}", by_name[row["candidate"]]
-            interval = f"{aligned['low']:.4f}-{aligned['high']:.4f}"
-            cells = (row["candidate"], f"{row['value']:.3f}", p, f"{aligned['value']:.4f}", interval)
-            after = finetuned.get(row["candidate"], {}).get("targets", {}).get(target)
-            table.add_row(*cells, *(_loss(after) if finetuned else _comparison(row, aligned)))
-        for name in ("mixture", "uniform"):
-            if name in finetuned:
-                table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(finetuned[name]["targets"][target]))
-        out.print(table)
-        lines = [
-            f"x-ent: nats per token of {target} under the candidate's unigram model; it ranks, as it predicts",
-            "losses best (docs/study.md). P(>next): adjusted for all comparisons.",
-            f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment['ceiling'][target]['value']:.4f}",
-        ]
-        if finetuned:
-            before = next(iter(finetuned.values()))["targets"][target]["before"]
-            lines.append(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning")
-        else:
-            lines.append("corrected: align without label noise; batches: per corpus, to tell the row from the next")
-        out.print("\n".join(lines), highlight=False)
-
-
-def _comparison(row: dict, aligned: dict) -> tuple[str, str, str]:
-    corrected = "" if aligned["corrected"] is None else f"{aligned['corrected']['value']:.4f}"
-    return corrected, f"{row['p_best']:.3f}", "" if row["separate"] is None else f"{row['separate']:,}"
-
-
-def _loss(row: dict | None) -> tuple[str, str]:
-    if row is None:
-        return "", ""
-    error = f" ±{1.96 * row['change_error']:.3f}" if row["change_error"] else ""
-    return f"{row['after']:.4f}", f"{row['change']:+.3f}{error}"
-
-
-def show_mixture(study: Any) -> None:
-    """Print the chosen mixture from what is stored."""
-    search = study.store.read_json("search.json")
-    best = search["mixtures"][search["chosen"]]
-    shares = ", ".join(f"{n} {100 * w:.1f}%" for n, w in best["weights"].items() if w >= 0.005)
-    a, u = best["alignment"], search["mixtures"]["uniform"]["alignment"]
-    out.print(f"mixture ({search['chosen']}): {shares}", highlight=False)
-    out.print(
-        f"pooled alignment {a['value']:.4f} [{a['low']:.4f}, {a['high']:.4f}], uniform {u['value']:.4f} [{u['low']:.4f}, {u['high']:.4f}]",
-        highlight=False, markup=False,
-    )  # fmt: skip
 
 
 def _run(config: Path | None, overrides: list[str] | None) -> None:
@@ -174,32 +116,6 @@ def align(config: Path_, set_: Set = None) -> None:
     _stage("align", config, set_, show_ranking)
 
 
-def show_noise(study: Any, floor: float) -> None:
-    """Print every corpus' noise floor from what is stored, and what would bring it to `floor`."""
-    from align_ray.noise import needed
-    from align_ray.pipeline import stored
-
-    alignment = stored(study, "align")
-    table = _table(f"label noise ({alignment['measure']} rows)")
-    table.add_column("corpus", no_wrap=True)
-    for column in ("floor of d", "95% interval", "share of div", f"draws for {floor:g}", f"sequences for {floor:g}"):
-        table.add_column(column, justify="right")
-    for name, noise in alignment["noise"].items():
-        if not noise["floor"]:
-            table.add_row(name, "unknown: set embedding.draws to 2 or more", "", "", "", "")
-            continue
-        want = needed(noise, floor)
-        f = noise["floor"]
-        counts = (f"{noise['share']:.0%}", str(want["draws"]), str(want["sequences"]))
-        table.add_row(name, f"{f['value']:.4f}", f"{f['low']:.4f}-{f['high']:.4f}", *counts)
-    out.print(table)
-    first = next(iter(alignment["noise"].values()))
-    out.print(
-        f"floor: the same batch of {first['sequences']} sequences under new labels, {first['draws']} draws averaged",
-        highlight=False,
-    )
-
-
 @app.command()
 def noise(
     config: Path_,
@@ -240,31 +156,204 @@ def report(config: Path_, set_: Set = None) -> None:
     _stage("report", config, set_)
 
 
-def show_prediction(study: Any) -> None:
-    """Print how well the leading measures predict the losses, from what is stored."""
-    from align_ray.pipeline import stored
-    from align_ray.study_report import leading_measures
+@app.command()
+def validate(
+    config: Path_,
+    mixture: Annotated[
+        list[str] | None, typer.Option(help="A further mixture of the search, for example 'by kl'; repeatable.")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Train on the proposed mixture and on uniform, proportional, UniMax, best single, MixMin, DSIR and a bad one.
 
-    result = stored(study, "predict")
-    for tokens, setting in result["settings"].items():
-        results, versus = setting["results"]["others"], setting["versus"]["others"]
-        table = _table(f"{tokens} tokens: rank correlation with the loss within a target, its own corpus left out")
-        table.add_column("measure", max_width=44)
-        for column in ("Spearman", "95% interval", "regret@1", "less best cheap"):
+    Example: [b]align-ray validate study.yaml --set finetune.seeds=5[/b]
+    """
+    from align_ray import pipeline
+
+    def work() -> None:
+        opened = _study(config, set_)
+        pipeline.validate(opened, tuple(mixture or ()))
+        show_validation(opened)
+
+    _guard(work)
+
+
+Recipe = Annotated[Path, typer.Argument(help="recipe.json of a study.", metavar="RECIPE")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="The trainer's tokenizer, as probe.model; refused where it is not the recipe's.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Use the recipe with another tokenizer.")]
+
+
+@app.command()
+def export(
+    recipe: Recipe,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="One of: huggingface, trl, llama-factory, ms-swift, axolotl, megatron, olmo, levanter, nanotron, regmix, doremi, ray.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(help="Folder with the trainer's copies of the corpora by name (trl, axolotl: the materialised shards)."),
+    ] = "",
+    file: Annotated[Path | None, typer.Option("--out", help="Default: the format's usual name, beside the recipe.")] = None,
+    tokenizer: Tokenizer = None,
+    force: Force = False,
+) -> None:
+    """Write the mixture in a trainer's own format.
+
+    Example: [b]align-ray export runs/demo/recipe.json --format megatron --data /data/bin[/b]
+    """
+
+    def work() -> None:
+        from align_ray.errors import ConfigError
+        from align_ray.export import EXPORTERS
+        from align_ray.recipe import check_tokenizer, read_recipe
+
+        if format_ not in EXPORTERS:
+            raise ConfigError(f"--format {format_}: choose one of {', '.join(EXPORTERS)}.")
+        found, exporter = read_recipe(recipe), EXPORTERS[format_]
+        if tokenizer:
+            check_tokenizer(found, tokenizer, force)
+        path = file or recipe.with_name(exporter.file)
+        path.write_text(exporter.write(found, data), encoding="utf-8")
+        out.print(f"{path} (weights count {exporter.unit})", highlight=False, soft_wrap=True)
+
+    _guard(work)
+
+
+@app.command()
+def materialise(
+    config: Path_,
+    folder: Annotated[str, typer.Option("--out", help="Folder or pyarrow URI for the shards.")],
+    tokens: Annotated[int | None, typer.Option(min=1, help="Token budget; default: search.token_budget.")] = None,
+    tokenizer: Tokenizer = None,
+    force: Force = False,
+    set_: Set = None,
+) -> None:
+    """Write Parquet shards of exactly the mixture, with a manifest.
+
+    Example: [b]align-ray materialise study.yaml --out data/mixture --tokens 100000000[/b]
+    """
+
+    def work() -> None:
+        from align_ray import pipeline
+        from align_ray.config import Probe
+        from align_ray.materialise import materialise as write_shards
+        from align_ray.probe import locate_probe
+        from align_ray.recipe import check_tokenizer
+        from align_ray.runtime import connect
+        from align_ray.store import Store
+
+        opened = _study(config, set_)
+        recipe = pipeline.recipe(opened)
+        if tokenizer:
+            check_tokenizer(recipe, tokenizer, force)
+        located = locate_probe(Probe(model=tokenizer)) if tokenizer else opened.probe
+        connect(opened.config.cluster)
+        budget = tokens or recipe["token_budget"]
+        store = Store(folder)
+        store.check_writable()
+        manifest = write_shards(opened.config.candidates, recipe["weights"], budget, located, opened.config.seed, store)
+        table = plain_table(f"{store.uri}: {manifest['total_tokens']:,} tokens in {len(manifest['files'])} shards")
+        table.add_column("corpus", no_wrap=True)
+        for column in ("tokens", "share", "wanted", "epochs"):
             table.add_column(column, justify="right", no_wrap=True)
-        for name in sorted(leading_measures(result, tokens), key=lambda n: -results[n]["spearman"]["value"]):
-            q, gap = results[name]["spearman"], versus["difference"].get(name)
-            low_high = f"{q['low']:.2f}-{q['high']:.2f}"
-            table.add_row(
-                name,
-                f"{q['value']:.2f}",
-                low_high,
-                f"{results[name]['regret']['value']:.3f}",
-                f"{gap['value']:+.2f}" if gap else "",
-            )
+        for name, count in manifest["tokens"].items():
+            share, epochs = count / manifest["total_tokens"], count / manifest["unique_tokens"][name]
+            table.add_row(name, f"{count:,}", f"{share:.2%}", f"{recipe['weights'][name]:.2%}", f"{epochs:.2f}")
         out.print(table)
-        out.print(f"best cheap baseline: {versus['baseline']}", highlight=False)
-    out.print(f"tables and plots: {study.store.uri}/study.md", highlight=False, soft_wrap=True)
+
+    _guard(work)
+
+
+Mixtures = Annotated[Path, typer.Option(help="CSV: first column the run, one column of weights a domain.")]
+Metrics = Annotated[Path, typer.Option(help="CSV: first column the run, one column a metric (lower is better).")]
+Metric = Annotated[list[str] | None, typer.Option("--metric", help="Use this metric; repeatable. Default: all.")]
+
+
+@app.command()
+def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None) -> None:
+    """Cross-validate surrogates of the loss on runs you have (the tables RegMix and Olmix publish).
+
+    Example: [b]align-ray fit --mixtures ratios.csv --metrics metrics.csv[/b]
+    """
+
+    def work() -> None:
+        from align_ray.surrogates import SURROGATES, cross_validated, default_surrogate
+
+        runs = _runs(mixtures, metrics, metric)
+        table = plain_table(f"{len(runs.ids)} runs, {len(runs.domains)} domains: rank correlation on runs left out")
+        table.add_column("metric", overflow="fold")
+        for kind in SURROGATES:
+            table.add_column(kind, justify="right", no_wrap=True)
+        for name, values in runs.metrics.items():
+            table.add_row(name, *(f"{cross_validated(runs.weights, values, kind):.3f}" for kind in SURROGATES))
+        out.print(table)
+        if runs.renormalised:
+            out.print(f"{runs.renormalised} runs had weights that did not sum to 1 within 0.1%; renormalised", highlight=False)
+        out.print(f"default for so many runs: {default_surrogate(len(runs.ids))}", highlight=False)
+
+    _guard(work)
+
+
+@app.command()
+def propose(
+    mixtures: Mixtures,
+    metrics: Metrics,
+    metric: Metric = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help="log-linear, ridge or lightgbm; default: by the number of runs.")
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="A study whose candidates and constraints are used, and whose embeddings join the weights as content coordinates; it must hold the runs' domains."
+        ),
+    ] = None,
+    prior_strength: Annotated[
+        float, typer.Option(min=0, help="Of KL to uniform, in the unit of the metric (without --study).")
+    ] = 0.0,
+    set_: Set = None,
+) -> None:
+    """Propose a mixture from runs you have.
+
+    Example: [b]align-ray propose --mixtures ratios.csv --metrics metrics.csv --metric loss/web[/b]
+    """
+
+    def work() -> None:
+        from align_ray.own_runs import propose_from_runs
+
+        runs = _runs(mixtures, metrics, metric)
+        opened = _study(study, set_) if study else None
+        limits, proposal = propose_from_runs(runs, surrogate, opened, prior_strength)
+        table = plain_table(f"mixture proposed by {proposal.surrogate} from {len(runs.ids)} runs")
+        table.add_column("corpus", overflow="fold")
+        table.add_column("weight", justify="right", no_wrap=True)
+        for name, w in sorted(zip(limits.names, proposal.weights, strict=True), key=lambda item: -item[1]):
+            table.add_row(name, f"{w:.2%}")
+        out.print(table)
+        for name, value in proposal.predicted.items():
+            quality = proposal.quality[proposal.surrogate][name]
+            out.print(f"{name}: predicted {value:.4f} (rank correlation on runs left out {quality:.3f})", highlight=False)
+
+    _guard(work)
+
+
+def _runs(mixtures: Path, metrics: Path, metric: list[str] | None) -> Any:
+    import dataclasses
+
+    from align_ray.errors import ConfigError
+    from align_ray.surrogates import read_runs
+
+    runs = read_runs(mixtures, metrics)
+    for name in metric or []:
+        if name not in runs.metrics:
+            raise ConfigError(f"--metric {name}: {metrics} has {', '.join(runs.metrics)}.")
+    return dataclasses.replace(runs, metrics={m: runs.metrics[m] for m in metric}) if metric else runs
 
 
 @app.command()
@@ -287,7 +376,7 @@ def robustness(
         connect(opened.config.cluster)
         result = agreement(opened.config, probe or [], reference, opened.say)
         opened.store.write_json("robustness.json", result)
-        table = _table("agreement of rankings (Kendall's W)")
+        table = plain_table("agreement of rankings (Kendall's W)")
         table.add_column("axis", no_wrap=True)
         table.add_column("variants")
         for column in ("W, mean", "W, lowest", "lowest Spearman"):
@@ -300,40 +389,6 @@ def robustness(
         out.print("over targets; Spearman: of any variant with the first one", highlight=False)
 
     _guard(work)
-
-
-def show_published() -> None:
-    """Print the re-analysis of the paper's published points."""
-    from align_ray.published import reanalyse
-
-    found = reanalyse()
-    points = found["pretraining"]
-    table = _table("pre-training, 3 training sets x 8 evaluation sets (arXiv 2501.08496)")
-    table.add_column("statistic", no_wrap=True)
-    for column in ("points", "r", "r²", "p"):
-        table.add_column(column, justify="right")
-    rows = {
-        "pooled (the paper's)": points["pooled"],
-        "without the in-domain evaluation sets": points["without_in_domain"],
-        "within evaluation sets": points["within"],
-    }
-    for name, q in rows.items():
-        table.add_row(name, str(q["points"]), f"{q['r']:+.3f}", f"{q['r2']:.3f}", f"{q['p']:.2g}")
-    out.print(table)
-    picks = points["picks"]
-    out.print(
-        f"Spearman, pooled: {points['pooled']['spearman']:+.3f}; the most aligned training set has the lowest loss on "
-        f"{sum(picks.values())} of {len(picks)} evaluation sets",
-        highlight=False,
-    )
-    table = _table("gzip alignment with ProofNet against loss after fine-tuning, 7 data sets")
-    for column in ("model", "r, all", "r², all", "r, without own", "r², without own"):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    for run, q in found["gzip"].items():
-        table.add_row(
-            run, *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2"))
-        )
-    out.print(table)
 
 
 @app.command()

@@ -118,15 +118,60 @@ class Embedding(Model):
     """`reference` only."""
 
 
-class Search(Model):
-    """The search for mixture weights."""
+class Bounds(Model):
+    """Smallest and largest weight of a corpus; one number in their place pins it."""
 
+    min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pinned(cls, value: Any) -> Any:
+        return {"min": value, "max": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; swap them")
+        return self
+
+
+class Search(Model):
+    """The search for mixture weights. Weights are shares of training tokens."""
+
+    objective: Literal["cross-entropy", "scaled-cosine", "hellinger", "kl", "linear", "mixmin", "loss"] = "cross-entropy"
+    """What is maximised, pooled over the mixture. `cross-entropy`: of the target under the mixture of unigram models (least is
+    best); `scaled-cosine` (the paper's), `hellinger`, `kl`: similarity of the mixture's Fisher embedding with the target's;
+    `linear`: the corpora's mean alignment, a baseline that always chooses one corpus; `mixmin`: likelihood of held-out text
+    under the mixture of the candidates' fine-tuned models (trains on every candidate); `loss`: of a proxy trained on each
+    mixture tried (needs `method` tune or swarm)."""
+    method: Literal["closed_form", "tune", "swarm"] = "tune"
+    """`closed_form`: seconds, no training; `tune`: that, then Ray Tune with Optuna from there; `swarm`: proxies trained on
+    designed mixtures, and a surrogate fitted to their losses."""
     token_budget: PositiveInt = 10_000_000
     """Training tokens the mixture is meant for."""
-    max_epochs: PositiveFloat = 4.0
-    """Repetition cap: no corpus is seen more often than this within the budget."""
+    max_epochs: Annotated[float, Field(gt=0, le=16)] = 4.0
+    """Repetition cap: no corpus is seen more often than this within the budget. Above 4, repetition costs quality."""
+    weights: dict[Name, Bounds] = {}
+    """By corpus: `{min: 0.1, max: 0.5}`, or one number to pin the weight."""
+    max_corpora: PositiveInt | None = None
+    """At most so many corpora get a weight."""
+    prior: Literal["proportional", "uniform"] | dict[Name, Annotated[float, Field(ge=0)]] = "uniform"
+    """The mixture to stay near: proportional to the corpora's tokens, uniform, or weights by corpus."""
+    prior_strength: Annotated[float, Field(ge=0)] = 0.05
+    """Of the penalty prior_strength * KL(weights, prior), in the unit of the objective."""
+    targets: Literal["sum", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "sum"
+    """Several targets: their mean, their sum with weights by target, or the worst of them. The Pareto front of each pair is
+    reported in any case."""
     trials: PositiveInt = 32
-    """Ray Tune trials."""
+    """Ray Tune trials at most (it stops by itself when settled), or proxies of the swarm. A trial of a cheap objective
+    evaluates 256 mixtures around the suggested one."""
+    sampler: Literal["tpe", "gp"] = "tpe"
+    """Optuna's."""
+    proxy_tokens: PositiveInt = 22_000
+    """Training tokens of a proxy of `loss` or the swarm; at most `finetune.tokens`."""
+    bootstrap: Annotated[int, Field(ge=20)] = 100
+    """Resamples of the batches, for the intervals of weights and values."""
 
 
 class Finetune(Model):
@@ -145,8 +190,14 @@ class Finetune(Model):
     scratch: dict[str, Any] | None = None
     """Pre-train instead: random weights in the model's architecture, with these fields of its transformers configuration
     changed, for example {n_layer: 2, n_embd: 128}; {} changes nothing."""
+    lora_rank: PositiveInt | None = None
+    """Train low-rank adapters of all linear layers instead of all weights (LoRA, by the library `peft`)."""
+    seeds: PositiveInt = 3
+    """Trainings of each mixture in `align-ray validate`; they differ in the sequences drawn and their order."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
+    gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Where GPUs are used; a fraction lets several runs share one."""
 
 
 class Predict(Model):
@@ -229,6 +280,26 @@ class Config(Model):
             raise ValueError(
                 "embedding.head_tuning is for the exact estimator; set embedding.quirks.head_epochs for the reference"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture(self) -> Self:
+        search, candidates, targets = self.search, {c.name for c in self.candidates}, {t.name for t in self.targets}
+        named = (
+            ("weights", search.weights, candidates),
+            ("prior", search.prior, candidates),
+            ("targets", search.targets, targets),
+        )
+        for field, given, known in named:
+            for name in given if isinstance(given, dict) else ():
+                if name not in known:
+                    raise ValueError(f"search.{field} names '{name}', which is not one of {', '.join(sorted(known))}")
+            if field != "weights" and isinstance(given, dict) and not sum(given.values()) > 0:
+                raise ValueError(f"search.{field} has no positive weight; give at least one")
+        if search.objective == "loss" and search.method == "closed_form":
+            raise ValueError("search.objective 'loss' needs trainings; set search.method to tune or swarm")
+        if search.method == "swarm" and search.objective not in ("loss", "cross-entropy"):
+            raise ValueError("search.method 'swarm' fits measured losses; set search.objective to loss")
         return self
 
     @model_validator(mode="after")

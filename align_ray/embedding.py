@@ -208,7 +208,16 @@ def _tune_shared_head(
 
 
 def embed_missing(config: Config, store: Store, located: Located, limits: dict[str, int] | None = None) -> dict[str, Any]:
-    """Compute the units that the store does not hold, of the first `limits[name]` batches of every corpus (default: all).
+    """Compute the units that the store does not hold, of the first `limits[name]` batches of every corpus (default: all);
+    returns what `embed_batches` does."""
+    limits = limits or {}
+    return embed_batches(
+        config, store, located, [b for c in config.corpora for b in read_sample(store, c.name).batches[: limits.get(c.name)]]
+    )
+
+
+def embed_batches(config: Config, store: Store, located: Located, batches: list[np.ndarray]) -> dict[str, Any]:
+    """Compute the units of batches (int32 [B, T] each) that the store does not hold.
 
     Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
     """
@@ -219,8 +228,7 @@ def embed_missing(config: Config, store: Store, located: Located, limits: dict[s
     dtype = probe_dtype(config.embedding, room.use_gpu)
     head = head_name(config, store, located, dtype)
     key = embedding_key(config, located, dtype, head)
-    limits = limits or {}
-    planned = {unit_id(b): b for c in config.corpora for b in read_sample(store, c.name).batches[: limits.get(c.name)]}
+    planned = {unit_id(b): b for b in batches}
     done = {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
     todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
     result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.embedding import read_sample
-from align_ray.mixture import split_tokens
 from align_ray.probe import Located
+from align_ray.proxies import heldout_sequences, mixture_jobs, test_half
 from align_ray.store import Store
-from align_ray.training import Job, Losses, train_jobs
+from align_ray.training import Losses, train_jobs
 
 OVERLAP_TOKENS = 13
 
@@ -28,23 +27,10 @@ class Run:
 
 
 def planned_runs(config: Config, search: dict[str, Any]) -> list[Run]:
-    """Every candidate alone, then `uniform` (within the caps) and `mixture` (the one the search chose)."""
+    """Every candidate alone, then `uniform` and `mixture` (the one the search chose)."""
     alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
     chosen = {"uniform": "uniform", "mixture": search["chosen"]}
     return [*alone, *(Run(name, search["mixtures"][key]["weights"]) for name, key in chosen.items())]
-
-
-def training_rows(config: Config, store: Store, run: Run) -> np.ndarray:
-    """The training sequences of a run, int32 [n, T]: the first of each corpus' sample, in proportion to the weights.
-
-    A corpus with fewer sequences than asked for is repeated.
-    """
-    total = -(-config.finetune.tokens // config.sampling.sequence_length)
-    parts = []
-    for (name, _), count in zip(run.weights.items(), split_tokens(np.array(list(run.weights.values())), total), strict=True):
-        rows = read_sample(store, name).training
-        parts.append(rows[np.arange(count) % max(1, len(rows))])
-    return np.concatenate(parts)
 
 
 def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
@@ -59,20 +45,21 @@ def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def finetune_runs(config: Config, store: Store, located: Located, runs: list[Run]) -> dict[str, Any]:
+def finetune_runs(
+    config: Config, store: Store, located: Located, tokens: dict[str, int], runs: list[Run]
+) -> dict[str, Any]:
     """Fine-tune on every run whose result is not in the store; returns a JSON value.
 
-    `runs[name]`: weights, training sequences, and by target `before` and `after` (nats per token on held-out text),
-    `change` with its standard error over held-out sequences, and `overlap`.
+    `runs[name]`: weights, training sequences, and by target `before` and `after` (nats per token on the second half of the
+    held-out text), `change` with its standard error over held-out sequences, and `overlap`.
     """
-    heldout = {t.name: read_sample(store, t.name).heldout for t in config.targets}
-    rows = [training_rows(config, store, run) for run in runs]
-    jobs = [Job(r, config.finetune.learning_rate, config.seed) for r in rows]
+    heldout = heldout_sequences(config, store)
+    jobs = mixture_jobs(config, store, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))
     report = {}
     for run, job, trained in zip(runs, jobs, train_jobs(config, store, located, heldout, jobs), strict=True):
-        targets = {t: {**change(trained.losses[t]), "overlap": overlap(job.rows, heldout[t])} for t in heldout}
+        targets = {t: {**change(Losses(*map(test_half, vars(trained.losses[t]).values()))), "overlap": overlap(job.rows, heldout[t])} for t in heldout}
         report[run.name] = {"weights": run.weights, "sequences": len(job.rows), "targets": targets}
-    return {"tokens": len(rows[-1]) * config.sampling.sequence_length, "runs": report}
+    return {"tokens": len(jobs[-1].rows) * config.sampling.sequence_length, "runs": report}
 
 
 def change(losses: Losses) -> dict[str, float | None]:

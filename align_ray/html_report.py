@@ -80,10 +80,15 @@ def _matrix(alignment: dict[str, Any]) -> go.Figure:
 
 def _weights(search: dict[str, Any]) -> go.Figure:
     figure = go.Figure()
-    labels = {"closed_form": "closed form", "search": "Ray Tune", "uniform": "uniform"}
-    for key, label in labels.items():
+    rows = search["weights"]
+    for key, label in {"recommended": "recommended", "closed_form": "optimum", "unconstrained": "without constraints"}.items():
         weights = search["mixtures"][key]["weights"]
-        figure.add_bar(name=label, x=list(weights), y=list(weights.values()))
+        error = {
+            "type": "data",
+            "array": [rows[n]["high"] - w for n, w in weights.items()],
+            "arrayminus": [w - rows[n]["low"] for n, w in weights.items()],
+        }
+        figure.add_bar(name=label, x=list(weights), y=list(weights.values()), error_y=error if key == "closed_form" else None)
     caps = search["caps"]
     figure.add_scatter(name="cap", x=list(caps), y=list(caps.values()), mode="markers", marker={"symbol": "line-ew-open", "size": 22, "color": "#c33"})
     return figure.update_layout(**LAYOUT, height=340, barmode="group", yaxis={"title": "weight (share of tokens)"}, xaxis={"automargin": True}, legend={"orientation": "h", "y": 1.1})

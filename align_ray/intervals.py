@@ -25,11 +25,23 @@ def interval(value: float, variance: float, freedom: float) -> Estimate:
 
 def two_sample_mean(values: np.ndarray) -> Estimate:
     """Mean of a matrix [n, m] whose rows and columns are the independent units (Hajek projection, Satterthwaite)."""
+    return interval(values.mean(), *_two_sample_variance(values))
+
+
+def p_mean_negative(values: np.ndarray) -> float:
+    """Probability that the true mean of such a matrix lies below 0 (t distribution)."""
+    variance, freedom = _two_sample_variance(values)
+    if not variance > 0:
+        return float(values.mean() < 0)
+    return float(stats.t.cdf(-values.mean() / np.sqrt(variance), max(1.0, freedom)))
+
+
+def _two_sample_variance(values: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean and its degrees of freedom."""
     n, m = values.shape
     parts = [values.mean(1).var(ddof=1) / n, values.mean(0).var(ddof=1) / m]
     total = sum(parts)
-    freedom = total**2 / max(parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1), 1e-300)
-    return interval(values.mean(), total, freedom)
+    return total, total**2 / max(parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1), 1e-300)
 
 
 def one_sample_mean(values: np.ndarray) -> Estimate:

@@ -1,109 +1,226 @@
-"""Mixture weights: the simplex with caps, the pooled objective and its closed-form optimum.
+"""The best mixture under constraints, in closed form: no model, no training, seconds.
 
-Fisher embeddings are additive: the embedding of a mixture is f(w) = sum_k w_k f_k, w in tokens (method A.2). The
-objective A(w) = mean over targets of 1 - d(f(w), f_T) is smooth and needs no pass over any model. Weights are capped by
-w_k <= max_epochs * tokens_k / token_budget (method A.5), so that no corpus is repeated more often than wanted.
+Maximised is F(w) = sum_m c_m A_m(w) - strength * KL(w, prior), or the worst target's A_m in place of the sum. Beside the
+optimum: how far it can be from the true one, what each constraint costs, and the middle of all mixtures that are as good
+within one standard error.
 """
 
 import dataclasses
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 
-from align_ray.errors import ConfigError
-from align_ray.similarity import similarity_gradient
+from align_ray.constraints import Constraints, nearest
+from align_ray.objectives import Objective
 
-
-def weight_caps(tokens: dict[str, int], token_budget: int, max_epochs: float) -> np.ndarray:
-    """Largest weight of each corpus, [K] in (0, 1]. Raises ConfigError where all corpora together cannot fill the budget."""
-    caps = np.minimum(1.0, max_epochs * np.array(list(tokens.values()), dtype=np.float64) / token_budget)
-    if caps.sum() < 1:
-        most = int(max_epochs * sum(tokens.values()))
-        raise ConfigError(
-            f"field 'search.token_budget' is {token_budget}, but the candidates hold {most} tokens at "
-            f"max_epochs={max_epochs:g}; lower the budget, raise 'search.max_epochs' or add corpora."
-        )
-    return caps
+CHAINS = 32
+"""Walkers of the near-optimal set."""
+PRESENT = 1e-4
+"""A corpus with less weight counts as left out."""
 
 
-def to_simplex(u: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """Weights from a point u of the open unit cube, [K] -> [K]: every point gives a feasible mixture.
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """The objectives of M targets; `weights` [M] sum to 1, or None for the worst target."""
 
-    -log u, normalised, of a uniform u is uniform on the simplex (Dirichlet(1)); what exceeds a cap is given to the
-    others in proportion to their weights.
-    """
-    raw = -np.log(np.clip(u, 1e-9, 1 - 1e-9))
-    return cap_weights(raw / raw.sum(), caps)
+    objectives: list[Objective]
+    weights: np.ndarray | None
 
-
-def from_simplex(w: np.ndarray) -> np.ndarray:
-    """A point u with to_simplex(u) = w (feasible w)."""
-    return np.exp(-np.clip(w, 1e-6, None))
-
-
-def cap_weights(w: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """The weights min(cap, s * w) with s such that they sum to 1."""
-    w = np.maximum(np.asarray(w, dtype=np.float64), 1e-12)
-    capped = np.zeros(len(w), dtype=bool)
-    while True:
-        result = np.where(capped, caps, 0.0)
-        free = w * ~capped
-        if free.sum() > 0:
-            result = result + free / free.sum() * (1 - caps[capped].sum())
-        over = (result > caps * (1 + 1e-12)) & ~capped
-        if not over.any():
-            return result
-        capped |= over
-
-
-def mixture_alignment(w: np.ndarray, pooled: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """A(w) and its gradient [K] for pooled corpus embeddings [K, D] and target embeddings [M, D]."""
-    h = w @ pooled
-    parts = [similarity_gradient(h, t) for t in targets]
-    return float(np.mean([value for value, _ in parts])), pooled @ np.mean([g for _, g in parts], axis=0)
+    def values(self, w: np.ndarray) -> np.ndarray:
+        """Of many mixtures, [n, K] to [n], without the prior's penalty."""
+        by_target = np.stack([o.values(w) for o in self.objectives])
+        return by_target.min(0) if self.weights is None else self.weights @ by_target
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """`weights` [K]; `value` A(w); `kkt`: largest gain per unit of weight still to be had by a feasible shift."""
+    """A solution and what is known of it."""
 
     weights: np.ndarray
+    """[K]."""
     value: float
-    kkt: float
+    """The goal's, without the prior's penalty."""
+    penalised: float
+    """With it: what is maximised."""
+    gap: float
+    """KKT residual: no feasible mixture is better by more to first order; for a concave objective, none is at all."""
+    shadow: np.ndarray
+    """[K] gain of F per unit of a corpus' upper bound, at least 0; 0 where it does not bind."""
+    price: np.ndarray
+    """[K] loss of F per unit of a lower bound, at least 0."""
 
 
-def closed_form(pooled: np.ndarray, targets: np.ndarray, caps: np.ndarray, starts: int = 4) -> Optimum:
-    """Maximise A(w) over the capped simplex by SLSQP with the exact gradient, from the centre, the best corpora and more."""
-    k = len(pooled)
-    uniform = cap_weights(np.ones(k), caps)
-    singles = [cap_weights(np.eye(k)[i] + 1e-3, caps) for i in range(k)]
-    singles.sort(key=lambda w: -mixture_alignment(w, pooled, targets)[0])
-    best = uniform
-    for start in [uniform, *singles[: starts - 1]]:
+def solve(goal: Goal, limits: Constraints, start: np.ndarray | None = None) -> Optimum:
+    """Maximise F over the constraints by sequential least squares with exact gradients.
+
+    Starts: the prior, uniform, and the best corpus (as far as feasible); or `start` alone. `max_corpora` is met by leaving
+    out the corpora with least weight, half of what is too many at a time.
+    """
+    k = len(limits.names)
+    starts = [start] if start is not None else [nearest(limits.prior, limits), nearest(np.ones(k), limits)]
+    if start is None:
+        best = int(np.argmax(goal.values(np.eye(k))))
+        starts.append(nearest(np.eye(k)[best] + 0.01, limits))
+    unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
+    found = max((_ascend(goal, limits, w) for w in unique), key=lambda w: _penalised(goal, limits, w)[0])
+    present = found > PRESENT
+    if limits.most is not None and present.sum() > limits.most:
+        drop = max(1, (present.sum() - limits.most) // 2)
+        order = [i for i in np.argsort(np.where(limits.lower > 0, np.inf, found)) if present[i]]
+        for i in order:  # a corpus without which the rest cannot fill the budget stays
+            upper = np.where(present, limits.upper, 0.0)
+            upper[i] = 0.0
+            if drop and upper.sum() >= 1:
+                present[i], drop = False, drop - 1
+        upper = np.where(present, limits.upper, 0.0)
+        reduced = dataclasses.replace(limits, upper=upper)
+        return solve(goal, reduced, nearest(np.where(present, found, 0), reduced))
+    return _describe(goal, limits, found)
+
+
+def _ascend(goal: Goal, limits: Constraints, start: np.ndarray) -> np.ndarray:
+    k = len(start)
+    bounds = list(zip(limits.lower, limits.upper, strict=True))
+    simplex = {"type": "eq", "fun": lambda x: x[:k].sum() - 1, "jac": lambda x: np.r_[np.ones(k), np.zeros(len(x) - k)]}
+    if goal.weights is not None:
+
+        def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = _penalised(goal, limits, x)
+            return -value, -gradient
+
         found = minimize(
-            lambda w: tuple(-part for part in mixture_alignment(w, pooled, targets)),
-            start,
-            jac=True,
-            method="SLSQP",
-            bounds=[(0.0, cap) for cap in caps],
-            constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(k)},
-            options={"maxiter": 500, "ftol": 1e-12},
+            loss, start, jac=True, method="SLSQP", bounds=bounds, constraints=[simplex], options={"maxiter": 500, "ftol": 1e-13}
         )
-        w = np.clip(found.x, 0, caps)
-        w = cap_weights(w / w.sum(), caps) * (w > 1e-9)
-        w = w / w.sum()
-        if mixture_alignment(w, pooled, targets)[0] > mixture_alignment(best, pooled, targets)[0]:
-            best = w
-    value, gradient = mixture_alignment(best, pooled, targets)
-    can_grow, can_shrink = best < caps - 1e-9, best > 1e-9
-    kkt = max(0.0, gradient[can_grow].max(initial=-np.inf) - gradient[can_shrink].min())
-    return Optimum(best, value, float(kkt) if np.isfinite(kkt) else 0.0)
+        return _tidy(found.x, limits)
+
+    def floor(x: np.ndarray) -> np.ndarray:  # every target's value is at least x[k]
+        return np.array([o.gradient(x[:k])[0] for o in goal.objectives]) - x[k]
+
+    def floor_gradient(x: np.ndarray) -> np.ndarray:
+        return np.stack([np.r_[o.gradient(x[:k])[1], -1.0] for o in goal.objectives])
+
+    def loss_of_worst(x: np.ndarray) -> tuple[float, np.ndarray]:
+        cost, gradient = _penalty(limits, x[:k])
+        return cost - x[k], np.r_[gradient, -1.0]
+
+    found = minimize(
+        loss_of_worst,
+        np.r_[start, goal.values(start[None])[0]],
+        jac=True,
+        method="SLSQP",
+        bounds=[*bounds, (None, None)],
+        constraints=[simplex, {"type": "ineq", "fun": floor, "jac": floor_gradient}],
+        options={"maxiter": 500, "ftol": 1e-13},
+    )
+    return _tidy(found.x[:k], limits)
 
 
-def split_tokens(weights: np.ndarray, rows: int) -> np.ndarray:
-    """Whole sequences per corpus that sum to `rows`, by the largest remainder."""
-    exact = weights * rows
-    counts = np.floor(exact).astype(int)
-    for i in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
-        counts[i] += 1
-    return counts
+def _tidy(w: np.ndarray, limits: Constraints) -> np.ndarray:
+    """Exactly feasible; rounding's traces of a corpus go."""
+    w = np.clip(w, limits.lower, limits.upper)
+    w = nearest(np.where(w < 1e-8, 0.0, w), limits)
+    return np.where(w < 1e-8, limits.lower, w)
+
+
+def _penalty(limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
+    if not limits.strength:
+        return 0.0, np.zeros(len(w))
+    ratio = np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
+    return float(limits.strength * (w @ ratio)), limits.strength * (ratio + 1)
+
+
+def _penalised(goal: Goal, limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
+    """F and its gradient; of the worst target where that is the goal."""
+    parts = [o.gradient(w) for o in goal.objectives]
+    share = goal.weights if goal.weights is not None else np.eye(len(parts))[int(np.argmin([v for v, _ in parts]))]
+    cost, by_cost = _penalty(limits, w)
+    value = share @ np.array([v for v, _ in parts])
+    return float(value - cost), share @ np.stack([g for _, g in parts]) - by_cost
+
+
+def _describe(goal: Goal, limits: Constraints, w: np.ndarray) -> Optimum:
+    """Certificate and prices from the linear programme of the objectives' tangents at w: max t with t <= A_m + g_m (v - w)."""
+    parts = [o.gradient(w) for o in goal.objectives]
+    cost, by_cost = _penalty(limits, w)
+    if goal.weights is not None:
+        parts = [(float(goal.weights @ [v for v, _ in parts]), goal.weights @ np.stack([g for _, g in parts]))]
+    k, value = len(w), min(v for v, _ in parts)
+    planes = np.stack([np.r_[-(g - by_cost), 1.0] for _, g in parts])
+    heights = np.array([v - (g - by_cost) @ w for v, g in parts])
+    found = linprog(
+        np.r_[np.zeros(k), -1.0],
+        A_ub=planes,
+        b_ub=heights,
+        A_eq=np.r_[np.ones(k), 0.0][None],
+        b_eq=[1.0],
+        bounds=[*zip(limits.lower, limits.upper, strict=True), (None, None)],
+    )
+    gap = max(0.0, float(-found.fun - value))
+    binds, held = w > limits.upper - 1e-6, w < limits.lower + 1e-6
+    shadow = np.where(binds, -found.upper.marginals[:k], 0.0)
+    return Optimum(
+        w, value, value - cost, gap, np.maximum(shadow, 0), np.maximum(np.where(held, found.lower.marginals[:k], 0), 0)
+    )
+
+
+def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slack: float, seed: int) -> np.ndarray:
+    """The mean of all feasible mixtures of the optimum's corpora with F >= F* - slack, [K]: as good within the error, and
+    steadier than the argmax.
+
+    By hit-and-run: CHAINS walkers start at the optimum; a step takes a random direction within the simplex and a uniform point
+    of the line's part that lies in the set, found by shrinking. Mixtures are evaluated together.
+    """
+    w, k = optimum.weights, len(optimum.weights)
+    free = np.flatnonzero((limits.upper > limits.lower) & ((w > PRESENT) if limits.most is not None else np.ones(k, bool)))
+    if len(free) < 2 or slack <= 0:
+        return w
+    rng = np.random.default_rng(seed)
+    least = optimum.penalised - slack
+    lower, upper = limits.lower[free], limits.upper[free]
+    at = np.tile(w, (CHAINS, 1))
+    steps = 60 + 8 * len(free)
+    total, count = np.zeros(k), 0
+    for step in range(steps):
+        direction = rng.normal(size=(CHAINS, len(free)))
+        direction -= direction.mean(1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            to_lower, to_upper = (lower - at[:, free]) / direction, (upper - at[:, free]) / direction
+        high = np.nanmin(np.maximum(to_lower, to_upper), axis=1).clip(0)
+        low = np.nanmax(np.minimum(to_lower, to_upper), axis=1).clip(None, 0)
+        waiting = np.ones(CHAINS, bool)
+        for _ in range(30):
+            share = low + (high - low) * rng.random(CHAINS)
+            trial = at.copy()
+            trial[:, free] = np.clip(at[:, free] + share[:, None] * direction, lower, upper)
+            index = np.flatnonzero(waiting)
+            inside = goal.values(trial[index]) - _penalties(limits, trial[index]) >= least
+            at[index[inside]] = trial[index[inside]]
+            waiting[index[inside]] = False
+            if not waiting.any():
+                break
+            low, high = np.where(share < 0, share, low), np.where(share >= 0, share, high)
+        if step >= steps // 3:
+            total, count = total + at.sum(0), count + CHAINS
+    return nearest(total / count, dataclasses.replace(limits, upper=np.where(total > 0, limits.upper, 0.0)))
+
+
+def _penalties(limits: Constraints, w: np.ndarray) -> np.ndarray:
+    ratio = np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
+    return limits.strength * (w * ratio).sum(1)
+
+
+def pareto_front(objectives: list[Objective], limits: Constraints, points: int = 11) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Best mixtures for trade-offs between targets: (target weights [M], mixture [K]), the corners and what lies between
+    each pair of targets in equal steps."""
+    m = len(objectives)
+    shares = [
+        np.eye(m)[i] * (1 - t) + np.eye(m)[j] * t for i in range(m) for j in range(i + 1, m) for t in np.linspace(0, 1, points)
+    ]
+    unique = [s for i, s in enumerate(shares) if not any(np.allclose(s, other) for other in shares[:i])]
+    return [(s, solve(Goal(objectives, s), limits).weights) for s in unique]
+
+
+def effective_corpora(w: np.ndarray) -> float:
+    """exp(entropy of the weights): the number of equal weights with the same entropy."""
+    present = w[w > 0]
+    return float(np.exp(-(present * np.log(present)).sum()))

@@ -16,7 +16,6 @@ from align_ray.probe import Located
 from align_ray.store import Store
 from align_ray.training import Job, Trained, train_jobs
 
-
 PILOT_STEP = 3
 """Every so manieth candidate takes part in the choice of the learning rate."""
 

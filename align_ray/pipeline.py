@@ -10,23 +10,25 @@ from typing import Any
 
 from align_ray.alignment import align_corpora
 from align_ray.config import Config, digest
+from align_ray.constraints import constraints
 from align_ray.corpora import check_corpus
 from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
 from align_ray.embedding import embed_missing, read_embeddings, read_sample, sample_corpora
 from align_ray.errors import ConfigError, ProbeError, UserError
 from align_ray.finetuning import finetune_runs, planned_runs
-from align_ray.mixture import weight_caps
+from align_ray.html_report import render_report
+from align_ray.mixture_stage import find_mixture, mixmin_weights, token_counts
 from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
-from align_ray.html_report import render_report
+from align_ray.recipe import make_recipe
 from align_ray.runtime import connect
-from align_ray.mixture_search import search_mixture
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
 from align_ray.store import Store
 from align_ray.study_report import study_files
 from align_ray.tracking import Tracker, start_tracking
+from align_ray.validation import VALIDATED, validate_mixtures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +71,7 @@ def embed(study: Study) -> dict[str, Any]:
         connect(config.cluster)
         study.say(f"reading {len(config.corpora)} corpora")
         corpora = sample_corpora(config, store, study.probe)
-        weight_caps(
-            {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates},
-            config.search.token_budget,
-            config.search.max_epochs,
-        )
+        constraints(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
         most = sum(c["batches"] for c in corpora.values())
         study.say(f"embedding {'at most ' if config.sampling.sequential else ''}{most} batches")
         if config.sampling.sequential:
@@ -117,24 +115,31 @@ def align(study: Study) -> dict[str, Any]:
 
 
 def search(study: Study) -> dict[str, Any]:
-    """Mixture weights by Ray Tune and in closed form (see `search_mixture`)."""
+    """Mixture weights under the constraints (see `find_mixture`)."""
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
         _need(study, "embed")
         connect(config.cluster)
-        tokens = {n: c["estimated_tokens"] for n, c in store.read_json("corpora.json").items()}
-        study.say(f"searching mixtures: {config.search.trials} trials")
-        result = search_mixture(config, store, read_embeddings(config, store), tokens)
+        result = find_mixture(config, store, study.probe, _finetune_model(config, study.probe), study.say)
         tracker = start_tracking(config, store)
         for i, trial in enumerate(result["trials"]):
-            tracker.child(f"trial-{i:04d}", "trial", trial["weights"], {"alignment": trial["alignment"]})
+            tracker.child(f"trial-{i:04d}", "trial", trial["weights"], {k: trial[k] for k in ("value", "loss") if k in trial})
         best = result["mixtures"][result["chosen"]]
-        tracker.metrics({"mixture_alignment": best["alignment"]["value"], "kkt_residual": result["kkt_residual"]})
+        tracker.metrics({"mixture_alignment": best["alignment"]["value"], "mixture_value": best["value"]})
         store.write_json("search.json", result)
+        store.write_json("recipe.json", make_recipe(config, study.probe, result, store.read_json("corpora.json")))
+        for line in result["warnings"]:
+            study.say(f"note: {line}")
         return result
 
     return _timed(study, "search", work)
+
+
+def recipe(study: Study) -> dict[str, Any]:
+    """The recipe of the study's mixture (see `make_recipe`); raises UserError where there is none for this configuration."""
+    _need(study, "search")
+    return study.store.read_json("recipe.json")
 
 
 def finetune(study: Study) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def finetune(study: Study) -> dict[str, Any]:
         connect(config.cluster)
         runs = planned_runs(config, store.read_json("search.json"))
         study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
-        result = finetune_runs(config, store, _finetune_model(config, study.probe), runs)
+        result = finetune_runs(config, store, _finetune_model(config, study.probe), token_counts(config, store), runs)
         tracker = start_tracking(config, store)
         for name, run in result["runs"].items():
             values = {f"{k}/{t}": v for t, row in run["targets"].items() for k, v in row.items() if v is not None}
@@ -155,6 +160,33 @@ def finetune(study: Study) -> dict[str, Any]:
         return result
 
     return _timed(study, "finetune", work)
+
+
+def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`); `further`:
+    names of other mixtures of the search. Raises UserError for one it does not have."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        _need(study, "search")
+        connect(config.cluster)
+        model, tokens = _finetune_model(config, study.probe), token_counts(config, store)
+        known = store.read_json("search.json")["mixtures"]
+        for name in further:
+            if name not in known:
+                raise UserError(f"--mixture {name}: the search has {', '.join(known)}.")
+        mixtures = {name: known[name]["weights"] for name in (*VALIDATED, *further) if name in known}
+        study.say("training on every candidate, for MixMin")
+        mixtures["mixmin"] = mixmin_weights(config, store, model, tokens)
+        study.say(f"training on {len(mixtures)} mixtures with {config.finetune.seeds} seeds, {config.finetune.tokens} tokens each")
+        result = validate_mixtures(config, store, model, tokens, mixtures)
+        tracker = start_tracking(config, store)
+        for name, row in result["mixtures"].items():
+            tracker.child(name, "validation", row["weights"], {f"loss/{t}": e["value"] for t, e in row["loss"].items()})
+        store.write_json("validation.json", result)
+        return result
+
+    return _timed(study, "validate", work)
 
 
 def predict(study: Study) -> dict[str, Any]:
@@ -199,7 +231,7 @@ def report(study: Study) -> str:
     store = study.store
     _need(study, "align")
     results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
-    for stage in ("embed", "align", "search", "finetune"):
+    for stage in ("embed", "align", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
     results["cost"] = store.read_json("cost.json")
@@ -208,7 +240,8 @@ def report(study: Study) -> str:
     tracker = start_tracking(study.config, store)
     folder = store.local_path()
     if folder:
-        for name in ("report.html", "config.yaml", *(f"{n}.json" for n in results)):
+        made = [*(f"{n}.json" for n in results), *(["recipe.json"] if "search" in results else [])]
+        for name in ("report.html", "config.yaml", *made):
             tracker.artefact(str(folder / name))
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 
@@ -260,6 +293,7 @@ STAGES = {
     "align": Stage("alignment", ("embed",), ()),
     "search": Stage("search", ("embed",), ("search",)),
     "finetune": Stage("finetune", ("search",), ("finetune",)),
+    "validate": Stage("validation", ("search",), ("finetune",)),
     "predict": Stage("prediction", ("embed",), ("finetune", "predict")),
 }
 

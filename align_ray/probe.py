@@ -97,9 +97,11 @@ def random_model(located: Located, overrides: dict[str, Any]) -> Any:
     `overrides`: fields of its transformers configuration, for example {"n_layer": 2, "n_embd": 128}. Raises ProbeError for
     a field that the configuration does not have, or values that make no model.
     """
+    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(located.path, **located.arguments)
+    config.dtype = torch.float32  # whatever the weights are kept in
     for field, value in overrides.items():
         if not hasattr(config, field):
             raise ProbeError(f"field 'finetune.scratch': {type(config).__name__} has no field '{field}'.")

@@ -101,7 +101,7 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
     rows = [
         {"corpus": index, "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
         for index, (corpus, _) in enumerate(wanted)
-        for group in _group(plan_fragments(corpus))
+        for group in group_fragments(plan_fragments(corpus))
     ]
     parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=1)
     for index, part in itertools.groupby(parts.iter_rows(), key=lambda row: row["corpus"]):  # rows keep their order
@@ -117,7 +117,7 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 
 
-def _group(fragments: list[Fragment]) -> list[list[Fragment]]:
+def group_fragments(fragments: list[Fragment]) -> list[list[Fragment]]:
     """Consecutive fragments together up to TASK_BYTES, so that ten thousand small files are not ten thousand tasks."""
     groups: list[list[Fragment]] = []
     size = TASK_BYTES

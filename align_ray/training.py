@@ -9,6 +9,7 @@ computed again.
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from align_ray.config import Config, digest
 from align_ray.probe import Located, load_model, random_model
-from align_ray.runtime import capacity
+from align_ray.runtime import Capacity, capacity
 from align_ray.store import Store
 
 
@@ -52,6 +53,16 @@ def train_jobs(
 
     `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up.
     """
+    keys = job_keys(config, located, heldout, jobs)
+    done = store.names("finetune")
+    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if f"{k}.json" not in done}
+    if todo:
+        _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
+    return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
+
+
+def job_keys(config: Config, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[str]:
+    """What a job's results are stored under: the digest of all that determines them."""
     settings = config.finetune
     fixed = [
         located.digest,
@@ -59,13 +70,20 @@ def train_jobs(
         settings.batch_size,
         settings.scratch,
         {n: r.tolist() for n, r in heldout.items()},
+        *([settings.lora_rank] if settings.lora_rank else []),
     ]
-    keys = [digest([fixed, job.rows.tolist(), job.learning_rate, job.seed]) for job in jobs]
-    done = store.names("finetune")
-    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if f"{k}.json" not in done}
-    if todo:
-        _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
-    return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
+    return [digest([fixed, job.rows.tolist(), job.learning_rate, job.seed]) for job in jobs]
+
+
+def heldout_probabilities(
+    config: Config, store: Store, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]
+) -> dict[str, np.ndarray]:
+    """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1]; trains what is missing."""
+    from safetensors.numpy import load
+
+    train_jobs(config, store, located, heldout, jobs)
+    parts = [load(store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(config, located, heldout, jobs)]
+    return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
 
 
 def _trained(stored: dict[str, Any]) -> Trained:
@@ -79,7 +97,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
     from ray.train.torch import TorchTrainer
 
     room = capacity(config.cluster)
-    slots = min(len(jobs), max(1, room.most // config.finetune.workers))
+    slots = min(len(jobs), runs_at_once(config, room))
     local = store.local_path("train")
     storage = str(local) if local else f"{store.uri}/train"
     settings = {**settings, **config.finetune.model_dump()}
@@ -89,7 +107,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
         TorchTrainer(
             train_loop,
             train_loop_config={**settings, "jobs": share},
-            scaling_config=train.ScalingConfig(num_workers=config.finetune.workers, use_gpu=room.use_gpu),
+            scaling_config=scaling(config, room.use_gpu),
             run_config=train.RunConfig(
                 name=f"share-{digest([job['key'] for job in share])}",
                 storage_path=storage,
@@ -106,7 +124,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
         tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
     else:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, _driver_resources()),
+            tune.with_resources(trainable, driver_resources()),
             param_space=space,
             tune_config=tune.TuneConfig(max_concurrent_trials=slots),
             run_config=tune.RunConfig(
@@ -117,7 +135,21 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
         raise RuntimeError(f"fine-tuning failed: {error}")
 
 
-def _driver_resources() -> dict[str, float]:
+def runs_at_once(config: Config, room: Capacity) -> int:
+    """Training runs that the cluster holds together."""
+    share = config.finetune.gpus_per_worker if room.use_gpu else 1.0
+    return max(1, int(room.most / (config.finetune.workers * share)))
+
+
+def scaling(config: Config, use_gpu: bool) -> Any:
+    """Ray Train's ScalingConfig of one run."""
+    from ray import train
+
+    part = {"GPU": config.finetune.gpus_per_worker} if use_gpu else {"CPU": 1}
+    return train.ScalingConfig(num_workers=config.finetune.workers, use_gpu=use_gpu, resources_per_worker=part)
+
+
+def driver_resources() -> dict[str, float]:
     """Where the cluster offers `driver` (an on-demand head), runs are driven from there, never from a spot node."""
     import ray
 
@@ -133,34 +165,56 @@ def train_loop(settings: dict[str, Any]) -> None:
     import torch
     from ray import train
     from ray.train.torch import get_device
+    from safetensors.numpy import save
 
     rank, store, device = train.get_context().get_world_rank(), settings["store"], get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
     heldout = {name: torch.as_tensor(rows, dtype=torch.long, device=device) for name, rows in settings["targets"].items()}
-    located, scratch = settings["located"], settings["scratch"]
+    scratch = settings["scratch"]
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
         if store.exists(f"finetune/{job['key']}.json"):
             continue
         torch.manual_seed(job["seed"])
-        model = load_model(located, str(device)) if scratch is None else random_model(located, scratch).to(device)
+        model = trainable_model(settings, device)
         if not before or scratch is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(model, rows) for name, rows in heldout.items()}
         start = time.perf_counter()
         train_model(model, job, settings, device)
         seconds = time.perf_counter() - start
         model.eval()
-        after = {name: sequence_losses(model, rows) for name, rows in heldout.items()}
+        tokens = {name: heldout_losses(model, rows) for name, rows in heldout.items()}
         if rank == 0:
+            store.write_bytes(f"finetune/{job['key']}.safetensors", save(tokens))
+            after = {name: values.astype(np.float64).mean(1) for name, values in tokens.items()}
             losses = {name: {"before": before[name].tolist(), "after": after[name].tolist()} for name in heldout}
             store.write_json(f"finetune/{job['key']}.json", {"targets": losses, "seconds": seconds})
 
 
-def train_model(model: Any, job: dict[str, Any], settings: dict[str, Any], device: Any) -> None:
+def trainable_model(settings: dict[str, Any], device: Any) -> Any:
+    """The model as a run starts from: its weights or random ones; with LoRA, frozen but for the adapters."""
+    located, scratch, rank = settings["located"], settings["scratch"], settings["lora_rank"]
+    model = load_model(located, str(device)) if scratch is None else random_model(located, scratch).to(device)
+    if rank is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def train_model(
+    model: Any,
+    job: dict[str, Any],
+    settings: dict[str, Any],
+    device: Any,
+    rungs: tuple[float, ...] = (),
+    at_rung: Callable[[int], None] = lambda rung: None,
+) -> None:
     """`epochs` passes over the job's rows (int32 [n, T]): AdamW, clipping at 1, linear decay after 10 % warm-up.
 
-    The model is trained in place; between epochs a checkpoint (safetensors) is reported to Ray Train.
+    The model is trained in place; between epochs a checkpoint (safetensors) is reported to Ray Train. `rungs`: shares of all
+    steps after which `at_rung` is called with 1, 2, ... instead, without checkpoints.
     """
     import torch
     from ray import train
@@ -170,12 +224,13 @@ def train_model(model: Any, job: dict[str, Any], settings: dict[str, Any], devic
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     wrapped = prepare_model(model)
-    optimiser = torch.optim.AdamW(wrapped.parameters(), lr=job["learning_rate"], weight_decay=0.0)
+    learned = [p for p in wrapped.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, lr=job["learning_rate"], weight_decay=0.0)
     rows, size = torch.as_tensor(job["rows"], dtype=torch.long), settings["batch_size"]
     per_epoch = -(-len(rows) // size)
     total = per_epoch * settings["epochs"]
     first = 0
-    checkpoint = train.get_checkpoint()
+    checkpoint = None if rungs else train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
             key, _, epoch = (Path(folder) / "position").read_text().partition(" ")
@@ -196,10 +251,13 @@ def train_model(model: Any, job: dict[str, Any], settings: dict[str, Any], devic
             with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
                 loss = token_losses(wrapped, ids).mean()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimiser.step()
             optimiser.zero_grad()
-        if epoch + 1 < settings["epochs"]:
+            for rung, share in enumerate(rungs, start=1):
+                if step + 1 == max(1, round(share * total)):
+                    at_rung(rung)
+        if epoch + 1 < settings["epochs"] and not rungs:
             with tempfile.TemporaryDirectory() as folder:
                 if rank == 0:
                     _save(model, optimiser, f"{job['key']} {epoch + 1}", Path(folder))
@@ -222,14 +280,18 @@ def has_bfloat16(device: Any) -> bool:
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
-def sequence_losses(model: Any, ids: Any) -> np.ndarray:
-    """Mean cross-entropy of each sequence, float64 [n], nats per token; matrices in bfloat16 where the device has it (which
-    moves a loss by about 1e-4), softmax in float32."""
+def heldout_losses(model: Any, ids: Any) -> np.ndarray:
+    """Cross-entropy of every next token, float32 [n, T-1], nats; matrices in bfloat16 where the device has it (which moves a
+    loss by about 1e-4), softmax in float32."""
     import torch
 
     with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bfloat16(ids.device)):
-        parts = [token_losses(model, chunk).mean(1).double().cpu() for chunk in ids.split(8)]
-    return torch.cat(parts).numpy()
+        return torch.cat([token_losses(model, chunk).float().cpu() for chunk in ids.split(8)]).numpy()
+
+
+def sequence_losses(model: Any, ids: Any) -> np.ndarray:
+    """Mean cross-entropy of each sequence, float64 [n], nats per token."""
+    return heldout_losses(model, ids).astype(np.float64).mean(1)
 
 
 def _save(model: Any, optimiser: Any, position: str, folder: Path) -> None:
@@ -237,7 +299,8 @@ def _save(model: Any, optimiser: Any, position: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if k in learned and not (tied and k == "lm_head.weight")}
     save_file(state, folder / "model.safetensors")
     moments = optimiser.state_dict()["state"]
     save_file({f"{i}/{k}": v.contiguous() for i, s in moments.items() for k, v in s.items()}, folder / "optimiser.safetensors")

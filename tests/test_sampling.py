@@ -7,7 +7,7 @@ import pytest
 
 from align_ray.config import Sampling
 from align_ray.corpora import Fragment
-from align_ray.sampling import DOCUMENT_SEQUENCES, TASK_BYTES, _group, document_key, make_batches, smallest
+from align_ray.sampling import DOCUMENT_SEQUENCES, TASK_BYTES, group_fragments, document_key, make_batches, smallest
 from tests.tiny import Characters
 
 SAMPLING = Sampling(sequence_length=8, batch_size=2)
@@ -130,4 +130,4 @@ def test_small_files_share_a_task_and_large_or_foreign_ones_do_not():
         return Fragment(kind, f"{size}", 0, size, size)
 
     small, large, hub = fragment(TASK_BYTES // 3), fragment(TASK_BYTES), fragment(0, "hub")
-    assert _group([small, small, small, small, large, hub, hub]) == [[small] * 3, [small], [large], [hub], [hub]]
+    assert group_fragments([small, small, small, small, large, hub, hub]) == [[small] * 3, [small], [large], [hub], [hub]]

@@ -1,0 +1,127 @@
+"""What a mixture must keep to: the simplex with a lower and an upper bound for every corpus, a prior, a number of corpora.
+
+Weights are shares of tokens. A corpus may be repeated `max_epochs` times within the token budget, so that
+w_k <= max_epochs * tokens_k / token_budget (method A.5).
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy.optimize import brentq
+
+from align_ray.config import Search
+from align_ray.errors import ConfigError
+
+TINY = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraints:
+    """Bounds and prior of K corpora, float64 [K] each."""
+
+    names: tuple[str, ...]
+    lower: np.ndarray
+    upper: np.ndarray
+    caps: np.ndarray
+    """The part of `upper` that repetition asks for: max_epochs * tokens / token_budget."""
+    prior: np.ndarray
+    """Sums to 1."""
+    strength: float
+    """Of the penalty strength * KL(w, prior), in the unit of the objective."""
+    most: int | None
+    """Largest number of corpora with a weight."""
+    per_token: float
+    """What one more unique token adds to a corpus' cap: max_epochs / token_budget."""
+
+
+def constraints(search: Search, tokens: dict[str, int]) -> Constraints:
+    """From the configuration and the tokens available by corpus. Raises ConfigError where nothing satisfies them."""
+    names, available = tuple(tokens), np.array(list(tokens.values()), dtype=np.float64)
+    per_token = search.max_epochs / search.token_budget
+    caps = per_token * available
+    if caps.sum() < 1 - TINY:
+        raise ConfigError(
+            f"field 'search.token_budget' is {search.token_budget}, but the candidates hold {int(available.sum())} tokens, "
+            f"{int(search.max_epochs * available.sum())} at max_epochs={search.max_epochs:g}; lower the budget, raise "
+            "'search.max_epochs' or add corpora."
+        )
+    lower = np.array([search.weights[n].min if n in search.weights else 0.0 for n in names])
+    wanted = np.array([search.weights[n].max if n in search.weights else 1.0 for n in names])
+    for name, low, cap in zip(names, lower, caps, strict=True):
+        if low > cap + TINY:
+            raise ConfigError(
+                f"field 'search.weights.{name}' asks for at least {low:g}, but at max_epochs={search.max_epochs:g} the corpus "
+                f"fills {cap:.4g} of the token budget; lower the weight or raise 'search.max_epochs'."
+            )
+    upper = np.minimum(np.minimum(wanted, caps), 1.0)
+    if upper.sum() < 1 - TINY or lower.sum() > 1 + TINY:
+        low, high = lower.sum(), upper.sum()
+        raise ConfigError(
+            f"field 'search.weights': the smallest weights sum to {low:.4g} and the largest, repetition considered, to "
+            f"{high:.4g}; 1 must lie between."
+        )
+    most = search.max_corpora
+    if most is not None and ((lower > 0).sum() > most or np.sort(upper)[::-1][:most].sum() < 1 - TINY):
+        raise ConfigError(
+            f"field 'search.max_corpora' is {most}, but so few corpora cannot fill the budget within the other constraints; "
+            "raise it."
+        )
+    return Constraints(names, lower, upper, caps, _prior(search, names, available), search.prior_strength, most, per_token)
+
+
+def _prior(search: Search, names: tuple[str, ...], available: np.ndarray) -> np.ndarray:
+    if search.prior == "uniform":
+        return np.full(len(names), 1 / len(names))
+    if search.prior == "proportional":
+        return available / available.sum()
+    given = np.array([search.prior.get(n, 0.0) for n in names])
+    return given / given.sum()
+
+
+def without_prior(limits: Constraints) -> Constraints:
+    return dataclasses.replace(limits, strength=0.0)
+
+
+def unconstrained(limits: Constraints) -> Constraints:
+    """The simplex alone."""
+    k = len(limits.names)
+    return dataclasses.replace(limits, lower=np.zeros(k), upper=np.ones(k), strength=0.0, most=None)
+
+
+def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
+    """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] -> [K]."""
+    w = np.maximum(np.asarray(w, np.float64), 1e-12)
+
+    def excess(log_scale: float) -> float:
+        return np.clip(np.exp(log_scale) * w, limits.lower, limits.upper).sum() - 1
+
+    if excess(60.0) <= 0:  # the upper bounds sum to 1
+        return limits.upper / limits.upper.sum()
+    if excess(-60.0) >= 0:
+        return limits.lower / limits.lower.sum()
+    found = np.clip(np.exp(brentq(excess, -60.0, 60.0, xtol=1e-14)) * w, limits.lower, limits.upper)
+    return found / found.sum()
+
+
+def from_unit_cube(u: np.ndarray, limits: Constraints) -> np.ndarray:
+    """Weights from a point u of the open unit cube, [K] -> [K]: every point gives a feasible mixture.
+
+    -log u, normalised, of a uniform u is uniform on the simplex (gamma parametrisation of Dirichlet(1)); `nearest` makes it
+    feasible.
+    """
+    raw = -np.log(np.clip(u, 1e-9, 1 - 1e-9))
+    return nearest(raw / raw.sum(), limits)
+
+
+def to_unit_cube(w: np.ndarray) -> np.ndarray:
+    """A point u with from_unit_cube(u) = w (feasible w)."""
+    return np.exp(-np.clip(w, 1e-6, None))
+
+
+def split_tokens(weights: np.ndarray, rows: int) -> np.ndarray:
+    """Whole sequences per corpus that sum to `rows`, by the largest remainder."""
+    exact = weights * rows
+    counts = np.floor(exact).astype(int)
+    for i in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
+        counts[i] += 1
+    return counts

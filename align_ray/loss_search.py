@@ -1,0 +1,232 @@
+"""The dearest objective, real loss: proxies are trained on mixtures.
+
+`tune`: Optuna proposes, every trial is a Ray Train run, ASHA stops the bad ones early. `swarm`: all mixtures are designed
+beforehand, and a surrogate of the loss is optimised under the same constraints.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from align_ray.config import Config, digest
+from align_ray.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
+from align_ray.goals import target_weights
+from align_ray.mixture import Goal, solve
+from align_ray.objectives import Objective
+from align_ray.probe import Located
+from align_ray.proxies import heldout_sequences, mixture_jobs, validation_half
+from align_ray.runtime import capacity
+from align_ray.store import Store
+from align_ray.surrogates import SURROGATES, LogLinear, cross_validated, default_surrogate
+from align_ray.training import driver_resources, runs_at_once, scaling, train_jobs, train_model, trainable_model
+from align_ray.tune_search import sampler
+
+RUNGS = (0.25, 0.5, 1.0)
+"""Shares of the proxy's tokens after which its loss is reported."""
+CANDIDATE_MIXTURES = 20_000
+"""Feasible mixtures among which a surrogate without gradients is optimised; the mean of the best hundred is proposed, as RegMix
+does."""
+
+
+def combined(config: Config, losses: dict[str, float]) -> float:
+    """What is minimised: the targets' losses by their weights, or the largest."""
+    share, values = target_weights(config), np.array([losses[t.name] for t in config.targets])
+    return float(values.max() if share is None else share @ values)
+
+
+def tune_loss(
+    config: Config,
+    store: Store,
+    located: Located,
+    tokens: dict[str, int],
+    limits: Constraints,
+    starts: list[np.ndarray],
+    storage: str,
+) -> list[dict[str, Any]]:
+    """Ray Train inside Ray Tune; resumes. Returns the trials that reached the last rung: `weights`, `loss` (`combined`, on the validation
+    half of the held-out sequences), `losses` by target; and `stopped`, how many were stopped early, in the first."""
+    from ray import train, tune
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    room = capacity(config.cluster)
+    names = limits.names
+    heldout = {t: validation_half(rows) for t, rows in heldout_sequences(config, store).items()}
+    share = scaling(config, room.use_gpu)
+    settings = {**config.finetune.model_dump(), "located": located, "targets": heldout}
+
+    def trial(point: dict[str, float]) -> None:
+        weights = from_unit_cube(np.array([point[n] for n in names]), limits)
+        named = dict(zip(names, weights.tolist(), strict=True))
+        job = mixture_jobs(config, store, tokens, [named], config.search.proxy_tokens, range(1))[0]
+        TorchTrainer(
+            proxy_loop,
+            train_loop_config={**settings, "job": {"key": digest(named), **vars(job)}, "weights": named, "config": config},
+            scaling_config=share,
+            run_config=train.RunConfig(
+                name=f"trial-{tune.get_context().get_trial_id()}",
+                storage_path=storage,
+                failure_config=train.FailureConfig(max_failures=2),
+                callbacks=[TuneReportCallback()],
+            ),
+        ).fit()
+
+    fixed = [located.digest, {t: r.tolist() for t, r in heldout.items()}, limits.lower.tolist(), limits.upper.tolist()]
+    what = config.model_dump(mode="json", include={"search", "finetune", "seed"})
+    name = f"loss-{digest([fixed, what, tokens])}"
+    if tune.Tuner.can_restore(f"{storage}/{name}"):
+        tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trial, resume_errored=True)
+    else:
+        points = [dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)) for w in starts]
+        tuner = tune.Tuner(
+            tune.with_resources(trial, driver_resources()),
+            param_space={n: tune.uniform(0.0, 1.0) for n in names},
+            tune_config=tune.TuneConfig(
+                metric="loss",
+                mode="min",
+                num_samples=config.search.trials,
+                search_alg=OptunaSearch(sampler=sampler(config), points_to_evaluate=points),
+                scheduler=ASHAScheduler(time_attr="rung", max_t=len(RUNGS), grace_period=1, reduction_factor=2),
+                max_concurrent_trials=runs_at_once(config, room),
+            ),
+            run_config=tune.RunConfig(
+                name=name, storage_path=storage, verbose=0, failure_config=tune.FailureConfig(max_failures=2)
+            ),
+        )
+    results = tuner.fit()
+    for error in results.errors:
+        raise RuntimeError(f"a proxy training failed: {error}")
+    reports = [r.metrics for r in results if r.metrics and "loss" in r.metrics]
+    whole = [m for m in reports if m["rung"] == len(RUNGS)]
+    return [
+        {
+            "weights": {n: m[f"weight/{n}"] for n in names},
+            "loss": m["loss"],
+            "losses": {t: m[f"loss/{t}"] for t in heldout},
+            "stopped": len(reports) - len(whole),
+        }
+        for m in sorted(whole, key=lambda m: m["loss"])
+    ]
+
+
+def proxy_loop(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker of a trial runs: train on the mixture, report the loss at every rung."""
+    import torch
+    from ray import train
+    from ray.train.torch import get_device
+
+    from align_ray.training import sequence_losses
+
+    device, config = get_device(), settings["config"]
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(settings["job"]["seed"])
+    heldout = {t: torch.as_tensor(rows, dtype=torch.long, device=device) for t, rows in settings["targets"].items()}
+    model = trainable_model(settings, device)
+
+    def report(rung: int) -> None:
+        model.eval()
+        losses = {t: float(sequence_losses(model, rows).mean()) for t, rows in heldout.items()}
+        weights = {f"weight/{n}": w for n, w in settings["weights"].items()}
+        train.report({"rung": rung, "loss": combined(config, losses), **{f"loss/{t}": v for t, v in losses.items()}, **weights})
+        model.train()
+
+    train_model(model, settings["job"], settings, device, RUNGS, report)
+
+
+def swarm_mixtures(limits: Constraints, count: int, seed: int) -> np.ndarray:
+    """A designed swarm, float64 [count, K]: Sobol points of the gamma parametrisation, spread evenly over the feasible
+    mixtures, with uniform and the prior first."""
+    points = qmc.Sobol(len(limits.names), seed=seed).random(1 << max(1, (count - 1).bit_length()))
+    rows = [nearest(np.ones(len(limits.names)), limits), nearest(limits.prior, limits)]
+    return np.stack([*rows, *(from_unit_cube(u, limits) for u in points)])[:count]
+
+
+def run_swarm(
+    config: Config, store: Store, located: Located, tokens: dict[str, int], limits: Constraints
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by target,
+    losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit` reads."""
+    weights = swarm_mixtures(limits, config.search.trials, config.seed)
+    named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
+    heldout = heldout_sequences(config, store)
+    jobs = mixture_jobs(config, store, tokens, named, config.search.proxy_tokens, range(1))
+    done = train_jobs(config, store, located, heldout, jobs)
+    losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
+    for file, columns in (("ratios", dict(zip(limits.names, weights.T, strict=True))), ("metrics", losses)):
+        lines = [",".join(["run", *columns])] + [
+            ",".join([str(i), *(repr(float(c[i])) for c in columns.values())]) for i in range(len(weights))
+        ]
+        store.write_bytes(f"{file}.csv", ("\n".join(lines) + "\n").encode())
+    return weights, losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Weights [K], the surrogate used, its prediction of every metric, and the cross-validated rank correlation of every
+    surrogate by metric."""
+
+    weights: np.ndarray
+    surrogate: str
+    predicted: dict[str, float]
+    quality: dict[str, dict[str, float]]
+
+
+def propose(
+    weights: np.ndarray,
+    metrics: dict[str, np.ndarray],
+    share: np.ndarray | None,
+    limits: Constraints,
+    surrogate: str | None = None,
+    seed: int = 0,
+    coordinates: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Proposal:
+    """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
+
+    The log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`:
+    content of the runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that
+    the runs' domains need not be the candidates.
+    """
+    old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(limits.names)))
+    features = weights @ old
+    chosen = surrogate or default_surrogate(len(weights))
+    quality = {kind: {m: cross_validated(features, v, kind, seed) for m, v in metrics.items()} for kind in SURROGATES}
+    fitted = {m: SURROGATES[chosen](features, v) for m, v in metrics.items()}
+    if all(isinstance(law, LogLinear) for law in fitted.values()):
+        goal = Goal([_on_weights(law.objective(), new) for law in fitted.values()], share)
+        best = solve(goal, limits).weights
+    else:
+        u = np.random.default_rng(seed).random((CANDIDATE_MIXTURES, len(limits.names)))
+        tried = np.stack([from_unit_cube(point, limits) for point in u])
+        values = np.stack([predict(tried @ new) for predict in fitted.values()])
+        total = values.max(0) if share is None else share @ values
+        ratio = np.log(np.maximum(tried, 1e-9) / np.maximum(limits.prior, 1e-9))
+        total = total + limits.strength * (tried * ratio).sum(1)
+        best = tried[np.argsort(total)[:100]].mean(0)
+    predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
+    return Proposal(best, chosen, predicted, quality)
+
+
+def _on_weights(objective: Objective, new: np.ndarray) -> Objective:
+    """An objective of features w @ new as one of w."""
+
+    def gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
+        value, by_feature = objective.gradient(w @ new)
+        return value, new @ by_feature
+
+    return Objective(lambda w: objective.values(np.atleast_2d(w) @ new), gradient)
+
+
+def content_coordinates(pooled: np.ndarray, components: int = 8) -> np.ndarray:
+    """Coordinates of corpora by what they hold, from pooled embeddings float [K, D]: principal components of the rows' ratios to
+    their mean, [K, q]. They are linear in the embedding, so that a mixture's are the mixture of its corpora's."""
+    ratios = pooled / np.maximum(pooled.mean(0), 1e-30)
+    ratios = ratios / np.sqrt(ratios.shape[1])
+    centred = ratios - ratios.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    kept = min(components, int((s > 1e-9 * s[0]).sum()))
+    return u[:, :kept] * s[:kept] / s[0]

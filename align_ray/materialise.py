@@ -1,0 +1,155 @@
+"""Write exactly the mixture: Parquet shards of documents for a token budget, by Ray Data.
+
+A document's place is decided by a keyed hash of its content, its corpus and its pass: the first epochs of a corpus take all its
+documents, a part of an epoch those with the smallest hashes. So the same recipe and seed give the same shards on any cluster,
+whatever the files' order and blocks.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from align_ray.config import Corpus
+from align_ray.corpora import Fragment, documents, plan_fragments
+from align_ray.errors import ConfigError
+from align_ray.probe import Located, load_tokenizer
+from align_ray.sampling import group_fragments
+from align_ray.store import Store
+
+BINS = 2**14
+"""Of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS of each corpus, or
+one document."""
+SHARD_TOKENS = 32_000_000
+"""About 128 MB of text."""
+
+
+def place(seed: int, corpus: str, epoch: int, text: str) -> int:
+    """Where a document stands among all of a pass, 0 to 2**63 - 1."""
+    key = f"{seed}/{corpus}/{epoch}".encode()[:64]
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", errors="replace"), key=key, digest_size=8).digest()) >> 1
+
+
+def materialise(
+    corpora: list[Corpus],
+    weights: dict[str, float],
+    budget: int,
+    located: Located,
+    seed: int,
+    store: Store,
+    most_epochs: float = 16,
+) -> dict[str, Any]:
+    """Write `part-NNNNN.parquet` (columns text, corpus, epoch, tokens) and manifest.json to the store; returns the manifest.
+
+    Rows are in random order, so that a trainer may read them as they come. Exact duplicates within a corpus are written as often as
+    they occur. Raises ConfigError where a corpus would be repeated more than `most_epochs` times.
+    """
+    import ray
+
+    chosen = [c for c in corpora if weights.get(c.name, 0) > 0]
+    counted = _count(chosen, located, seed)
+    passes: dict[str, list[tuple[int, float]]] = {}
+    for corpus in chosen:
+        bins = counted[corpus.name]["bins"]
+        total, wanted = int(bins[0].sum()), round(weights[corpus.name] * budget)
+        if wanted > most_epochs * total:
+            raise ConfigError(
+                f"corpus '{corpus.name}' holds {total} tokens; {wanted} of a budget of {budget} would repeat it "
+                f"{wanted / max(1, total):.1f} times, above {most_epochs:g}; lower the budget."
+            )
+        whole, rest = divmod(wanted, max(1, total))
+        share = int(np.searchsorted(np.cumsum(bins[1]), rest)) / BINS if rest else 0.0
+        passes[corpus.name] = [(epoch, 1.0) for epoch in range(whole)] + ([(-1, share)] if share else [])
+    shards = max(1, round(budget / SHARD_TOKENS))
+    folder = store.uri
+
+    def read(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        corpus = Corpus(**json.loads(batch["corpus"][0]))
+        fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+        tokenizer = load_tokenizer(located)
+        rows: dict[str, list] = {k: [] for k in ("shard", "place", "corpus", "epoch", "text", "tokens")}
+        for text in documents(corpus, fragments, Counter()):
+            tokens = None
+            for epoch, share in passes[corpus.name]:
+                at = place(seed, corpus.name, epoch, text)
+                if at >= share * 2**63:
+                    continue
+                tokens = len(_tokens(tokenizer, text)) if tokens is None else tokens
+                order = place(seed, "order", epoch, f"{corpus.name}/{text}")
+                values = (
+                    order * shards >> 63,
+                    order,
+                    corpus.name,
+                    max(epoch, 0) if epoch >= 0 else len(passes[corpus.name]) - 1,
+                    text,
+                    tokens,
+                )
+                for column, value in zip(rows, values, strict=True):
+                    rows[column].append(value)
+        return {k: np.array(v, dtype=object if k in ("corpus", "text") else np.int64) for k, v in rows.items()}
+
+    def write(group: dict[str, np.ndarray]) -> dict[str, Any]:
+        order = np.lexsort((group["text"].astype(str), group["place"]))
+        columns = ("text", "corpus", "epoch", "tokens")
+        table = pa.table({k: pa.array(group[k][order].tolist()) for k in columns})
+        name, out = f"part-{int(group['shard'][0]):05d}.parquet", Store(folder)
+        out.write_table(name, table)
+        by_corpus = {c: int(group["tokens"][group["corpus"] == c].sum()) for c in sorted(set(group["corpus"].tolist()))}
+        sha = hashlib.sha256(out.read_bytes(name)).hexdigest()
+        return {"file": [name], "rows": [len(order)], "sha256": [sha], "tokens": [json.dumps(by_corpus)]}
+
+    rows = ray.data.from_items(_tasks(chosen), override_num_blocks=len(_tasks(chosen))).map_batches(read, batch_size=1)
+    written = rows.groupby("shard").map_groups(write, batch_format="numpy").take_all()
+    tokens: Counter = Counter()
+    for part in written:
+        tokens.update(json.loads(part["tokens"]))
+    manifest = {
+        "format": "align-ray materialised mixture 1",
+        "token_budget": budget,
+        "weights": weights,
+        "seed": seed,
+        "tokens": {c.name: tokens[c.name] for c in chosen},
+        "total_tokens": sum(tokens.values()),
+        "unique_tokens": {c.name: int(counted[c.name]["bins"][0].sum()) for c in chosen},
+        "tokenizer": located.digest,
+        "files": sorted(({k: p[k] for k in ("file", "rows", "sha256")} for p in written), key=lambda p: p["file"]),
+    }
+    store.write_json("manifest.json", manifest)
+    return manifest
+
+
+def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict[str, Any]]:
+    """Tokens of every corpus by the hash of its documents, `bins` int64 [2, BINS]: in the first pass, and in a part of one."""
+    import ray
+
+    def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        corpus = Corpus(**json.loads(batch["corpus"][0]))
+        fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+        tokenizer, bins = load_tokenizer(located), np.zeros((2, BINS), np.int64)
+        for text in documents(corpus, fragments, Counter()):
+            tokens = len(_tokens(tokenizer, text))
+            for row, epoch in enumerate((0, -1)):
+                bins[row, place(seed, corpus.name, epoch, text) * BINS >> 63] += tokens
+        return {"name": [corpus.name], "bins": [bins.ravel()]}
+
+    total = {c.name: {"bins": np.zeros((2, BINS), np.int64)} for c in corpora}
+    tasks = _tasks(corpora)
+    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows():
+        total[row["name"]]["bins"] += np.asarray(row["bins"]).reshape(2, BINS)
+    return total
+
+
+def _tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
+    return [
+        {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
+        for corpus in corpora
+        for group in group_fragments(plan_fragments(corpus))
+    ]
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

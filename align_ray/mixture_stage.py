@@ -1,0 +1,182 @@
+"""The search stage: gather what the objective needs, search, and check the answer by embedding it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from align_ray.alignment import batch_matrix, measures, pooled_alignment
+from align_ray.baselines import dsir_weights
+from align_ray.config import Config
+from align_ray.constraints import Constraints, constraints
+from align_ray.embedding import embed_batches, read_embeddings, read_sample, unit_id
+from align_ray.goals import main_rows, mixmin_goal, target_weights
+from align_ray.loss_search import propose, run_swarm, tune_loss
+from align_ray.mixture import Goal, solve
+from align_ray.mixture_search import describe, goal_builder, mixture_alignment, search_mixture
+from align_ray.probe import Located, load_tokenizer
+from align_ray.proxies import heldout_sequences, mixture_jobs, mixture_rows, validation_half
+from align_ray.store import Store
+from align_ray.training import heldout_probabilities
+
+CHECKED = ("recommended", "uniform", "bad")
+DSIR_TEXTS = 256
+"""Texts that DSIR selects, out of the candidates' training samples."""
+
+
+def token_counts(config: Config, store: Store) -> dict[str, int]:
+    """Tokens available by candidate: its bytes times the tokens per byte of its sample."""
+    corpora = store.read_json("corpora.json")
+    return {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates}
+
+
+def find_mixture(config: Config, store: Store, probe: Located, model: Located, say: Callable[[str], None]) -> dict[str, Any]:
+    """Search by the configured objective and method; returns what `search_mixture` does, and
+
+    `check[name][target]`: predicted and measured alignment of mixtures that were materialised and embedded; for trained
+    objectives `trials` (losses), and for the swarm `surrogate`.
+    """
+    tokens = token_counts(config, store)
+    limits = constraints(config.search, tokens)
+    embedded = store.read_json("embedding.json")
+    embeddings = read_embeddings(config, store, embedded)
+    batches = {c.name: read_sample(store, c.name).batches[: len(embeddings[c.name])] for c in config.corpora}
+    tokenizer = load_tokenizer(probe)
+
+    def probabilities() -> dict[str, np.ndarray]:
+        say(f"training on each of {len(tokens)} candidates, for MixMin")
+        return candidate_probabilities(config, store, model, tokens)
+
+    build = goal_builder(config, main_rows(embeddings), batches, len(tokenizer), probabilities)
+    others = {"dsir": _dsir(config, store, tokenizer)} | by_other_objectives(
+        config, limits, main_rows(embeddings), batches, len(tokenizer)
+    )
+    local = store.local_path("tune")
+    storage = str(local) if local else f"{store.uri}/tune"
+    trained = config.search.objective == "loss"
+    cheap = (
+        config.model_copy(update={"search": config.search.model_copy(update={"method": "closed_form"})}) if trained else config
+    )
+    say(
+        "searching mixtures"
+        + ("" if trained or config.search.method == "closed_form" else f": at most {config.search.trials} trials")
+    )
+    result = search_mixture(cheap, embeddings, tokens, build, storage, others)
+    if trained:
+        goal = build(None)
+        say(
+            f"training {'at most ' if config.search.method == 'tune' else ''}{config.search.trials} proxies on {config.search.proxy_tokens} tokens"
+        )
+        weights, found = _search_by_loss(config, store, model, tokens, limits, result, storage)
+        result["cheap"] = result["mixtures"].pop("recommended")
+        result["mixtures"] = {
+            **describe(config, goal, limits, tokens, main_rows(embeddings), {"recommended": weights}),
+            **result["mixtures"],
+        }
+        result |= {"objective": "loss", "optimum": config.search.method, **found}
+    say(f"embedding {len(CHECKED)} mixtures to check the prediction")
+    result["check"] = check_mixtures(config, store, probe, embedded["key"], embeddings, limits, result["mixtures"])
+    return result
+
+
+def _search_by_loss(
+    config: Config,
+    store: Store,
+    model: Located,
+    tokens: dict[str, int],
+    limits: Constraints,
+    cheap: dict[str, Any],
+    storage: str,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Weights [K], and `trials`, for the swarm also `surrogate`."""
+    if config.search.method == "tune":
+        starts = [np.array(list(cheap["mixtures"][n]["weights"].values())) for n in ("recommended", "unimax", "proportional")]
+        trials = tune_loss(config, store, model, tokens, limits, starts, storage)
+        # the mean of the best few, for the same reason as the near-optimal set's: the least loss is in part luck
+        best = np.mean([list(t["weights"].values()) for t in trials[: max(1, len(trials) // 8)]], axis=0)
+        return best, {"trials": trials}
+    weights, losses = run_swarm(config, store, model, tokens, limits)
+    proposal = propose(weights, losses, target_weights(config), limits, seed=config.seed)
+    named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
+    trials = [{"weights": w, "losses": {t: float(v[i]) for t, v in losses.items()}} for i, w in enumerate(named)]
+    for trial in trials:
+        trial["loss"] = float(np.mean(list(trial["losses"].values())))
+    surrogate = {k: v for k, v in dataclasses.asdict(proposal).items() if k != "weights"}
+    return proposal.weights, {"trials": trials, "surrogate": surrogate}
+
+
+def by_other_objectives(
+    config: Config, limits: Constraints, rows: dict[str, np.ndarray], batches: dict[str, np.ndarray], vocabulary: int
+) -> dict[str, np.ndarray]:
+    """The optimum of every other objective that needs no training, under the same constraints and prior, [K] by name."""
+    result = {}
+    for objective in ("cross-entropy", "scaled-cosine", "hellinger", "kl", "linear"):
+        if objective != config.search.objective:
+            other = config.model_copy(update={"search": config.search.model_copy(update={"objective": objective})})
+            build = goal_builder(other, rows, batches, vocabulary, dict)
+            result[f"by {objective}"] = solve(build(None), limits).weights
+    return result
+
+
+def candidate_probabilities(config: Config, store: Store, model: Located, tokens: dict[str, int]) -> dict[str, np.ndarray]:
+    """Probability of every token of the held-out validation half after training on each candidate alone, by target
+    float32 [K, m, T - 1]."""
+    alone = [{n: float(n == name) for n in tokens} for name in tokens]
+    jobs = mixture_jobs(config, store, tokens, alone, config.finetune.tokens, range(1))
+    found = heldout_probabilities(config, store, model, heldout_sequences(config, store), jobs)
+    return {t: np.stack([validation_half(p) for p in by_job]) for t, by_job in found.items()}
+
+
+def mixmin_weights(config: Config, store: Store, model: Located, tokens: dict[str, int]) -> dict[str, float]:
+    """MixMin's mixture under the same caps, without a prior."""
+    limits = constraints(config.search.model_copy(update={"prior_strength": 0.0}), tokens)
+    goal: Goal = mixmin_goal(config, candidate_probabilities(config, store, model, tokens))(None)
+    return dict(zip(limits.names, solve(goal, limits).weights.tolist(), strict=True))
+
+
+def _dsir(config: Config, store: Store, tokenizer: Any) -> np.ndarray:
+    def texts(rows: np.ndarray) -> list[str]:
+        return tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
+
+    candidates = {c.name: texts(read_sample(store, c.name).training) for c in config.candidates}
+    flat = lambda name: (b := read_sample(store, name).batches).reshape(-1, b.shape[-1])  # noqa: E731
+    targets = [text for t in config.targets for text in texts(flat(t.name))]
+    return dsir_weights(candidates, targets, DSIR_TEXTS, config.seed)
+
+
+def check_mixtures(
+    config: Config,
+    store: Store,
+    probe: Located,
+    key: str,
+    embeddings: dict[str, Any],
+    limits: Constraints,
+    mixtures: dict[str, Any],
+) -> dict[str, Any]:
+    """Draw sequences in each mixture's proportions, batch them together, embed them, and compare with the prediction from the
+    corpora's own embeddings; by mixture and target: predicted and measured pooled alignment with intervals."""
+    size, count = config.sampling.batch_size, config.sampling.batches
+    training = {c.name: read_sample(store, c.name).training for c in config.candidates}
+    unlimited = {name: len(rows) for name, rows in training.items()}
+    drawn = {}
+    for name in CHECKED:
+        rows = mixture_rows(training, unlimited, mixtures[name]["weights"], size * count, config.seed)
+        order = np.random.default_rng(config.seed).permutation(len(rows))
+        drawn[name] = list(rows[order].reshape(count, size, -1))
+    embed_batches(config, store, probe, [b for batches in drawn.values() for b in batches])
+    blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
+    rows_of = main_rows(embeddings)
+    corpora = [rows_of[n] for n in limits.names]
+    result: dict[str, Any] = {}
+    for name, batches in drawn.items():
+        w = np.array([mixtures[name]["weights"][n] for n in limits.names])
+        measured = batch_matrix([store.read_unit(key, unit_id(b)) for b in batches], blocks)
+        result[name] = {
+            t.name: {
+                "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1)),
+                "measured": vars(pooled_alignment(measured, rows_of[t.name])),
+            }
+            for t in config.targets
+        }
+    return result
