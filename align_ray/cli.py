@@ -211,7 +211,7 @@ def export(
     def work() -> None:
         from align_ray.errors import ConfigError
         from align_ray.export import EXPORTERS
-        from align_ray.recipe import check_tokenizer, read_recipe
+        from align_ray.recipes import check_tokenizer, read_recipe
 
         if format_ not in EXPORTERS:
             raise ConfigError(f"--format {format_}: choose one of {', '.join(EXPORTERS)}.")
@@ -244,7 +244,7 @@ def materialise(
         from align_ray.config import Probe
         from align_ray.materialise import materialise as write_shards
         from align_ray.probe import locate_probe
-        from align_ray.recipe import check_tokenizer
+        from align_ray.recipes import check_tokenizer
         from align_ray.runtime import connect
         from align_ray.store import Store
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from align_ray.recipe import row_shares
+from align_ray.recipes import row_shares
 
 PRESENT = 1e-6
 """A smaller weight is left out."""

@@ -30,10 +30,11 @@ def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
 
 
 def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, Any]:
-    """The points (pooled alignment with the targets, change of held-out loss) of all runs, and r over the candidates."""
+    """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates; a mixture's alignment is
+    its mean over the targets."""
     search = results["search"]
     runs = results["finetune"]["runs"]
-    x = {**search["single"]}
+    x = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][target]}
     x["uniform"] = search["mixtures"]["uniform"]["alignment"]["value"]
     x["mixture"] = search["mixtures"][search["chosen"]]["alignment"]["value"]
     points = [{"run": name, "alignment": x[name], **run["targets"][target]} for name, run in runs.items()]

@@ -21,7 +21,7 @@ from align_ray.mixture_stage import find_mixture, mixmin_weights, token_counts
 from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
-from align_ray.recipe import make_recipe
+from align_ray.recipes import make_recipe
 from align_ray.runtime import connect
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON

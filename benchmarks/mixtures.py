@@ -1,6 +1,6 @@
 """How fast mixtures are evaluated and the closed form is found, at GPT-2's embedding size.
 
-    python benchmarks/mixtures.py [--rows 133201] [--corpora 20 --corpora 64]
+python benchmarks/mixtures.py [--rows 133201] [--corpora 20 --corpora 64]
 """
 
 import time
@@ -32,7 +32,9 @@ def main(
     corpora: Annotated[list[int] | None, typer.Option(min=2)] = None,
     repetitions: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
-    print("| corpora | rows | A(w) per second | closed form, s | KKT residual | with caps that bind, s |\n|---|---|---|---|---|---|")
+    print(
+        "| corpora | rows | A(w) per second | closed form, s | KKT residual | with caps that bind, s |\n|---|---|---|---|---|---|"
+    )
     for k in corpora or [20, 64]:
         goal, names = problem(k, rows), [f"c{i}" for i in range(k)]
         tried = np.random.default_rng(1).dirichlet(np.ones(k), 1024)

@@ -15,7 +15,7 @@ from align_ray.errors import ConfigError
 from align_ray.export import EXPORTERS
 from align_ray.materialise import materialise
 from align_ray.probe import load_tokenizer, locate_probe
-from align_ray.recipe import FORMAT, check_tokenizer, read_recipe, row_shares, vocabulary_digest
+from align_ray.recipes import FORMAT, check_tokenizer, read_recipe, row_shares, vocabulary_digest
 from align_ray.store import Store
 from tests.conftest import write_jsonl
 
@@ -31,7 +31,15 @@ def recipe():
         "none": {"documents": 10, "tokens": 1000, "epochs": 0.0},
     }
     embedded = {"model": "embedded", "vocabulary": vocabulary_digest(locate_probe(Probe()))}
-    return {"format": FORMAT, "weights": WEIGHTS, "corpora": corpora, "token_budget": 100_000, "seed": 3, "targets": ["t"], "tokenizer": embedded}
+    return {
+        "format": FORMAT,
+        "weights": WEIGHTS,
+        "corpora": corpora,
+        "token_budget": 100_000,
+        "seed": 3,
+        "targets": ["t"],
+        "tokenizer": embedded,
+    }
 
 
 def written(kind, recipe, data="/data"):

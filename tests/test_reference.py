@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from align_ray.fisher import trunk_modules
 from align_ray.config import Quirks
+from align_ray.fisher import trunk_modules
 from align_ray.reference import reference_blocks, reference_embedding
 from tests.tiny import tiny_model
 

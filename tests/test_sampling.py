@@ -7,7 +7,7 @@ import pytest
 
 from align_ray.config import Sampling
 from align_ray.corpora import Fragment
-from align_ray.sampling import DOCUMENT_SEQUENCES, TASK_BYTES, group_fragments, document_key, make_batches, smallest
+from align_ray.sampling import DOCUMENT_SEQUENCES, TASK_BYTES, document_key, group_fragments, make_batches, smallest
 from tests.tiny import Characters
 
 SAMPLING = Sampling(sequence_length=8, batch_size=2)

@@ -5,7 +5,15 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from align_ray.similarity import (
-    EPSILON, SIMILARITIES, cosine, distance_matrix, hellinger, kl, log_centred_cosine, scaled_cosine, scaled_cosine_distance,
+    EPSILON,
+    SIMILARITIES,
+    cosine,
+    distance_matrix,
+    hellinger,
+    kl,
+    log_centred_cosine,
+    scaled_cosine,
+    scaled_cosine_distance,
     similarity_gradient,
 )  # fmt: skip
 

@@ -41,7 +41,9 @@ def test_the_fitted_laws_objective_is_minus_the_law_with_its_gradient():
     value, gradient = objective.gradient(w)
     assert value == pytest.approx(-fitted(w[None])[0]) == pytest.approx(objective.values(w[None])[0])
     step = 1e-6 * np.eye(4)
-    np.testing.assert_allclose(gradient, [(fitted((w - e)[None])[0] - fitted((w + e)[None])[0]) / 2e-6 for e in step], rtol=1e-4)
+    np.testing.assert_allclose(
+        gradient, [(fitted((w - e)[None])[0] - fitted((w + e)[None])[0]) / 2e-6 for e in step], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", SURROGATES)
@@ -58,9 +60,7 @@ def test_the_default_needs_few_runs_until_there_are_many():
 
 @pytest.mark.parametrize("kind", SURROGATES)
 def test_the_proposal_is_feasible_and_better_than_any_run(kind):
-    limits = constraints(
-        Search(token_budget=100, prior_strength=0.0, weights={"a": {"max": 0.6}}), dict.fromkeys("abcd", 1000)
-    )
+    limits = constraints(Search(token_budget=100, prior_strength=0.0, weights={"a": {"max": 0.6}}), dict.fromkeys("abcd", 1000))
     w = mixtures(120)
     found = propose(w, {"loss": law(w)}, np.ones(1), limits, kind)
     assert found.weights.sum() == pytest.approx(1) and found.weights[0] <= 0.6 + 1e-9
@@ -99,7 +99,9 @@ def write(folder, name, header, rows):
 def tables(tmp_path):
     w = mixtures(40)
     ratios = write(tmp_path, "ratios.csv", ["run", "a", "b", "c", "d"], [[f"r{i}", *(1.002 * row)] for i, row in enumerate(w)])
-    losses = write(tmp_path, "metrics.csv", ["run", "web", "code"], [[f"r{i}", law(r), 1.0] for i, r in reversed([*enumerate(w)])])
+    losses = write(
+        tmp_path, "metrics.csv", ["run", "web", "code"], [[f"r{i}", law(r), 1.0] for i, r in reversed([*enumerate(w)])]
+    )
     return ratios, losses
 
 

@@ -1,0 +1,9 @@
+"""Validate the mixture by training, as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/validate.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+"""
+
+from align_ray.cli import job
+
+if __name__ == "__main__":
+    job("validate")

@@ -1,0 +1,159 @@
+"""Every objective and method of the search on a real Ray, and what a kill in the middle leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from align_ray import pipeline
+from align_ray.config import load_config
+from align_ray.errors import ConfigError
+
+CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
+
+
+@pytest.fixture(scope="module")
+def embedded(small_config, tmp_path_factory, local_ray):
+    """A function that gives the study with other settings, on one store."""
+    folder = tmp_path_factory.mktemp("methods")
+    data = small_config(folder / "out", CANDIDATES)
+
+    def make(**search):
+        data["search"] = {"token_budget": 10_000, "trials": 4, "bootstrap": 20, "proxy_tokens": 512, **search}
+        file = folder / "study.yaml"
+        file.write_text(yaml.safe_dump(data))
+        study = pipeline.open_study(load_config(file))
+        pipeline.embed(study)
+        return study
+
+    return make
+
+
+def weights_of(result, name="recommended"):
+    return np.array(list(result["mixtures"][name]["weights"].values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["scaled-cosine", "hellinger", "kl", "linear", "mixmin"])
+def test_every_objective_finds_the_targets_own_domain(embedded, objective):
+    result = pipeline.search(embedded(objective=objective, method="closed_form", prior_strength=0.01, max_epochs=16))
+    w = weights_of(result)
+    assert w.sum() == pytest.approx(1) and np.argmax(w) == 0, result["mixtures"]["recommended"]
+    assert result["objective"] == objective and result["trials"] == [] and result["gap_of_search"] is None
+
+
+@pytest.mark.slow
+def test_tune_trains_proxies_on_mixtures_and_keeps_their_losses(embedded):
+    result = pipeline.search(embedded(objective="loss", method="tune", max_epochs=16))
+    assert result["objective"] == "loss" and 1 <= len(result["trials"]) <= 4
+    losses = [t["loss"] for t in result["trials"]]
+    assert losses == sorted(losses) and all(np.isfinite(losses))
+    for trial in result["trials"]:
+        assert sum(trial["weights"].values()) == pytest.approx(1) and trial["losses"]["target"] == pytest.approx(trial["loss"])
+    np.testing.assert_allclose(weights_of(result), list(result["trials"][0]["weights"].values()))
+    again = pipeline.search(embedded(objective="loss", method="tune", max_epochs=16))
+    assert again["trials"] == result["trials"], "a finished search is not trained again"
+
+
+@pytest.mark.slow
+def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded):
+    study = embedded(objective="loss", method="swarm", trials=12, max_epochs=16)
+    result = pipeline.search(study)
+    assert len(result["trials"]) == 12 and result["surrogate"]["surrogate"] == "log-linear"
+    assert weights_of(result).sum() == pytest.approx(1)
+    from align_ray.surrogates import read_runs
+
+    folder = Path(study.store.uri)
+    runs = read_runs(folder / "ratios.csv", folder / "metrics.csv")
+    np.testing.assert_allclose(runs.metrics["target"], [t["loss"] for t in result["trials"]])
+
+
+def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_config, tmp_path):
+    for search, words in (
+        ({"objective": "loss", "method": "closed_form"}, "needs trainings"),
+        ({"weights": {"licence": 0.5}}, "search.weights names 'licence'"),
+        ({"weights": {"licences": {"min": 0.5, "max": 0.1}}}, "min 0.5 is above max 0.1"),
+        ({"prior": {"licences": 0.0}}, "search.prior has no positive weight"),
+        ({"max_epochs": 17}, "search.max_epochs"),
+    ):
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump(small_config(tmp_path / "out", CANDIDATES, search=search)))
+        with pytest.raises(ConfigError, match=words):
+            load_config(file)
+
+
+@pytest.mark.slow
+def test_a_search_killed_in_the_middle_goes_on_with_the_trials_it_had(small_config, tmp_path):
+    """The whole session is killed without warning; the second one ends as an undisturbed search does."""
+    data = small_config("out", CANDIDATES)
+    data["search"] = {"token_budget": 10_000, "trials": 6, "bootstrap": 20}
+    align_ray = str(Path(sys.executable).with_name("align-ray"))
+
+    def start(folder, command):
+        folder.mkdir(exist_ok=True)
+        (folder / "study.yaml").write_text(yaml.safe_dump(data))
+        return subprocess.Popen(
+            [align_ray, command, "study.yaml"],
+            cwd=folder,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(folder, command):
+        process = start(folder, command)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    finish(killed, "embed")
+    process = start(killed, "search")
+    results = lambda: list((killed / "out" / "tune").glob("search-*/*/result.json"))
+    deadline = time.time() + 200
+    while time.time() < deadline and sum(f.stat().st_size > 0 for f in results()) < 2:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    had = {f.parent.name for f in results() if f.stat().st_size > 0}
+    assert had and not (killed / "out" / "search.json").exists()
+    finish(killed, "search")
+    finish(whole, "embed")
+    finish(whole, "search")
+    after, undisturbed = (json.loads((f / "out" / "search.json").read_text()) for f in (killed, whole))
+    assert had <= {f.parent.name for f in results()}
+    assert len(after["trials"]) == len(undisturbed["trials"])
+    assert after["mixtures"] == undisturbed["mixtures"]
+
+
+@pytest.mark.slow
+def test_lora_trains_adapters_alone_and_learns(embedded):
+    import torch
+    from safetensors.torch import load_file
+
+    from align_ray.embedding import read_sample
+    from align_ray.probe import locate_probe
+    from align_ray.training import Job, train_jobs, trainable_model
+
+    study = embedded(method="closed_form")
+    config = study.config.model_copy(
+        update={"finetune": study.config.finetune.model_copy(update={"lora_rank": 4, "epochs": 2, "learning_rate": 3e-3})}
+    )
+    located = locate_probe(config.probe)
+    model = trainable_model({"located": located, **config.finetune.model_dump()}, torch.device("cpu"))
+    learned = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learned and all("lora_" in n for n in learned)
+    rows = read_sample(study.store, "python-stdlib").training
+    heldout = {"target": read_sample(study.store, "target").heldout}
+    (done,) = train_jobs(config, study.store, located, heldout, [Job(rows, 3e-3, 0)])
+    losses = done.losses["target"]
+    assert losses.after.mean() != losses.before.mean() and abs(losses.after.mean() - losses.before.mean()) < 1
+    saved = [load_file(f) for f in Path(study.store.uri).rglob("model.safetensors")]
+    assert any(set(state) == learned for state in saved), "a checkpoint holds the adapters alone"
