@@ -133,7 +133,7 @@ def show_validation(study: Any) -> None:
             f"{target}: loss after {result['tokens']:,} tokens, {result['seeds']} seeds ({result['before'][target]:.4f} before)"
         )
         table.add_column("mixture", no_wrap=True)
-        for column in ("loss", "95% interval", "less recommended", "P(recommended lower)"):
+        for column in ("loss", "95% interval", "vs. recommended", "P(worse)"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, row in sorted(result["mixtures"].items(), key=lambda item: item[1]["loss"][target]["value"]):
             e, against = row["loss"][target], result["versus"]["recommended"].get(name, {}).get(target)
