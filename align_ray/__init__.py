@@ -5,7 +5,7 @@
     study = align_ray.open_study(align_ray.load_config("study.yaml"))
     align_ray.embed(study)
     ranking = align_ray.align(study)["ranking"]
-    mixture = align_ray.search(study)["mixtures"]
+    mixture = align_ray.search(study)["mixtures"]["recommended"]
     losses = align_ray.finetune(study)["runs"]
     print(align_ray.report(study))
 """

@@ -315,8 +315,8 @@ def propose(
         ),
     ] = None,
     prior_strength: Annotated[
-        float, typer.Option(min=0, help="Of KL to uniform, in the unit of the metric (without --study).")
-    ] = 0.0,
+        float, typer.Option(min=0, help="Of KL to uniform, times the spread of the runs' metric (without --study).")
+    ] = 0.05,
     set_: Set = None,
 ) -> None:
     """Propose a mixture from runs you have.

@@ -159,7 +159,8 @@ class Search(Model):
     prior: Literal["proportional", "uniform"] | dict[Name, Annotated[float, Field(ge=0)]] = "uniform"
     """The mixture to stay near: proportional to the corpora's tokens, uniform, or weights by corpus."""
     prior_strength: Annotated[float, Field(ge=0)] = 0.05
-    """Of the penalty prior_strength * KL(weights, prior), in the unit of the objective."""
+    """Of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective makes between the best
+    and the worst single corpus."""
     targets: Literal["sum", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "sum"
     """Several targets: their mean, their sum with weights by target, or the worst of them. The Pareto front of each pair is
     reported in any case."""

@@ -27,7 +27,7 @@ class Constraints:
     prior: np.ndarray
     """Sums to 1."""
     strength: float
-    """Of the penalty strength * KL(w, prior), in the unit of the objective."""
+    """Of the penalty strength * KL(w, prior); relative to the objective's spread until `mixture.scaled_prior`."""
     most: int | None
     """Largest number of corpora with a weight."""
     per_token: float

@@ -13,21 +13,21 @@ from scipy.stats import qmc
 from align_ray.config import Config, digest
 from align_ray.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
 from align_ray.goals import target_weights
-from align_ray.mixture import Goal, solve
+from align_ray.mixture import Goal, penalties, solve
 from align_ray.objectives import Objective
 from align_ray.probe import Located
 from align_ray.proxies import heldout_sequences, mixture_jobs, validation_half
 from align_ray.runtime import capacity
 from align_ray.store import Store
-from align_ray.surrogates import SURROGATES, LogLinear, cross_validated, default_surrogate
+from align_ray.surrogates import SURROGATES, LogLinear, Predict, cross_validated, default_surrogate
 from align_ray.training import driver_resources, runs_at_once, scaling, train_jobs, train_model, trainable_model
 from align_ray.tune_search import sampler
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the proxy's tokens after which its loss is reported."""
-CANDIDATE_MIXTURES = 20_000
-"""Feasible mixtures among which a surrogate without gradients is optimised; the mean of the best hundred is proposed, as RegMix
-does."""
+CANDIDATE_MIXTURES = 5_000
+"""Feasible mixtures of a round when a surrogate without gradients is optimised; the mean of the best hundred is proposed, as
+RegMix does."""
 
 
 def combined(config: Config, losses: dict[str, float]) -> float:
@@ -187,10 +187,13 @@ def propose(
 ) -> Proposal:
     """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
 
-    The log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`:
+    The prior's strength is taken times the spread of the runs' metric. The log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`:
     content of the runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that
     the runs' domains need not be the candidates.
     """
+    observed = np.stack(list(metrics.values()))
+    spread = float(np.ptp(observed.max(0) if share is None else share @ observed))
+    limits = dataclasses.replace(limits, strength=limits.strength * spread)
     old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(limits.names)))
     features = weights @ old
     chosen = surrogate or default_surrogate(len(weights))
@@ -200,15 +203,27 @@ def propose(
         goal = Goal([_on_weights(law.objective(), new) for law in fitted.values()], share)
         best = solve(goal, limits).weights
     else:
-        u = np.random.default_rng(seed).random((CANDIDATE_MIXTURES, len(limits.names)))
-        tried = np.stack([from_unit_cube(point, limits) for point in u])
-        values = np.stack([predict(tried @ new) for predict in fitted.values()])
-        total = values.max(0) if share is None else share @ values
-        ratio = np.log(np.maximum(tried, 1e-9) / np.maximum(limits.prior, 1e-9))
-        total = total + limits.strength * (tried * ratio).sum(1)
-        best = tried[np.argsort(total)[:100]].mean(0)
+        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + penalties(limits, w), limits, seed)
     predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
     return Proposal(best, chosen, predicted, quality)
+
+
+def _total(features: np.ndarray, fitted: dict[str, Predict], share: np.ndarray | None) -> np.ndarray:
+    values = np.stack([predict(features) for predict in fitted.values()])
+    return values.max(0) if share is None else share @ values
+
+
+def _best_of_many(cost: Predict, limits: Constraints, seed: int) -> np.ndarray:
+    """Mean of the hundred feasible mixtures of least cost, out of sparse and dense ones and, in a second round, of ones around the
+    best of those."""
+    rng, k = np.random.default_rng(seed), len(limits.names)
+    concentrations = rng.choice([0.1, 0.3, 1.0], CANDIDATE_MIXTURES)
+    tried = np.stack([nearest(rng.dirichlet(np.full(k, c)), limits) for c in concentrations])
+    for _ in range(2):
+        best = tried[np.argsort(cost(tried))[:100]]
+        around = [nearest(rng.dirichlet(100 * best[i % 100] + 1e-3), limits) for i in range(CANDIDATE_MIXTURES)]
+        tried = np.concatenate([best, np.stack(around)])
+    return tried[np.argsort(cost(tried))[:100]].mean(0)
 
 
 def _on_weights(objective: Objective, new: np.ndarray) -> Objective:

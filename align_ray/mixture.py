@@ -193,7 +193,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
             trial = at.copy()
             trial[:, free] = np.clip(at[:, free] + share[:, None] * direction, lower, upper)
             index = np.flatnonzero(waiting)
-            inside = goal.values(trial[index]) - _penalties(limits, trial[index]) >= least
+            inside = goal.values(trial[index]) - penalties(limits, trial[index]) >= least
             at[index[inside]] = trial[index[inside]]
             waiting[index[inside]] = False
             if not waiting.any():
@@ -204,7 +204,14 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     return nearest(total / count, dataclasses.replace(limits, upper=np.where(total > 0, limits.upper, 0.0)))
 
 
-def _penalties(limits: Constraints, w: np.ndarray) -> np.ndarray:
+def scaled_prior(limits: Constraints, goal: Goal) -> Constraints:
+    """The constraints with the prior's strength in the unit of the objective: times the difference between the best and the worst
+    single corpus, so that one strength means the same for nats and for similarities."""
+    return dataclasses.replace(limits, strength=limits.strength * float(np.ptp(goal.values(np.eye(len(limits.names))))))
+
+
+def penalties(limits: Constraints, w: np.ndarray) -> np.ndarray:
+    """The prior's penalty strength * KL(w, prior) of many mixtures, [n, K] to [n]."""
     ratio = np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
     return limits.strength * (w * ratio).sum(1)
 

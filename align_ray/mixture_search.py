@@ -9,7 +9,7 @@ from align_ray.config import Config
 from align_ray.constraints import Constraints, constraints, nearest, unconstrained, without_prior
 from align_ray.goals import Builder, cross_entropy_goal, fisher_goal, linear_goal, main_rows, mixmin_goal, target_weights
 from align_ray.intervals import interval
-from align_ray.mixture import Goal, Optimum, effective_corpora, near_optimal_average, pareto_front, solve
+from align_ray.mixture import Goal, Optimum, effective_corpora, near_optimal_average, pareto_front, penalties, scaled_prior, solve
 from align_ray.noise import relative_variance
 from align_ray.similarity import scaled_cosine_distance
 from align_ray.store import Unit
@@ -53,8 +53,8 @@ def search_mixture(
     `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`. `weights[corpus]`: interval of the optimum's weight, cap
     and prices. `chosen`: `recommended`.
     """
-    limits = constraints(config.search, tokens)
     goal = build(None)
+    limits = scaled_prior(constraints(config.search, tokens), goal)
     optimum = solve(goal, limits)
     trials: list[dict[str, Any]] = []
     found, gap = "closed_form", None
@@ -176,7 +176,7 @@ def _bootstrap(config: Config, build: Builder, limits: Constraints, optimum: Opt
     for r in range(config.search.bootstrap):
         goal = build(np.random.default_rng([config.seed, r]))
         again = solve(goal, limits, optimum.weights)
-        here = _penalised(goal, limits, optimum.weights)
+        here = float((goal.values(optimum.weights[None]) - penalties(limits, optimum.weights[None]))[0])
         weights.append(again.weights)
         values.append(goal.values(optimum.weights[None])[0])
         behind.append(max(0.0, again.penalised - here))
@@ -196,11 +196,6 @@ def _bootstrap(config: Config, build: Builder, limits: Constraints, optimum: Opt
             "high": float(np.quantile(lead, 0.975)),
         },
     }
-
-
-def _penalised(goal: Goal, limits: Constraints, w: np.ndarray) -> float:
-    ratio = np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
-    return float(goal.values(w[None])[0] - limits.strength * (w @ ratio))
 
 
 def _weights(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from align_ray.constraints import Constraints, constraints
 from align_ray.embedding import embed_batches, read_embeddings, read_sample, unit_id
 from align_ray.goals import main_rows, mixmin_goal, target_weights
 from align_ray.loss_search import propose, run_swarm, tune_loss
-from align_ray.mixture import Goal, solve
+from align_ray.mixture import Goal, scaled_prior, solve
 from align_ray.mixture_search import describe, goal_builder, mixture_alignment, search_mixture
 from align_ray.probe import Located, load_tokenizer
 from align_ray.proxies import heldout_sequences, mixture_jobs, mixture_rows, validation_half
@@ -114,8 +114,8 @@ def by_other_objectives(
     for objective in ("cross-entropy", "scaled-cosine", "hellinger", "kl", "linear"):
         if objective != config.search.objective:
             other = config.model_copy(update={"search": config.search.model_copy(update={"objective": objective})})
-            build = goal_builder(other, rows, batches, vocabulary, dict)
-            result[f"by {objective}"] = solve(build(None), limits).weights
+            goal = goal_builder(other, rows, batches, vocabulary, dict)(None)
+            result[f"by {objective}"] = solve(goal, scaled_prior(limits, goal)).weights
     return result
 
 

@@ -31,7 +31,7 @@ def show_ranking(study: Any) -> None:
     for target, rows in alignment["predicted"]["ranking"].items():
         by_name = {row["candidate"]: row for row in alignment["ranking"][target]}
         table = plain_table(f"candidates for {target}, best first")
-        table.add_column("candidate", no_wrap=True)
+        table.add_column("candidate", overflow="fold")
         extra = ("loss", "change") if finetuned else ("corrected", "P(best)", "batches")
         for column in ("x-ent", "P(>next)", "align", "95% interval", *extra):
             table.add_column(column, justify="right", no_wrap=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from align_ray.config import Config, digest
 from align_ray.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
-from align_ray.mixture import Goal, Optimum
+from align_ray.mixture import Goal, Optimum, penalties
 
 AROUND = 256
 """Mixtures of a trial: the suggested one, and draws of a Dirichlet distribution around it."""
@@ -59,8 +59,7 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
         def step(self) -> dict[str, Any]:
             tried = mixtures_around(self.point, self.limits, seed)
             values = self.goal.values(tried)
-            ratio = np.log(np.maximum(tried, 1e-9) / np.maximum(self.limits.prior, 1e-9))
-            penalised = values - self.limits.strength * (tried * ratio).sum(1)
+            penalised = values - penalties(self.limits, tried)
             best = int(np.argmax(penalised))
             return {
                 "penalised": float(penalised[best]),
