@@ -14,6 +14,7 @@ from align_ray.errors import UserError
 from align_ray.terminal import (
     out,
     plain_table,
+    show_contamination,
     show_mixture,
     show_noise,
     show_prediction,
@@ -68,7 +69,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> None:
 
 @app.command()
 def run(config: Path_, set_: Set = None) -> None:
-    """Run the whole study: embed, align, search, finetune, report.
+    """Run the whole study: embed, align, contamination, search, finetune, report.
 
     Example: [b]align-ray run study.yaml --set seed=1[/b]
     """
@@ -127,6 +128,15 @@ def noise(
     Example: [b]align-ray noise study.yaml --floor 0.01[/b]
     """
     _stage("align", config, set_, lambda study: show_noise(study, floor))
+
+
+@app.command()
+def contamination(config: Path_, set_: Set = None) -> None:
+    """Find text that candidates share with the targets, and what their ranks are without it.
+
+    Example: [b]align-ray contamination study.yaml[/b]
+    """
+    _stage("contamination", config, set_, show_contamination)
 
 
 @app.command()

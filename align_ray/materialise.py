@@ -5,7 +5,6 @@ documents, a part of an epoch those with the smallest hashes. So the same recipe
 whatever the files' order and blocks.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -15,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Corpus
-from align_ray.corpora import Fragment, documents, plan_fragments
+from align_ray.corpora import Fragment, documents
 from align_ray.errors import ConfigError
 from align_ray.probe import Located, load_tokenizer
-from align_ray.sampling import group_fragments
+from align_ray.sampling import read_tasks
 from align_ray.store import Store
 
 BINS = 2**14
@@ -102,7 +101,7 @@ def materialise(
         sha = hashlib.sha256(out.read_bytes(name)).hexdigest()
         return {"file": [name], "rows": [len(order)], "sha256": [sha], "tokens": [json.dumps(by_corpus)]}
 
-    rows = ray.data.from_items(_tasks(chosen), override_num_blocks=len(_tasks(chosen))).map_batches(read, batch_size=1)
+    rows = ray.data.from_items(read_tasks(chosen), override_num_blocks=len(read_tasks(chosen))).map_batches(read, batch_size=1)
     written = rows.groupby("shard").map_groups(write, batch_format="numpy").take_all()
     tokens: Counter = Counter()
     for part in written:
@@ -137,18 +136,10 @@ def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict
         return {"name": [corpus.name], "bins": [bins.ravel()]}
 
     total = {c.name: {"bins": np.zeros((2, BINS), np.int64)} for c in corpora}
-    tasks = _tasks(corpora)
+    tasks = read_tasks(corpora)
     for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows():
         total[row["name"]]["bins"] += np.asarray(row["bins"]).reshape(2, BINS)
     return total
-
-
-def _tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
-    return [
-        {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
-        for corpus in corpora
-        for group in group_fragments(plan_fragments(corpus))
-    ]
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

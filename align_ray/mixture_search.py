@@ -9,7 +9,16 @@ from align_ray.config import Config
 from align_ray.constraints import Constraints, constraints, nearest, unconstrained, without_prior
 from align_ray.goals import Builder, cross_entropy_goal, fisher_goal, linear_goal, main_rows, mixmin_goal, target_weights
 from align_ray.intervals import interval
-from align_ray.mixture import Goal, Optimum, effective_corpora, near_optimal_average, pareto_front, penalties, scaled_prior, solve
+from align_ray.mixture import (
+    Goal,
+    Optimum,
+    effective_corpora,
+    near_optimal_average,
+    pareto_front,
+    penalties,
+    scaled_prior,
+    solve,
+)
 from align_ray.noise import relative_variance
 from align_ray.similarity import scaled_cosine_distance
 from align_ray.store import Unit

@@ -1,4 +1,4 @@
-"""The stages of a study, one plain function each: embed -> align -> search -> finetune -> report.
+"""The stages of a study, one plain function each: embed -> align -> contamination -> search -> finetune -> report.
 
 A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again.
 """
@@ -11,6 +11,7 @@ from typing import Any
 from align_ray.alignment import align_corpora
 from align_ray.config import Config, digest
 from align_ray.constraints import constraints
+from align_ray.contamination import contamination as find_contamination
 from align_ray.corpora import check_corpus
 from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
 from align_ray.embedding import embed_missing, read_embeddings, read_sample, sample_corpora
@@ -112,6 +113,22 @@ def align(study: Study) -> dict[str, Any]:
         return result
 
     return _timed(study, "align", work)
+
+
+def contamination(study: Study) -> dict[str, Any]:
+    """Text that candidates share with the targets, and their ranks without it (see `contamination.contamination`)."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        _need(study, "embed")
+        connect(config.cluster)
+        result = find_contamination(config, store, study.probe, study.say)
+        store.write_json("contamination.json", result)
+        for line in result["warnings"]:
+            study.say(f"note: {line}")
+        return result
+
+    return _timed(study, "contamination", work)
 
 
 def search(study: Study) -> dict[str, Any]:
@@ -250,7 +267,7 @@ def run(study: Study) -> str:
     """All stages; returns where the report is."""
     tracker = start_tracking(study.config, study.store)
     try:
-        for stage in (embed, align, search, finetune):
+        for stage in (embed, align, contamination, search, finetune):
             stage(study)
         where = report(study)
     except BaseException as error:
@@ -291,6 +308,7 @@ SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "fine
 STAGES = {
     "embed": Stage("corpora", (), SAMPLE_FIELDS),
     "align": Stage("alignment", ("embed",), ()),
+    "contamination": Stage("contamination", ("embed",), ()),
     "search": Stage("search", ("embed",), ("search",)),
     "finetune": Stage("finetune", ("search",), ("finetune",)),
     "validate": Stage("validation", ("search",), ("finetune",)),

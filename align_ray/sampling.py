@@ -117,6 +117,15 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 
 
+def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
+    """Rows of a Ray Data set whose tasks read the corpora, about 64 MiB each: `corpus` and `fragments` as JSON."""
+    return [
+        {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
+        for corpus in corpora
+        for group in group_fragments(plan_fragments(corpus))
+    ]
+
+
 def group_fragments(fragments: list[Fragment]) -> list[list[Fragment]]:
     """Consecutive fragments together up to TASK_BYTES, so that ten thousand small files are not ten thousand tasks."""
     groups: list[list[Fragment]] = []

@@ -122,6 +122,26 @@ def show_noise(study: Any, floor: float) -> None:
     )
 
 
+def show_contamination(study: Any) -> None:
+    """Print what candidates share with each target, from what is stored."""
+    from align_ray.pipeline import stored
+
+    result = stored(study, "contamination")
+    for target in next(iter(result["overlap"].values())):
+        table = plain_table(f"runs of {result['words']} words shared with {target}")
+        table.add_column("candidate", overflow="fold")
+        for column in ("documents", "of target", "align", "without", "x-ent", "without", "place", "without"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, rows in result["overlap"].items():
+            row, o = result["clean"][name][target], rows[target]
+            after = (row["alignment_clean"] or {}).get("value"), row["cross_entropy_clean"], row["rank_clean"]
+            cells = [f"{o['documents']:,}/{o['of']:,}", f"{o['covered']:.2%}", f"{row['alignment']['value']:.4f}"]
+            cells += ["" if after[0] is None else f"{after[0]:.4f}", f"{row['cross_entropy']:.3f}"]
+            cells += ["" if after[1] is None else f"{after[1]:.3f}", str(row["rank"]), str(after[2] or "")]
+            table.add_row(name, *cells)
+        out.print(table)
+
+
 def show_validation(study: Any) -> None:
     """Print the losses after training on every mixture, from what is stored."""
     from align_ray.pipeline import stored

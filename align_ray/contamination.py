@@ -1,0 +1,214 @@
+"""Contamination: which candidate documents hold text of a target, by hashed n-grams of 13 words (as GPT-3's and later filters).
+
+All documents of every corpus are read once more, by Ray Data tasks that keep counts alone. A candidate's alignment with a target is
+then taken again without the documents of its sample that share an n-gram with it.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from align_ray.alignment import batch_matrix, measures
+from align_ray.config import Config, Corpus
+from align_ray.corpora import Fragment, documents
+from align_ray.cross_entropy import rank_by_cross_entropy
+from align_ray.embedding import embed_batches, read_embeddings, read_sample, unit_id
+from align_ray.intervals import two_sample_mean
+from align_ray.probe import Located, load_tokenizer
+from align_ray.sampling import read_tasks
+from align_ray.similarity import distance_matrix
+from align_ray.store import Store
+
+WORDS = 13
+WORD = re.compile(r"\w+")
+MOST_NGRAMS = 20_000_000
+"""Of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
+_POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, np.uint64))
+
+
+def ngram_hashes(text: str) -> np.ndarray:
+    """64-bit hashes of all runs of WORDS words, case and punctuation aside, uint64 [n]; [] for a shorter text."""
+    words = WORD.findall(text.lower())
+    if len(words) < WORDS:
+        return np.zeros(0, np.uint64)
+    values = np.array([_word_hash(word) for word in words], dtype=np.uint64)
+    runs = np.lib.stride_tricks.sliding_window_view(values, WORDS)
+    with np.errstate(over="ignore"):
+        mixed = (runs * _POWERS).sum(1, dtype=np.uint64)
+        return mixed ^ (mixed >> np.uint64(29))
+
+
+@lru_cache(maxsize=2**18)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", errors="replace"), digest_size=8).digest())
+
+
+def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Those of `hashes` that are among the sorted `known`, without repetition."""
+    unique = np.unique(hashes)
+    at = np.minimum(np.searchsorted(known, unique), max(0, len(known) - 1))
+    return unique[known[at] == unique] if len(known) else unique[:0]
+
+
+def target_ngrams(config: Config) -> dict[str, np.ndarray]:
+    """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes."""
+    import ray
+
+    def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        corpus, fragments = _task(batch)
+        found = _join(ngram_hashes(text) for text in documents(corpus, fragments, Counter()))
+        return {"name": [corpus.name], "hashes": [found[:MOST_NGRAMS]]}
+
+    tasks = read_tasks(config.targets)
+    parts: dict[str, list[np.ndarray]] = {t.name: [] for t in config.targets}
+    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(collect, batch_size=1).iter_rows():
+        parts[row["name"]].append(np.asarray(row["hashes"], np.uint64))
+    return {name: np.unique(np.concatenate(found))[:MOST_NGRAMS] for name, found in parts.items()}
+
+
+def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
+    found = list(parts)
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+
+
+def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents in all, and
+    `covered`, the share of the target's n-grams that occur in the candidate."""
+    import ray
+
+    shipped = ray.put(known)
+
+    def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        corpus, fragments = _task(batch)
+        targets = ray.get(shipped)
+        hits: Counter = Counter()
+        found: dict[str, list[np.ndarray]] = {t: [] for t in targets}
+        for text in documents(corpus, fragments, Counter()):
+            hits["of"] += 1
+            hashes = ngram_hashes(text)
+            for target, grams in targets.items():
+                common = shared(hashes, grams)
+                if len(common):
+                    hits[target] += 1
+                    found[target].append(common)
+        covered = {t: _join(parts) for t, parts in found.items()}
+        names = list(covered)
+        return {
+            "name": [corpus.name],
+            "hits": [json.dumps(hits)],
+            "targets": [json.dumps(names)],
+            "sizes": [[len(covered[t]) for t in names]],
+            "hashes": [np.concatenate([covered[t] for t in names])],
+        }
+
+    tasks = read_tasks(config.candidates)
+    hits: dict[str, Counter] = {c.name: Counter() for c in config.candidates}
+    covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in config.candidates}
+    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows():
+        hits[row["name"]].update(json.loads(row["hits"]))
+        edges = np.cumsum(np.asarray(row["sizes"]))[:-1]
+        for target, part in zip(json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True):
+            covered[row["name"]][target].append(part)
+    return {
+        name: {
+            target: {
+                "documents": hits[name][target],
+                "of": hits[name]["of"],
+                "covered": len(_join(covered[name][target])) / max(1, len(grams)),
+            }
+            for target, grams in known.items()
+        }
+        for name in hits
+    }
+
+
+def _task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:
+    return Corpus(**json.loads(batch["corpus"][0])), [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+
+
+def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.ndarray:
+    """Which sequences, int32 [n, T], hold an n-gram of the target: bool [n]."""
+    texts = tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
+    return np.array([len(shared(ngram_hashes(text), grams)) > 0 for text in texts], dtype=bool)
+
+
+def contamination(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
+    """The overlaps of all documents, and every candidate's rank again without what its sample shares with a target.
+
+    Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences that hold an
+    n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one (None where fewer than
+    two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked text explains a rank.
+    """
+    say("reading every document again, for n-grams shared with the targets")
+    known = target_ngrams(config)
+    found = overlaps(config, known)
+    tokenizer = load_tokenizer(located)
+    embedded = store.read_json("embedding.json")
+    limits = embedded.get("limits") or {}
+    batches = {c.name: read_sample(store, c.name).batches[: limits.get(c.name)] for c in config.corpora}
+    size = config.sampling.batch_size
+    leaked = {
+        (c.name, t): leaked_sequences(_rows(batches[c.name]), tokenizer, known[t]) for c in config.candidates for t in known
+    }
+    kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
+    say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
+    embed_batches(config, store, located, [b for rows in kept.values() for b in rows])
+    units = read_embeddings(config, store, embedded)
+    blocks = next(iter(measures(next(iter(units.values()))).values()))
+    clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
+    for t in known:
+        target = batch_matrix(units[t], blocks)
+        whole = rank_by_cross_entropy({n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer))[t]
+        cleaned = {c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}
+        enough = {n: b for n, b in cleaned.items() if len(b) > 1} | {t: batches[t]}
+        after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t]
+        places = [{row["candidate"]: (i, row) for i, row in enumerate(ranked, 1)} for ranked in (whole, after)]
+        for c in config.candidates:
+            mine = units[c.name]
+            if (c.name, t) in kept:
+                mine = [store.read_unit(embedded["key"], unit_id(b)) for b in kept[c.name, t]]
+            values = [batch_matrix(u, blocks) if len(u) > 1 else None for u in (units[c.name], mine)]
+            estimates = [None if v is None else vars(two_sample_mean(1 - distance_matrix(v, target))) for v in values]
+            clean[c.name][t] = {
+                "share": float(leaked[c.name, t].mean()),
+                "alignment": estimates[0],
+                "alignment_clean": estimates[1],
+                "cross_entropy": places[0][c.name][1]["value"],
+                "cross_entropy_clean": places[1][c.name][1]["value"] if c.name in places[1] else None,
+                "rank": places[0][c.name][0],
+                "rank_clean": places[1][c.name][0] if c.name in places[1] else None,
+            }
+    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": _warnings(found, clean)}
+
+
+def _rows(batches: np.ndarray) -> np.ndarray:
+    return batches.reshape(-1, batches.shape[-1])
+
+
+def _rebatched(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows[: len(rows) // size * size].reshape(-1, size, rows.shape[-1])
+
+
+def _warnings(found: dict[str, Any], clean: dict[str, Any]) -> list[str]:
+    """One sentence for each candidate that loses its place without the leaked text, or that holds much of a target."""
+    lines = []
+    for name, targets in clean.items():
+        for target, row in targets.items():
+            overlap = found[name][target]
+            held = f"{overlap['documents']:,} of {overlap['of']:,} documents of '{name}' share text with '{target}'"
+            if row["share"] > 0 and (row["rank_clean"] is None or row["rank_clean"] > row["rank"]):
+                then = (
+                    "too little is left to rank it"
+                    if row["rank_clean"] is None
+                    else f"it falls from place {row['rank']} to {row['rank_clean']}"
+                )
+                lines.append(f"{held}; without them {then}: leaked test data explains its rank.")
+            elif overlap["covered"] >= 0.1:
+                lines.append(f"{held}, {overlap['covered']:.0%} of the target's text: remove it before training.")
+    return lines

@@ -1,0 +1,9 @@
+"""Look for text shared with the targets, as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/contamination.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+"""
+
+from align_ray.cli import job
+
+if __name__ == "__main__":
+    job("contamination")
