@@ -248,7 +248,7 @@ def report(study: Study) -> str:
     store = study.store
     _need(study, "align")
     results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
-    for stage in ("embed", "align", "search", "finetune"):  # validation is asked for by name
+    for stage in ("embed", "align", "contamination", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
     results["cost"] = store.read_json("cost.json")
