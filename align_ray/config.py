@@ -3,17 +3,34 @@
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from align_ray.errors import ConfigError
 
 EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+SECRETS = re.compile(r"(?i)(secret|token|password|passwd|signature|credential|access_?key)")
+
+
+def without_secret(value: str) -> str:
+    """Refuse a URI with a password or a credential in its query: configurations are stored, logged and sent to MLflow."""
+    parts = urlsplit(value) if "://" in value else None
+    if parts and (parts.password or any(SECRETS.search(key) for key, _ in parse_qsl(parts.query))):
+        raise ValueError("the URI carries a credential; leave it out and put it in the environment")
+    return value
+
+
+Place = Annotated[str, AfterValidator(without_secret)]
+"""A path or URI without a credential in it."""
 
 
 class Model(BaseModel):
@@ -26,7 +43,7 @@ class Corpus(Model):
     """One corpus: where its records are and how a record becomes a text."""
 
     name: Name
-    source: str
+    source: Place
     """A file, folder or glob (`*`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
     `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
     hub's layout), or `installed:NAME`."""
@@ -225,7 +242,7 @@ class Predict(Model):
 class Tracking(Model):
     """MLflow."""
 
-    uri: str | None = None
+    uri: Place | None = None
     """Tracking URI; default: a SQLite store in the output folder."""
     experiment: str = "align-ray"
 
@@ -246,7 +263,7 @@ class Config(Model):
     """A whole study."""
 
     name: Name = "study"
-    output: str
+    output: Place
     """Folder (or pyarrow URI) for everything the study writes."""
     seed: Annotated[int, Field(ge=0)] = 0
     targets: Annotated[list[Corpus], Field(min_length=1)]
@@ -384,4 +401,6 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the field '{field}' is missing; add it."
     message = first["msg"].removeprefix("Value error, ")
+    if "credential" in message:
+        return f"field '{field}': {message}."
     return f"{message}." if not field else f"field '{field}' is {first['input']!r}: {message[0].lower()}{message[1:]}."

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from align_ray.config import EMBEDDED_DEFAULT, Config, digest, load_config
+from align_ray.config import EMBEDDED_DEFAULT, Config, digest, load_config, without_secret
 from align_ray.errors import ConfigError
 
 STUDY = {
@@ -108,3 +108,37 @@ def test_one_source_may_be_target_and_candidate_in_different_splits():
 def test_a_digest_ignores_the_order_of_keys_and_nothing_else():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
     assert len(digest({}, 8)) == 8
+
+
+@pytest.mark.parametrize("field", ["output", "tracking.uri", "targets.source"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:planted-pass@bucket/x",
+        "https://user:planted-pass@mlflow.example.org",
+        "s3://bucket/x?secret_key=planted-pass",
+        "https://host/x?X-Amz-Signature=planted-pass",
+    ],
+)
+def test_a_credential_in_a_uri_is_refused_and_not_repeated(tmp_path, field, uri):
+    data = {
+        "output": str(tmp_path),
+        "targets": [{"name": "t", "source": "t.jsonl"}],
+        "candidates": [{"name": n, "source": f"{n}.jsonl"} for n in "ab"],
+    }
+    if field == "targets.source":
+        data["targets"][0]["source"] = uri
+    elif field == "output":
+        data["output"] = uri
+    else:
+        data["tracking"] = {"uri": uri}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match="carries a credential") as caught:
+        load_config(file)
+    assert "planted" not in str(caught.value) and field.split(".")[0] in str(caught.value)
+
+
+def test_ordinary_uris_are_taken():
+    for uri in ("s3://bucket/a/b?region=eu-west-1", "hf://owner/name", "installed:licences", "C:/data", "user@host/path"):
+        assert without_secret(uri) == uri
