@@ -160,6 +160,8 @@ def mixture_alignment(
     whole = v(pooled)
     value, variance, smallest = whole, 0.0, 10**9
     for k in present:
+        if len(batches[k]) < 2:
+            continue
         mean, n = batches[k].mean(0, dtype=np.float64), len(batches[k])
         without = np.array([v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)])
         value -= (n - 1) * (without.mean() - whole)

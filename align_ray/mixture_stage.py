@@ -154,24 +154,29 @@ def check_mixtures(
     limits: Constraints,
     mixtures: dict[str, Any],
 ) -> dict[str, Any]:
-    """Draw sequences in each mixture's proportions, batch them together, embed them, and compare with the prediction from the
-    corpora's own embeddings; by mixture and target: predicted and measured pooled alignment with intervals."""
-    size, count = config.sampling.batch_size, config.sampling.batches
-    training = {c.name: read_sample(store, c.name).training for c in config.candidates}
-    unlimited = {name: len(rows) for name, rows in training.items()}
+    """Draw sequences in each mixture's proportions, batch them together, embed them, and compare with the prediction.
+
+    Independent text of the same kind: the prediction is from the first half of every corpus' batches, the mixture is drawn from the
+    sequences of the second half. By mixture and target: predicted and measured pooled alignment with intervals.
+    """
+    size, batches = config.sampling.batch_size, {n: read_sample(store, n).batches[: len(embeddings[n])] for n in limits.names}
+    halves = {n: len(b) // 2 for n, b in batches.items()}
+    drawn_from = {n: b[halves[n] :].reshape(-1, b.shape[-1]) for n, b in batches.items()}
+    count = max(2, config.sampling.batches // 2)
     drawn = {}
     for name in CHECKED:
-        rows = mixture_rows(training, unlimited, mixtures[name]["weights"], size * count, config.seed)
+        everything = {n: len(rows) for n, rows in drawn_from.items()}
+        rows = mixture_rows(drawn_from, everything, mixtures[name]["weights"], size * count, config.seed)
         order = np.random.default_rng(config.seed).permutation(len(rows))
         drawn[name] = list(rows[order].reshape(count, size, -1))
-    embed_batches(config, store, probe, [b for batches in drawn.values() for b in batches])
+    embed_batches(config, store, probe, [b for parts in drawn.values() for b in parts])
     blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
     rows_of = main_rows(embeddings)
-    corpora = [rows_of[n] for n in limits.names]
+    corpora = [rows_of[n][: max(1, halves[n])] for n in limits.names]
     result: dict[str, Any] = {}
-    for name, batches in drawn.items():
+    for name, parts in drawn.items():
         w = np.array([mixtures[name]["weights"][n] for n in limits.names])
-        measured = batch_matrix([store.read_unit(key, unit_id(b)) for b in batches], blocks)
+        measured = batch_matrix([store.read_unit(key, unit_id(b)) for b in parts], blocks)
         result[name] = {
             t.name: {
                 "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1)),

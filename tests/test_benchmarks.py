@@ -14,6 +14,7 @@ RUNS = {
     "correction.py": (["--corpora", "docstrings", "licences", "--draws", "4"], "| 128 |"),
     "sequential.py": (["--studies", "2"], "| all equal |"),
     "interval_coverage.py": (["--repetitions", "4", "--pieces", "160", "--corpora", "docstrings", "licences"], "| simulation | 128 |"),
+    "mixtures.py": (["--rows", "500", "--corpora", "4", "--repetitions", "1"], "| 4 | 500 |"),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }
 

@@ -1,0 +1,123 @@
+"""Embed while actors are killed: is anything lost, doubled or different?
+
+    python benchmarks/soak.py [--kills 30] [--batches 96] [--nodes 3]
+
+A cluster of several nodes on this machine embeds text of the installation; a thread kills, at random moments, the process of a
+random embedding actor, or a whole node, which another replaces. The stored units are compared with those of an undisturbed run.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import typer
+
+CONFIG = {
+    "targets": [{"name": "target", "source": "installed:python-stdlib-heldout"}],
+    "candidates": [{"name": n, "source": f"installed:{n}"} for n in ("python-stdlib", "licences")],
+    "search": {"token_budget": 10_000},
+    "finetune": {"tokens": 1024, "eval_tokens": 1024},
+}
+
+
+def study(folder: Path, batches: int, address: str):
+    from align_ray.config import Config
+    from align_ray.pipeline import open_study
+
+    sampling = {"sequence_length": 128, "batch_size": 8, "batches": batches}
+    cluster = {"address": address, "max_actors": 2}
+    return open_study(Config.model_validate({**CONFIG, "output": str(folder), "sampling": sampling, "cluster": cluster}))
+
+
+def actors() -> list[psutil.Process]:
+    """Processes that embed at this moment."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if "FisherActor" in " ".join(process.info["cmdline"] or []):
+                found.append(process)
+    return found
+
+
+def disturb(cluster, stop: threading.Event, kills: int, node_share: float, seed: int, done: list[str]) -> None:
+    """Kill until `kills` are done or the run has ended."""
+    rng = random.Random(seed)
+    nodes = [n for n in cluster.list_all_nodes() if n is not cluster.head_node]
+    while len(done) < kills and not stop.is_set():
+        time.sleep(rng.uniform(0.3, 2.5))
+        if nodes and rng.random() < node_share:
+            cluster.remove_node(nodes.pop(rng.randrange(len(nodes))), allow_graceful=False)
+            nodes.append(cluster.add_node(num_cpus=2))
+            done.append("node")
+        elif running := actors():
+            with contextlib.suppress(psutil.Error):
+                os.kill(rng.choice(running).pid, signal.SIGKILL)
+                done.append("actor")
+
+
+def units(folder: Path) -> dict[str, np.ndarray]:
+    from align_ray.store import Store
+
+    store = Store(str(folder))
+    (key,) = [p.name for p in (folder / "embeddings").iterdir()]
+    names = [n.removesuffix(".parquet") for n in store.names(f"embeddings/{key}")]
+    return {n: np.concatenate([b.ravel() for b in store.read_unit(key, n).blocks.values()]) for n in names}
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1)] = 30,
+    batches: Annotated[int, typer.Option(min=2)] = 96,
+    nodes: Annotated[int, typer.Option(min=2)] = 3,
+    node_share: Annotated[float, typer.Option(min=0, max=1)] = 0.15,
+    seed: int = 0,
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from align_ray import pipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for _ in range(nodes - 1):
+            cluster.add_node(num_cpus=2)
+        report = {}
+        for label in ("undisturbed", "killed"):
+            done: list[str] = []
+            stop = threading.Event()
+            opened = study(Path(folder) / label, batches, cluster.address)
+            start = time.perf_counter()
+            thread = threading.Thread(target=disturb, args=(cluster, stop, kills, node_share, seed, done))
+            restarts = -1
+            while True:  # the recovery procedure is to run it again; every run goes on with what is stored
+                restarts += 1
+                try:
+                    if label == "killed" and not thread.is_alive() and not done:
+                        threading.Timer(5, thread.start).start()
+                    work = pipeline.embed(opened)["work"]
+                    break
+                except ray.exceptions.RayError as error:
+                    print(f"the run ended with {type(error).__name__} after {len(done)} kills; started again")
+            stop.set()
+            report[label] = {"seconds": round(time.perf_counter() - start), "kills": done, "runs": restarts + 1, "planned": work["planned"]}
+        a, b = units(Path(folder) / "undisturbed"), units(Path(folder) / "killed")
+        same = all(np.array_equal(a[n], b[n]) for n in a if n in b)
+        ray.shutdown()
+        cluster.shutdown()
+    made = report["killed"]
+    print("| kills | of them nodes | batches | lost | too many | equal | runs | s, undisturbed | s, killed |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {len(made['kills'])} | {made['kills'].count('node')} | {len(a)} | {len(set(a) - set(b))} | {len(set(b) - set(a))} | {same} | "
+        f"{made['runs']} | {report['undisturbed']['seconds']} | {made['seconds']} |"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
