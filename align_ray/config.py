@@ -175,7 +175,7 @@ class Search(Model):
     """At most so many corpora get a weight."""
     prior: Literal["proportional", "uniform"] | dict[Name, Annotated[float, Field(ge=0)]] = "uniform"
     """The mixture to stay near: proportional to the corpora's tokens, uniform, or weights by corpus."""
-    prior_strength: Annotated[float, Field(ge=0)] = 0.05
+    prior_strength: Annotated[float, Field(ge=0)] = 0.01
     """Of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective makes between the best
     and the worst single corpus."""
     targets: Literal["sum", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "sum"
@@ -210,7 +210,7 @@ class Finetune(Model):
     changed, for example {n_layer: 2, n_embd: 128}; {} changes nothing."""
     lora_rank: PositiveInt | None = None
     """Train low-rank adapters of all linear layers instead of all weights (LoRA, by the library `peft`)."""
-    seeds: PositiveInt = 3
+    seeds: Annotated[int, Field(ge=2)] = 3
     """Trainings of each mixture in `align-ray validate`; they differ in the sequences drawn and their order."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
@@ -316,8 +316,15 @@ class Config(Model):
                 raise ValueError(f"search.{field} has no positive weight; give at least one")
         if search.objective == "loss" and search.method == "closed_form":
             raise ValueError("search.objective 'loss' needs trainings; set search.method to tune or swarm")
-        if search.method == "swarm" and search.objective not in ("loss", "cross-entropy"):
+        if search.method == "swarm" and search.objective != "loss":
             raise ValueError("search.method 'swarm' fits measured losses; set search.objective to loss")
+        if search.method == "swarm" and search.trials < 10:
+            raise ValueError("search.trials must be at least 10 for search.method 'swarm', which fits a surrogate to them")
+        if search.objective == "loss" and search.proxy_tokens > self.finetune.tokens:
+            raise ValueError(
+                f"search.proxy_tokens is {search.proxy_tokens}, but finetune.tokens, the sample proxies are drawn from, is "
+                f"{self.finetune.tokens}; raise it"
+            )
         return self
 
     @model_validator(mode="after")

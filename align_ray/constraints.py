@@ -61,7 +61,10 @@ def constraints(search: Search, tokens: dict[str, int]) -> Constraints:
             f"{high:.4g}; 1 must lie between."
         )
     most = search.max_corpora
-    if most is not None and ((lower > 0).sum() > most or np.sort(upper)[::-1][:most].sum() < 1 - TINY):
+    forced = lower > 0
+    if most is not None and (
+        forced.sum() > most or upper[forced].sum() + np.sort(upper[~forced])[::-1][: most - forced.sum()].sum() < 1 - TINY
+    ):
         raise ConfigError(
             f"field 'search.max_corpora' is {most}, but so few corpora cannot fill the budget within the other constraints; "
             "raise it."
@@ -88,9 +91,32 @@ def unconstrained(limits: Constraints) -> Constraints:
     return dataclasses.replace(limits, lower=np.zeros(k), upper=np.ones(k), strength=0.0, most=None)
 
 
+def support(w: np.ndarray, limits: Constraints) -> np.ndarray:
+    """The corpora to keep, bool [K], at most `limits.most`: those with a lower bound, then those with most weight, as long as the
+    caps of what is kept can fill the budget."""
+    kept = limits.lower > 0
+    while (slots := (limits.most or len(w)) - int(kept.sum())) > 0 and not kept.all():
+        for i in (i for i in np.argsort(-w, kind="stable") if not kept[i]):
+            others = np.sort(limits.upper[~kept & (np.arange(len(w)) != i)])[::-1][: slots - 1]
+            if limits.upper[kept].sum() + limits.upper[i] + others.sum() >= 1 - TINY:
+                kept[i] = True
+                break
+        else:
+            break
+    return kept
+
+
+def restricted(limits: Constraints, kept: np.ndarray) -> Constraints:
+    """The corpora that are not kept, bool [K], get no weight."""
+    return dataclasses.replace(limits, upper=np.where(kept, limits.upper, 0.0), lower=np.where(kept, limits.lower, 0.0))
+
+
 def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
-    """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] -> [K]."""
+    """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] -> [K]; of the
+    corpora of `support` where their number is limited."""
     w = np.maximum(np.asarray(w, np.float64), 1e-12)
+    if limits.most is not None and (limits.upper > 0).sum() > limits.most:
+        limits = restricted(limits, support(w, limits))
 
     def excess(log_scale: float) -> float:
         return np.clip(np.exp(log_scale) * w, limits.lower, limits.upper).sum() - 1

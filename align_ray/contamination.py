@@ -158,7 +158,7 @@ def contamination(config: Config, store: Store, located: Located, say: Callable[
     }
     kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
     say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
-    embed_batches(config, store, located, [b for rows in kept.values() for b in rows])
+    embed_batches(config, store, located, [b for rows in kept.values() for b in rows], embedded["dtype"])
     units = read_embeddings(config, store, embedded)
     blocks = next(iter(measures(next(iter(units.values()))).values()))
     clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
@@ -167,7 +167,7 @@ def contamination(config: Config, store: Store, located: Located, say: Callable[
         whole = rank_by_cross_entropy({n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer))[t]
         cleaned = {c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}
         enough = {n: b for n, b in cleaned.items() if len(b) > 1} | {t: batches[t]}
-        after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t]
+        after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t] if len(enough) > 1 else []
         places = [{row["candidate"]: (i, row) for i, row in enumerate(ranked, 1)} for ranked in (whole, after)]
         for c in config.candidates:
             mine = units[c.name]

@@ -116,7 +116,8 @@ def _render(corpus: Corpus, record: dict[str, Any]) -> str | None:
     if not all(isinstance(value, str) for value in values.values()):
         return None
     text = corpus.template.format(**values) if corpus.template is not None else values[corpus.column]
-    return text.replace("\x00", "")  # NUL is legal in JSON and useless to a tokenizer
+    # NUL and lone surrogates are legal in JSON; a tokenizer and Arrow take neither
+    return text.replace("\x00", "").encode("utf-8", errors="replace").decode()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -216,8 +216,11 @@ def embed_missing(config: Config, store: Store, located: Located, limits: dict[s
     )
 
 
-def embed_batches(config: Config, store: Store, located: Located, batches: list[np.ndarray]) -> dict[str, Any]:
-    """Compute the units of batches (int32 [B, T] each) that the store does not hold.
+def embed_batches(
+    config: Config, store: Store, located: Located, batches: list[np.ndarray], dtype: str | None = None
+) -> dict[str, Any]:
+    """Compute the units of batches (int32 [B, T] each) that the store does not hold; `dtype` of the probe: default, what `auto`
+    means on the cluster as it is now.
 
     Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
     """
@@ -225,7 +228,7 @@ def embed_batches(config: Config, store: Store, located: Located, batches: list[
     from ray.data import ActorPoolStrategy
 
     room = capacity(config.cluster)
-    dtype = probe_dtype(config.embedding, room.use_gpu)
+    dtype = dtype or probe_dtype(config.embedding, room.use_gpu)
     head = head_name(config, store, located, dtype)
     key = embedding_key(config, located, dtype, head)
     planned = {unit_id(b): b for b in batches}

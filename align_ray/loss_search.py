@@ -223,7 +223,7 @@ def _best_of_many(cost: Predict, limits: Constraints, seed: int) -> np.ndarray:
         best = tried[np.argsort(cost(tried))[:100]]
         around = [nearest(rng.dirichlet(100 * best[i % 100] + 1e-3), limits) for i in range(CANDIDATE_MIXTURES)]
         tried = np.concatenate([best, np.stack(around)])
-    return tried[np.argsort(cost(tried))[:100]].mean(0)
+    return nearest(tried[np.argsort(cost(tried))[:100]].mean(0), limits)
 
 
 def _on_weights(objective: Objective, new: np.ndarray) -> Objective:

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from scipy.optimize import linprog, minimize
 
-from align_ray.constraints import Constraints, nearest
+from align_ray.constraints import Constraints, from_unit_cube, nearest, restricted, support
 from align_ray.objectives import Objective
 
 CHAINS = 32
@@ -57,24 +57,18 @@ def solve(goal: Goal, limits: Constraints, start: np.ndarray | None = None) -> O
     out the corpora with least weight, half of what is too many at a time.
     """
     k = len(limits.names)
-    starts = [start] if start is not None else [nearest(limits.prior, limits), nearest(np.ones(k), limits)]
+    starts = [nearest(start, limits)] if start is not None else [nearest(limits.prior, limits), nearest(np.ones(k), limits)]
     if start is None:
         best = int(np.argmax(goal.values(np.eye(k))))
         starts.append(nearest(np.eye(k)[best] + 0.01, limits))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
-    found = max((_ascend(goal, limits, w) for w in unique), key=lambda w: _penalised(goal, limits, w)[0])
-    present = found > PRESENT
+    every = dataclasses.replace(limits, most=None)
+    found = max((_ascend(goal, every, w) for w in unique), key=lambda w: _penalised(goal, limits, w)[0])
+    present = (found > PRESENT) | (limits.lower > 0)
     if limits.most is not None and present.sum() > limits.most:
-        drop = max(1, (present.sum() - limits.most) // 2)
-        order = [i for i in np.argsort(np.where(limits.lower > 0, np.inf, found)) if present[i]]
-        for i in order:  # a corpus without which the rest cannot fill the budget stays
-            upper = np.where(present, limits.upper, 0.0)
-            upper[i] = 0.0
-            if drop and upper.sum() >= 1:
-                present[i], drop = False, drop - 1
-        upper = np.where(present, limits.upper, 0.0)
-        reduced = dataclasses.replace(limits, upper=upper)
-        return solve(goal, reduced, nearest(np.where(present, found, 0), reduced))
+        fewer = int(present.sum()) - max(1, int(present.sum() - limits.most) // 2)
+        kept = support(np.where(present, found, 0.0), dataclasses.replace(limits, most=max(fewer, limits.most)))
+        return solve(goal, restricted(limits, kept), found)
     return _describe(goal, limits, found)
 
 
@@ -167,7 +161,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     """The mean of all feasible mixtures of the optimum's corpora with F >= F* - slack, [K]: as good within the error, and
     steadier than the argmax.
 
-    By hit-and-run: CHAINS walkers start at the optimum; a step takes a random direction within the simplex and a uniform point
+    By hit-and-run: CHAINS walkers start between the optimum and random feasible mixtures, inside the set; a step takes a random direction within the simplex and a uniform point
     of the line's part that lies in the set, found by shrinking. Mixtures are evaluated together.
     """
     w, k = optimum.weights, len(optimum.weights)
@@ -176,8 +170,18 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
         return w
     rng = np.random.default_rng(seed)
     least = optimum.penalised - slack
-    lower, upper = limits.lower[free], limits.upper[free]
-    at = np.tile(w, (CHAINS, 1))
+    inner = restricted(dataclasses.replace(limits, most=None), np.isin(np.arange(k), free) | (w > 0))
+    lower, upper = inner.lower[free], inner.upper[free]
+    away = np.stack([from_unit_cube(rng.random(k), inner) for _ in range(CHAINS)]) - w
+    share = np.ones(CHAINS)
+    for _ in range(60):
+        at = w + share[:, None] * away
+        outside = goal.values(at) - penalties(limits, at) < least
+        if not outside.any():
+            break
+        share = np.where(outside, share / 1.5, share)
+    else:
+        at = np.where(outside[:, None], w, at)
     steps = 60 + 8 * len(free)
     total, count = np.zeros(k), 0
     for step in range(steps):
@@ -201,7 +205,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
             low, high = np.where(share < 0, share, low), np.where(share >= 0, share, high)
         if step >= steps // 3:
             total, count = total + at.sum(0), count + CHAINS
-    return nearest(total / count, dataclasses.replace(limits, upper=np.where(total > 0, limits.upper, 0.0)))
+    return nearest(total / count, inner)
 
 
 def scaled_prior(limits: Constraints, goal: Goal) -> Constraints:

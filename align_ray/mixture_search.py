@@ -153,27 +153,25 @@ def mixture_alignment(
     pooled = sum(w[k] * batches[k].mean(0, dtype=np.float64) for k in present)
     goals = [t.mean(0, dtype=np.float64) for t in targets]
 
-    def v(h: np.ndarray, changed: tuple[int, np.ndarray] | None = None) -> float:
+    def v(h: np.ndarray, changed: tuple[int, np.ndarray] | None = None) -> np.ndarray:
         ends = [changed[1] if changed and changed[0] == m else g for m, g in enumerate(goals)]
-        return float(share @ [relative_variance(scaled_cosine_distance(h, end)) for end in ends])
+        return np.array([relative_variance(scaled_cosine_distance(h, end)) for end in ends])
 
-    whole = v(pooled)
-    value, variance, smallest = whole, 0.0, 10**9
+    groups = []
     for k in present:
-        if len(batches[k]) < 2:
-            continue
         mean, n = batches[k].mean(0, dtype=np.float64), len(batches[k])
-        without = np.array([v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)])
-        value -= (n - 1) * (without.mean() - whole)
-        variance, smallest = variance + (n - 1) / n * ((without - without.mean()) ** 2).sum(), min(smallest, n)
+        groups.append([v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)] if n > 1 else [])
     for m, target in enumerate(targets):
         n = len(target)
-        without = np.array([v(pooled, (m, goals[m] + (goals[m] - row) / (n - 1))) for row in target.astype(np.float64)])
-        value -= (n - 1) * (without.mean() - whole)
-        variance, smallest = variance + (n - 1) / n * ((without - without.mean()) ** 2).sum(), min(smallest, n)
-    on_v = interval(value, variance, smallest - 1)
-    result, low, high = (1 / (1 + x) for x in (on_v.value, on_v.high, max(on_v.low, -0.5)))
-    return {"value": result, "error": on_v.error * result**2, "low": low, "high": high}
+        groups.append([v(pooled, (m, goals[m] + (goals[m] - row) / (n - 1))) for row in target.astype(np.float64)])
+    whole = v(pooled)
+    free, variance, smallest = whole.copy(), 0.0, 10**9
+    for without in (np.array(g) for g in groups if len(g)):  # [n, M]
+        n = len(without)
+        free -= (n - 1) * (without.mean(0) - whole)
+        aligned = (1 / (1 + without)) @ share
+        variance, smallest = variance + (n - 1) / n * ((aligned - aligned.mean()) ** 2).sum(), min(smallest, n)
+    return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
 
 
 def _bootstrap(config: Config, build: Builder, limits: Constraints, optimum: Optimum) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import numpy as np
 from align_ray.alignment import batch_matrix, measures, pooled_alignment
 from align_ray.baselines import dsir_weights
 from align_ray.config import Config
-from align_ray.constraints import Constraints, constraints
+from align_ray.constraints import Constraints, constraints, nearest
 from align_ray.embedding import embed_batches, read_embeddings, read_sample, unit_id
 from align_ray.goals import main_rows, mixmin_goal, target_weights
-from align_ray.loss_search import propose, run_swarm, tune_loss
-from align_ray.mixture import Goal, scaled_prior, solve
+from align_ray.loss_search import combined, propose, run_swarm, tune_loss
+from align_ray.mixture import Goal, effective_corpora, scaled_prior, solve
 from align_ray.mixture_search import describe, goal_builder, mixture_alignment, search_mixture
 from align_ray.probe import Located, load_tokenizer
 from align_ray.proxies import heldout_sequences, mixture_jobs, mixture_rows, validation_half
@@ -74,9 +74,10 @@ def find_mixture(config: Config, store: Store, probe: Located, model: Located, s
             **describe(config, goal, limits, tokens, main_rows(embeddings), {"recommended": weights}),
             **result["mixtures"],
         }
-        result |= {"objective": "loss", "optimum": config.search.method, **found}
+        # what is known of the optimum (limits, prices, intervals) is the cross-entropy's, from which the search started
+        result |= {"objective": "loss", "optimum": config.search.method, "effective_corpora": effective_corpora(weights), **found}
     say(f"embedding {len(CHECKED)} mixtures to check the prediction")
-    result["check"] = check_mixtures(config, store, probe, embedded["key"], embeddings, limits, result["mixtures"])
+    result["check"] = check_mixtures(config, store, probe, embedded, embeddings, limits, result["mixtures"])
     return result
 
 
@@ -95,13 +96,13 @@ def _search_by_loss(
         trials = tune_loss(config, store, model, tokens, limits, starts, storage)
         # the mean of the best few, for the same reason as the near-optimal set's: the least loss is in part luck
         best = np.mean([list(t["weights"].values()) for t in trials[: max(1, len(trials) // 8)]], axis=0)
-        return best, {"trials": trials}
+        return nearest(best, limits), {"trials": trials}
     weights, losses = run_swarm(config, store, model, tokens, limits)
     proposal = propose(weights, losses, target_weights(config), limits, seed=config.seed)
     named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
     trials = [{"weights": w, "losses": {t: float(v[i]) for t, v in losses.items()}} for i, w in enumerate(named)]
     for trial in trials:
-        trial["loss"] = float(np.mean(list(trial["losses"].values())))
+        trial["loss"] = combined(config, trial["losses"])
     surrogate = {k: v for k, v in dataclasses.asdict(proposal).items() if k != "weights"}
     return proposal.weights, {"trials": trials, "surrogate": surrogate}
 
@@ -149,7 +150,7 @@ def check_mixtures(
     config: Config,
     store: Store,
     probe: Located,
-    key: str,
+    embedded: dict[str, Any],
     embeddings: dict[str, Any],
     limits: Constraints,
     mixtures: dict[str, Any],
@@ -162,21 +163,24 @@ def check_mixtures(
     size, batches = config.sampling.batch_size, {n: read_sample(store, n).batches[: len(embeddings[n])] for n in limits.names}
     halves = {n: len(b) // 2 for n, b in batches.items()}
     drawn_from = {n: b[halves[n] :].reshape(-1, b.shape[-1]) for n, b in batches.items()}
-    count = max(2, config.sampling.batches // 2)
     drawn = {}
     for name in CHECKED:
+        # as many batches as the text fills without repetition: copies are not independent
+        shares = mixtures[name]["weights"]
+        fills = min(len(drawn_from[n]) / shares[n] for n in limits.names if shares[n] > 0.01)
+        count = min(max(2, int(fills) // size), max(2, config.sampling.batches // 2))
         everything = {n: len(rows) for n, rows in drawn_from.items()}
-        rows = mixture_rows(drawn_from, everything, mixtures[name]["weights"], size * count, config.seed)
+        rows = mixture_rows(drawn_from, everything, shares, size * count, config.seed)
         order = np.random.default_rng(config.seed).permutation(len(rows))
         drawn[name] = list(rows[order].reshape(count, size, -1))
-    embed_batches(config, store, probe, [b for parts in drawn.values() for b in parts])
+    embed_batches(config, store, probe, [b for parts in drawn.values() for b in parts], embedded["dtype"])
     blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
     rows_of = main_rows(embeddings)
     corpora = [rows_of[n][: max(1, halves[n])] for n in limits.names]
     result: dict[str, Any] = {}
     for name, parts in drawn.items():
         w = np.array([mixtures[name]["weights"][n] for n in limits.names])
-        measured = batch_matrix([store.read_unit(key, unit_id(b)) for b in parts], blocks)
+        measured = batch_matrix([store.read_unit(embedded["key"], unit_id(b)) for b in parts], blocks)
         result[name] = {
             t.name: {
                 "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1)),

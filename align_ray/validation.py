@@ -7,7 +7,7 @@ from scipy import stats
 
 from align_ray.config import Config
 from align_ray.goals import target_weights
-from align_ray.intervals import p_mean_negative, two_sample_mean
+from align_ray.intervals import Estimate, interval, p_mean_negative, two_sample_mean
 from align_ray.probe import Located
 from align_ray.proxies import heldout_sequences, mixture_jobs, test_half
 from align_ray.store import Store
@@ -65,22 +65,29 @@ def validate_mixtures(
 
 
 def _losses(after: dict[str, np.ndarray], share: np.ndarray) -> dict[str, Any]:
-    by_target = {t: vars(two_sample_mean(v)) for t, v in after.items()}
-    value = float(share @ [e["value"] for e in by_target.values()])
-    error = float(np.sqrt(np.square(share) @ np.square([e["error"] for e in by_target.values()])))
-    return {**by_target, "all": {"value": value, "error": error, "low": value - 1.96 * error, "high": value + 1.96 * error}}
+    estimate, _ = combined_mean(list(after.values()), share)
+    return {**{t: vars(two_sample_mean(v)) for t, v in after.items()}, "all": vars(estimate)}
 
 
 def _versus(a: dict[str, np.ndarray], b: dict[str, np.ndarray], share: np.ndarray) -> dict[str, Any]:
     """Paired by seed and sequence."""
-    result = {}
-    for t, losses in a.items():
-        difference = losses - b[t]
-        result[t] = {**vars(two_sample_mean(difference)), "p_lower": p_mean_negative(difference)}
-    value = float(share @ [r["value"] for r in result.values()])
-    error = float(np.sqrt(np.square(share) @ np.square([r["error"] for r in result.values()])))
-    p = float(stats.norm.cdf(-value / error)) if error else float(value < 0)
-    return {
-        **result,
-        "all": {"value": value, "error": error, "low": value - 1.96 * error, "high": value + 1.96 * error, "p_lower": p},
-    }
+    differences = {t: losses - b[t] for t, losses in a.items()}
+    estimate, p = combined_mean(list(differences.values()), share)
+    by_target = {t: {**vars(two_sample_mean(d)), "p_lower": p_mean_negative(d)} for t, d in differences.items()}
+    return {**by_target, "all": {**vars(estimate), "p_lower": p}}
+
+
+def combined_mean(values: list[np.ndarray], share: np.ndarray) -> tuple[Estimate, float]:
+    """Mean over targets by `share` of losses [seeds, sequences] each, and the probability that it is negative.
+
+    The targets are measured on the same trainings: the seeds' effect is common to them, the sequences' is each target's own.
+    """
+    by_seed = sum(s * v.mean(1) for s, v in zip(share, values, strict=True))
+    n = len(by_seed)
+    parts = [(by_seed.var(ddof=1) / n, n - 1)]
+    parts += [(s**2 * v.mean(0).var(ddof=1) / v.shape[1], v.shape[1] - 1) for s, v in zip(share, values, strict=True)]
+    total = sum(part for part, _ in parts)
+    freedom = max(1.0, total**2 / max(sum(part**2 / f for part, f in parts), 1e-300))
+    mean = float(by_seed.mean())
+    p = float(stats.t.cdf(-mean / np.sqrt(total), freedom)) if total > 0 else float(mean < 0)
+    return interval(mean, total, freedom), p

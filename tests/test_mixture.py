@@ -229,3 +229,31 @@ def test_any_caps_and_any_point_of_the_cube_corners_included_give_a_feasible_mix
         bounds = dataclasses.replace(limits(), upper=np.minimum(caps, 1))
         w = from_unit_cube(u, bounds)
         assert w.sum() == pytest.approx(1, abs=1e-9) and (w >= 0).all() and (w <= bounds.upper + 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_number_of_corpora_is_kept_where_only_a_corpus_the_target_does_not_want_can_fill_the_budget(seed):
+    pooled = corpora(seed=seed)
+    wanted = Goal([scaled_cosine_objective(pooled, np.array([0.0, 0.4, 0.3, 0.3]) @ pooled)], np.ones(1))
+    bounds = limits({"a": 1000, "b": 400, "c": 400, "d": 400}, max_epochs=1, max_corpora=2)
+    best = solve(wanted, bounds)
+    assert (best.weights > 1e-6).sum() == 2 and best.weights[0] >= 0.6 - 1e-9 and (best.weights <= bounds.upper + 1e-9).all()
+    for u in np.random.default_rng(seed).random((50, 4)):
+        w = from_unit_cube(u, bounds)
+        assert (w > 1e-6).sum() <= 2 and w.sum() == pytest.approx(1) and (w <= bounds.upper + 1e-9).all()
+    mean = near_optimal_average(wanted, bounds, best, 0.01, 0)
+    assert (mean > 1e-6).sum() <= 2
+
+
+def test_a_forced_corpus_that_cannot_fill_the_budget_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"search\.max_corpora"):
+        limits(max_corpora=1, weights={"b": {"min": 0.1, "max": 0.5}})
+
+
+def test_the_near_optimal_average_leaves_the_corner():
+    """By a linear objective the set is a simplex cut off at the best corpus; its centroid is known."""
+    scores = np.r_[1.0, np.zeros(7)]
+    bounds = constraints(Search(token_budget=1, prior_strength=0.0), {f"c{i}": 10 for i in range(8)})
+    cut = Goal([linear_objective(scores)], np.ones(1))
+    mean = near_optimal_average(cut, bounds, solve(cut, bounds), 0.3, 0)
+    assert mean[0] == pytest.approx(1 - 0.3 * 7 / 8, abs=0.03)
