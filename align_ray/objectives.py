@@ -51,7 +51,7 @@ def scaled_cosine_objective(pooled: np.ndarray, target: np.ndarray) -> Objective
 @numba.njit(fastmath=True, parallel=True, cache=True)
 def _scaled_cosine_sums(w, rows, target, epsilon, sums):
     """<u,u>, <v,v>, <u,v> of every mixture with the target, in blocks of rows that stay in the cache, mixture by mixture."""
-    block = 1024
+    block = 512
     for part in numba.prange((len(w) + 15) // 16):
         pooled = np.empty(block, np.float32)
         for start in range(0, rows.shape[1], block):
