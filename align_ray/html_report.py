@@ -90,7 +90,7 @@ def _weights(search: dict[str, Any]) -> go.Figure:
             "arrayminus": [w - rows[n]["low"] for n, w in weights.items()],
         }
         figure.add_bar(name=label, x=list(weights), y=list(weights.values()), error_y=error if key == "closed_form" else None)
-    caps = search["caps"]
+    caps = {name: cap for name, cap in search["caps"].items() if cap < 1}  # others do not bind
     figure.add_scatter(name="cap", x=list(caps), y=list(caps.values()), mode="markers", marker={"symbol": "line-ew-open", "size": 22, "color": "#c33"})
     return figure.update_layout(**LAYOUT, height=340, barmode="group", yaxis={"title": "weight (share of tokens)"}, xaxis={"automargin": True}, legend={"orientation": "h", "y": 1.1})
 
