@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--kills 30] [--batches 96] [--nodes 3]
 
-A cluster of several nodes on this machine embeds text of the installation; a thread kills, at random moments, the process of a
-random embedding actor, or a whole node, which another replaces. The stored units are compared with those of an undisturbed run.
+A cluster of several nodes on this machine embeds text of the installation; at random moments the process of a random embedding
+actor is killed, or a whole node, which another replaces. The stored units are compared with those of an undisturbed run.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ import os
 import random
 import signal
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -47,20 +47,39 @@ def actors() -> list[psutil.Process]:
     return found
 
 
-def disturb(cluster, stop: threading.Event, kills: int, node_share: float, seed: int, done: list[str]) -> None:
-    """Kill until `kills` are done or the run has ended."""
-    rng = random.Random(seed)
+def disturb(cluster, ended, kills: int, node_share: float, seed: int) -> list[str]:
+    """Kill until `kills` are done or the run has ended; returns what was killed."""
+    rng, done = random.Random(seed), []
     nodes = [n for n in cluster.list_all_nodes() if n is not cluster.head_node]
-    while len(done) < kills and not stop.is_set():
+    while not ended():
         time.sleep(rng.uniform(0.3, 2.5))
-        if nodes and rng.random() < node_share:
+        if len(done) == kills or not (running := actors()):
+            continue
+        if rng.random() < node_share:
             cluster.remove_node(nodes.pop(rng.randrange(len(nodes))), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=2))
             done.append("node")
-        elif running := actors():
+        else:
             with contextlib.suppress(psutil.Error):
                 os.kill(rng.choice(running).pid, signal.SIGKILL)
                 done.append("actor")
+    return done
+
+
+def embed_until_done(opened) -> int:
+    """The recovery procedure is to run it again: every run goes on with what is stored. Returns how many runs it took."""
+    import ray
+
+    from align_ray import pipeline
+
+    runs = 1
+    while True:
+        try:
+            pipeline.embed(opened)
+            return runs
+        except ray.exceptions.RayError as error:
+            print(f"run {runs} ended with {type(error).__name__}; started again")
+            runs += 1
 
 
 def units(folder: Path) -> dict[str, np.ndarray]:
@@ -82,31 +101,18 @@ def main(
     import ray
     from ray.cluster_utils import Cluster
 
-    from align_ray import pipeline
-
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=2)
         report = {}
         for label in ("undisturbed", "killed"):
-            done: list[str] = []
-            stop = threading.Event()
             opened = study(Path(folder) / label, batches, cluster.address)
             start = time.perf_counter()
-            thread = threading.Thread(target=disturb, args=(cluster, stop, kills, node_share, seed, done))
-            restarts = -1
-            while True:  # the recovery procedure is to run it again; every run goes on with what is stored
-                restarts += 1
-                try:
-                    if label == "killed" and not thread.is_alive() and not done:
-                        threading.Timer(5, thread.start).start()
-                    work = pipeline.embed(opened)["work"]
-                    break
-                except ray.exceptions.RayError as error:
-                    print(f"the run ended with {type(error).__name__} after {len(done)} kills; started again")
-            stop.set()
-            report[label] = {"seconds": round(time.perf_counter() - start), "kills": done, "runs": restarts + 1, "planned": work["planned"]}
+            with ThreadPoolExecutor(1) as pool:  # nodes can be added in the main thread alone
+                run = pool.submit(embed_until_done, opened)
+                done = disturb(cluster, run.done, kills if label == "killed" else 0, node_share, seed)
+                report[label] = {"seconds": round(time.perf_counter() - start), "kills": done, "runs": run.result()}
         a, b = units(Path(folder) / "undisturbed"), units(Path(folder) / "killed")
         same = all(np.array_equal(a[n], b[n]) for n in a if n in b)
         ray.shutdown()
