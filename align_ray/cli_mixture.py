@@ -156,6 +156,10 @@ def propose(
 
         runs = _runs(mixtures, metrics, metric)
         opened = study_of(study, set_) if study else None
+        if opened:
+            from align_ray.pipeline import need
+
+            need(opened, "embed")
         limits, proposal = propose_from_runs(runs, surrogate, opened, prior_strength)
         table = plain_table(f"mixture proposed by {proposal.surrogate} from {len(runs.ids)} runs")
         table.add_column("corpus", overflow="fold")

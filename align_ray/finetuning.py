@@ -57,7 +57,10 @@ def finetune_runs(
     jobs = mixture_jobs(config, store, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))
     report = {}
     for run, job, trained in zip(runs, jobs, train_jobs(config, store, located, heldout, jobs), strict=True):
-        targets = {t: {**change(Losses(*map(test_half, vars(trained.losses[t]).values()))), "overlap": overlap(job.rows, heldout[t])} for t in heldout}
+        targets = {}
+        for t, losses in trained.losses.items():
+            reported = Losses(test_half(losses.before), test_half(losses.after))
+            targets[t] = {**change(reported), "overlap": overlap(job.rows, heldout[t])}
         report[run.name] = {"weights": run.weights, "sequences": len(job.rows), "targets": targets}
     return {"tokens": len(jobs[-1].rows) * config.sampling.sequence_length, "runs": report}
 

@@ -37,6 +37,12 @@ def target_weights(config: Config) -> np.ndarray | None:
     return weights / weights.sum()
 
 
+def reported_weights(config: Config) -> np.ndarray:
+    """Weights of the targets [M] for what is reported as their mean: equal ones where the worst target is the goal."""
+    weights = target_weights(config)
+    return np.full(len(config.targets), 1 / len(config.targets)) if weights is None else weights
+
+
 def main_rows(embeddings: dict[str, list[Unit]]) -> dict[str, np.ndarray]:
     """Batch embeddings of the main measure by corpus, float32 [n, D]."""
     blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
@@ -79,7 +85,6 @@ def cross_entropy_goal(config: Config, batches: dict[str, np.ndarray], vocabular
         name: np.stack([np.bincount(b[b >= 0], minlength=vocabulary) for b in rows]).astype(np.float32)
         for name, rows in batches.items()
     }
-
     discounts = {name: ney_discount(c.sum(0)) for name, c in counts.items()}
 
     def build(rng: np.random.Generator | None) -> Goal:

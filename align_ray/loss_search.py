@@ -8,6 +8,8 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from pyarrow.csv import write_csv
 from scipy.stats import qmc
 
 from align_ray.config import Config, digest
@@ -45,8 +47,8 @@ def tune_loss(
     starts: list[np.ndarray],
     storage: str,
 ) -> list[dict[str, Any]]:
-    """Ray Train inside Ray Tune; resumes. Returns the trials that reached the last rung: `weights`, `loss` (`combined`, on the validation
-    half of the held-out sequences), `losses` by target; and `stopped`, how many were stopped early, in the first."""
+    """Ray Train inside Ray Tune; resumes. Returns the trials that reached the last rung, best first: `weights`, `loss` (`combined`,
+    nats per token on the validation half of the held-out sequences), `losses` by target. Raises RuntimeError where Ray gives one up."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -100,14 +102,12 @@ def tune_loss(
     results = tuner.fit()
     for error in results.errors:
         raise RuntimeError(f"a proxy training failed: {error}")
-    reports = [r.metrics for r in results if r.metrics and "loss" in r.metrics]
-    whole = [m for m in reports if m["rung"] == len(RUNGS)]
+    whole = [r.metrics for r in results if r.metrics and r.metrics.get("rung") == len(RUNGS)]
     return [
         {
             "weights": {n: m[f"weight/{n}"] for n in names},
             "loss": m["loss"],
             "losses": {t: m[f"loss/{t}"] for t in heldout},
-            "stopped": len(reports) - len(whole),
         }
         for m in sorted(whole, key=lambda m: m["loss"])
     ]
@@ -158,10 +158,9 @@ def run_swarm(
     done = train_jobs(config, store, located, heldout, jobs)
     losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
     for file, columns in (("ratios", dict(zip(limits.names, weights.T, strict=True))), ("metrics", losses)):
-        lines = [",".join(["run", *columns])] + [
-            ",".join([str(i), *(repr(float(c[i])) for c in columns.values())]) for i in range(len(weights))
-        ]
-        store.write_bytes(f"{file}.csv", ("\n".join(lines) + "\n").encode())
+        sink = pa.BufferOutputStream()
+        write_csv(pa.table({"run": range(len(weights)), **columns}), sink)
+        store.write_bytes(f"{file}.csv", sink.getvalue().to_pybytes())
     return weights, losses
 
 
@@ -187,9 +186,10 @@ def propose(
 ) -> Proposal:
     """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
 
-    The prior's strength is taken times the spread of the runs' metric. The log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`:
-    content of the runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that
-    the runs' domains need not be the candidates.
+    `weights`: runs' float64 [n, J], metrics [n] each. The prior's strength is taken times the spread of the runs' metric. The
+    log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`: content of the
+    runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that the runs'
+    domains need not be the candidates.
     """
     observed = np.stack(list(metrics.values()))
     spread = float(np.ptp(observed.max(0) if share is None else share @ observed))

@@ -83,7 +83,7 @@ def materialise(
                     order * shards >> 63,
                     order,
                     corpus.name,
-                    max(epoch, 0) if epoch >= 0 else len(passes[corpus.name]) - 1,
+                    epoch if epoch >= 0 else len(passes[corpus.name]) - 1,
                     text,
                     tokens,
                 )

@@ -117,10 +117,12 @@ def _tidy(w: np.ndarray, limits: Constraints) -> np.ndarray:
 
 
 def _penalty(limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
-    if not limits.strength:
-        return 0.0, np.zeros(len(w))
-    ratio = np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
-    return float(limits.strength * (w @ ratio)), limits.strength * (ratio + 1)
+    """The prior's penalty of one mixture [K] and its gradient [K]."""
+    return float(penalties(limits, w[None])[0]), limits.strength * (_log_ratio(limits, w) + 1)
+
+
+def _log_ratio(limits: Constraints, w: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
 
 
 def _penalised(goal: Goal, limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -161,8 +163,9 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     """The mean of all feasible mixtures of the optimum's corpora with F >= F* - slack, [K]: as good within the error, and
     steadier than the argmax.
 
-    By hit-and-run: CHAINS walkers start between the optimum and random feasible mixtures, inside the set; a step takes a random direction within the simplex and a uniform point
-    of the line's part that lies in the set, found by shrinking. Mixtures are evaluated together.
+    By hit-and-run: CHAINS walkers start between the optimum and random feasible mixtures, inside the set; a step takes a random
+    direction within the simplex and a uniform point of the line's part that lies in the set, found by shrinking. Mixtures are
+    evaluated together.
     """
     w, k = optimum.weights, len(optimum.weights)
     free = np.flatnonzero((limits.upper > limits.lower) & ((w > PRESENT) if limits.most is not None else np.ones(k, bool)))
@@ -216,8 +219,7 @@ def scaled_prior(limits: Constraints, goal: Goal) -> Constraints:
 
 def penalties(limits: Constraints, w: np.ndarray) -> np.ndarray:
     """The prior's penalty strength * KL(w, prior) of many mixtures, [n, K] to [n]."""
-    ratio = np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
-    return limits.strength * (w * ratio).sum(1)
+    return limits.strength * (w * _log_ratio(limits, w)).sum(1)
 
 
 def pareto_front(objectives: list[Objective], limits: Constraints, points: int = 11) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from align_ray.config import Config
 from align_ray.constraints import Constraints, constraints, nearest, unconstrained, without_prior
-from align_ray.goals import Builder, cross_entropy_goal, fisher_goal, linear_goal, main_rows, mixmin_goal, target_weights
+from align_ray.goals import Builder, cross_entropy_goal, fisher_goal, linear_goal, main_rows, mixmin_goal, reported_weights
 from align_ray.intervals import interval
 from align_ray.mixture import (
     Goal,
@@ -23,8 +23,6 @@ from align_ray.noise import relative_variance
 from align_ray.similarity import scaled_cosine_distance
 from align_ray.store import Unit
 from align_ray.tune_search import tune_search
-
-FISHER_OBJECTIVES = ("scaled-cosine", "hellinger", "kl")
 
 
 def goal_builder(
@@ -59,8 +57,8 @@ def search_mixture(
     `mixtures[name]`: `weights`, `value` of the objective (nats for cross-entropy and mixmin: minus the cross-entropy), the
     pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
     `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
-    `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`. `weights[corpus]`: interval of the optimum's weight, cap
-    and prices. `chosen`: `recommended`.
+    `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
+    optimum's weight, what limits it and prices. `chosen`: `recommended`.
     """
     goal = build(None)
     limits = scaled_prior(constraints(config.search, tokens), goal)
@@ -74,7 +72,7 @@ def search_mixture(
         if gap < -1e-9:
             optimum, found = solve(goal, limits, np.array([best["weights"][n] for n in limits.names])), "search"
     free = solve(goal, unconstrained(limits))
-    noise = _bootstrap(config, build, limits, optimum)
+    noise = _bootstrap(config, build, goal, limits, optimum)
     recommended = near_optimal_average(goal, limits, optimum, noise["slack"], config.seed)
     mixtures = {"recommended": recommended, "closed_form": optimum.weights, "unconstrained": free.weights}
     if trials:
@@ -128,8 +126,7 @@ def describe(
 ) -> dict[str, Any]:
     """Weights, value, pooled alignment and repetition of every mixture."""
     available = np.array(list(tokens.values()), dtype=np.float64)
-    share = target_weights(config)
-    share = np.full(len(config.targets), 1 / len(config.targets)) if share is None else share
+    share = reported_weights(config)
     return {
         name: {
             "weights": dict(zip(limits.names, w.tolist(), strict=True)),
@@ -174,11 +171,10 @@ def mixture_alignment(
     return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
 
 
-def _bootstrap(config: Config, build: Builder, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
-    """Resample the evidence and solve again: spread of the optimum's weights and value, and how far it falls behind each
+def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
+    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it falls behind each
     resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
     weights, values, behind, lead = [], [], [], []
-    plain = build(None)
     singles = np.eye(len(limits.names))
     feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
     single = max(feasible, key=lambda w: plain.values(w[None])[0], default=None)

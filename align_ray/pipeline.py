@@ -92,7 +92,7 @@ def align(study: Study) -> dict[str, Any]:
     config = study.config
 
     def work() -> dict[str, Any]:
-        _need(study, "embed")
+        need(study, "embed")
         published = config.embedding.estimator == "reference" and config.embedding.quirks.absolute_epsilon
         embeddings = read_embeddings(config, study.store)
         names = [t.name for t in config.targets]
@@ -120,7 +120,7 @@ def contamination(study: Study) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        _need(study, "embed")
+        need(study, "embed")
         connect(config.cluster)
         result = find_contamination(config, store, study.probe, study.say)
         store.write_json("contamination.json", result)
@@ -136,7 +136,7 @@ def search(study: Study) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        _need(study, "embed")
+        need(study, "embed")
         connect(config.cluster)
         result = find_mixture(config, store, study.probe, _finetune_model(config, study.probe), study.say)
         tracker = start_tracking(config, store)
@@ -155,7 +155,7 @@ def search(study: Study) -> dict[str, Any]:
 
 def recipe(study: Study) -> dict[str, Any]:
     """The recipe of the study's mixture (see `make_recipe`); raises UserError where there is none for this configuration."""
-    _need(study, "search")
+    need(study, "search")
     return study.store.read_json("recipe.json")
 
 
@@ -164,7 +164,7 @@ def finetune(study: Study) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        _need(study, "search")
+        need(study, "search")
         connect(config.cluster)
         runs = planned_runs(config, store.read_json("search.json"))
         study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
@@ -185,7 +185,7 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        _need(study, "search")
+        need(study, "search")
         connect(config.cluster)
         model, tokens = _finetune_model(config, study.probe), token_counts(config, store)
         known = store.read_json("search.json")["mixtures"]
@@ -221,7 +221,7 @@ def predict(study: Study) -> dict[str, Any]:
         raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
 
     def work() -> dict[str, Any]:
-        _need(study, "embed")
+        need(study, "embed")
         connect(config.cluster)
         result = predictive_study(config, store, study.probe, _finetune_model(config, study.probe), study.say)
         tracker = start_tracking(config, store)
@@ -246,7 +246,7 @@ def predict(study: Study) -> dict[str, Any]:
 def report(study: Study) -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
     store = study.store
-    _need(study, "align")
+    need(study, "align")
     results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
     for stage in ("embed", "align", "contamination", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
@@ -340,7 +340,8 @@ def _key(study: Study, stage: str) -> str:
     return digest([values, inputs])
 
 
-def _need(study: Study, stage: str) -> None:
+def need(study: Study, stage: str) -> None:
+    """Raise UserError where a stage has no result for this configuration."""
     if stored(study, stage) is None:
         raise UserError(
             f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first."

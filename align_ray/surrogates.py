@@ -68,10 +68,14 @@ def _table(path: Path) -> tuple[tuple[str, ...], dict[str, list[float]]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             header, *lines = [row for row in csv.reader(file) if row]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path}: not a readable table ({error}); give a CSV file with a header.") from None
+    if len(header) < 2:
+        raise ConfigError(f"{path}: only the column '{header[0]}'; give the run ids first, then a column a domain or metric.")
     rows: dict[str, list[float]] = {}
     for line in lines:
+        if line[0] in rows:
+            raise ConfigError(f"{path}: run '{line[0]}' is there twice; give every run its own id.")
         if len(line) != len(header):
             raise ConfigError(f"{path}: run '{line[0]}' has {len(line)} fields, the header {len(header)}; mend the row.")
         try:
@@ -141,18 +145,11 @@ class LogLinear:
 
 def fit_ridge(weights: np.ndarray, metric: np.ndarray) -> Predict:
     """Ridge regression on sqrt(w), the penalty chosen by leave-one-out error."""
+    from sklearn.linear_model import RidgeCV
+
     features = _root(weights)
-    mean, centre = features.mean(0), metric.mean()
-    x, y = features - mean, metric - centre
-    gram, scale = x.T @ x, np.trace(x.T @ x) / x.shape[1]
-
-    def left_out(penalty: float) -> float:
-        hat = x @ np.linalg.solve(gram + penalty * scale * np.eye(len(gram)), x.T)
-        return float((((y - hat @ y) / (1 - np.diag(hat) - 1 / len(y))) ** 2).sum())
-
-    penalty = min(PENALTIES, key=left_out)
-    slope = np.linalg.solve(gram + penalty * scale * np.eye(len(gram)), x.T @ y)
-    return lambda w: centre + (_root(w) - mean) @ slope
+    model = RidgeCV(np.array(PENALTIES) * features.var(0).mean() * len(features)).fit(features, metric)
+    return lambda w: model.predict(_root(w))
 
 
 def _root(features: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from align_ray.config import Config
-from align_ray.goals import target_weights
+from align_ray.goals import reported_weights
 from align_ray.intervals import Estimate, interval, p_mean_negative, two_sample_mean
 from align_ray.probe import Located
 from align_ray.proxies import heldout_sequences, mixture_jobs, test_half
@@ -41,8 +41,7 @@ def validate_mixtures(
     jobs = mixture_jobs(config, store, tokens, list(distinct.values()), config.finetune.tokens, seeds)
     done = train_jobs(config, store, located, heldout, jobs)
     of = {name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(distinct)}
-    share = target_weights(config)
-    share = np.full(len(config.targets), 1 / len(config.targets)) if share is None else share
+    share = reported_weights(config)
     after = {name: {t: np.stack([test_half(r.losses[t].after) for r in runs]) for t in heldout} for name, runs in of.items()}
     before = {t: float(np.mean([test_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout}
     report = {
