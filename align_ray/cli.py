@@ -1,4 +1,7 @@
-"""The command line. Exit status: 0 done, 1 a stage failed, 2 the input is wrong (one sentence says what)."""
+"""Choose training data by its alignment with what the model will be evaluated on.
+
+Exit status: 0 done, 1 a stage failed, 2 the input is wrong (one sentence says what), 3 stopped at cost.max_cost.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from align_ray import cli_mixture
-from align_ray.commands import Path_, Set, guard, study_of
+from align_ray.commands import OptionsAnywhere, Path_, Set, guard, set_output, study_of
+from align_ray.errors import CapReached
 from align_ray.terminal import (
     out,
     plain_table,
     show_contamination,
+    show_costs,
     show_mixture,
     show_noise,
+    show_plan,
     show_prediction,
     show_published,
     show_ranking,
@@ -21,27 +27,53 @@ from align_ray.terminal import (
 )
 
 app = typer.Typer(
-    add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=__doc__
+    cls=OptionsAnywhere, add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
+app.callback(help=__doc__)(set_output)
 
 
-def _run(config: Path | None, overrides: list[str] | None) -> None:
+def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
+    from align_ray.pipeline import STAGES
 
     study = study_of(config, overrides)
-    where = pipeline.run(study)
+    try:
+        where = pipeline.run(study)
+    except CapReached:
+        if pipeline.stored(study, "align"):
+            show_ranking(study)
+        raise
     show_ranking(study)
     show_mixture(study)
-    out.print(f"report: {where}\nMLflow: {pipeline.tracking(study).uri}", highlight=False, soft_wrap=True)
+    show_costs(study)
+    uri = pipeline.tracking(study).uri
+    out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
+    found = {STAGES[stage].result: pipeline.stored(study, stage) for stage in ("align", "search", "finetune")}
+    return {"report": where, "mlflow": uri, **found}
+
+
+def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
+    from align_ray import pipeline
+
+    study = study_of(config, overrides, write=False)
+    plan = pipeline.plan(study)
+    show_plan(study, plan)
+    return plan
 
 
 @app.command()
-def run(config: Path_, set_: Set = None) -> None:
+def run(
+    config: Path_,
+    set_: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the configuration and show the plan and its cost; start nothing.")
+    ] = False,
+) -> None:
     """Run the whole study: embed, align, contamination, search, finetune, report.
 
     Example: [b]align-ray run study.yaml --set seed=1[/b]
     """
-    guard(lambda: _run(config, set_))
+    guard(lambda: (_plan if dry_run else _run)(config, set_))
 
 
 @app.command()
@@ -56,13 +88,15 @@ def demo(set_: Set = None) -> None:
 def _stage(name: str, config: Path, overrides: list[str] | None, show: Callable[[Any], None] | None = None) -> None:
     from align_ray import pipeline
 
-    def work() -> None:
+    def work() -> Any:
         study = study_of(config, overrides)
         result = getattr(pipeline, name)(study)
         if show:
             show(study)
         if name == "report":
             out.print(f"report: {result}", highlight=False, soft_wrap=True)
+            return {"report": result}
+        return result
 
     guard(work)
 
@@ -148,10 +182,11 @@ def validate(
     """
     from align_ray import pipeline
 
-    def work() -> None:
+    def work() -> Any:
         opened = study_of(config, set_)
-        pipeline.validate(opened, tuple(mixture or ()))
+        result = pipeline.validate(opened, tuple(mixture or ()))
         show_validation(opened)
+        return result
 
     guard(work)
 
@@ -168,7 +203,7 @@ def robustness(
     Example: [b]align-ray robustness study.yaml --probe smollm2[/b]
     """
 
-    def work() -> None:
+    def work() -> Any:
         from align_ray.robustness import robustness as agreement
         from align_ray.runtime import connect
 
@@ -187,6 +222,7 @@ def robustness(
             table.add_row(axis, ", ".join(found["variants"]), *cells)
         out.print(table)
         out.print("over targets; Spearman: of any variant with the first one", highlight=False)
+        return result
 
     guard(work)
 
@@ -202,17 +238,18 @@ def study(
     Example: [b]align-ray study studies/finetune-small.yaml[/b]
     """
     if published:
-        return show_published()
+        return guard(show_published)
     if config is None:
         raise typer.BadParameter("name a configuration, or --published")
 
-    def work() -> None:
+    def work() -> Any:
         from align_ray import pipeline
 
         opened = study_of(config, set_)
         pipeline.embed(opened)
-        pipeline.predict(opened)
+        result = pipeline.predict(opened)
         show_prediction(opened)
+        return result
 
     guard(work)
 

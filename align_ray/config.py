@@ -259,6 +259,25 @@ class Cluster(Model):
     GPU, or per CPU but one where no GPU is used. Set it to the largest size of a cluster that grows on demand."""
 
 
+class Cost(Model):
+    """What a run may cost. A worker is a GPU where GPUs are used, else a CPU; the time of other machines is not counted."""
+
+    price_per_hour: PositiveFloat | None = None
+    """Of one worker."""
+    currency: str = "USD"
+    max_cost: PositiveFloat | None = None
+    """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there."""
+    tflops: PositiveFloat | None = None
+    """Achieved TFLOP/s of one worker, for the estimate. Default: as measured by what the output folder holds, else 0.1 of a
+    CPU and 50 of a GPU, which are assumed."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.max_cost and not self.price_per_hour:
+            raise ValueError("max_cost needs price_per_hour; add it")
+        return self
+
+
 class Config(Model):
     """A whole study."""
 
@@ -276,6 +295,7 @@ class Config(Model):
     predict: Predict = Predict()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
+    cost: Cost = Cost()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

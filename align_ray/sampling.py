@@ -17,6 +17,7 @@ import numpy as np
 
 from align_ray.config import Corpus, Sampling
 from align_ray.corpora import Fragment, documents, plan_fragments
+from align_ray.progress import counted
 
 DOCUMENT_SEQUENCES = 8
 """A document contributes at most this many sequences, so that no long document fills a batch alone."""
@@ -104,7 +105,8 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
         for group in group_fragments(plan_fragments(corpus))
     ]
     parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=1)
-    for index, part in itertools.groupby(parts.iter_rows(), key=lambda row: row["corpus"]):  # rows keep their order
+    done = counted(parts.iter_rows(), "parts of corpora read", len(rows))
+    for index, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
         counts: Counter = Counter()
         found = smallest(_documents_of(part, counts), characters[index], documents_wanted[index])
         yield wanted[index][0], Drawn(found, dict(counts))

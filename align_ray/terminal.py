@@ -190,8 +190,62 @@ def show_prediction(study: Any) -> None:
     out.print(f"tables and plots: {study.store.uri}/study.md", highlight=False, soft_wrap=True)
 
 
-def show_published() -> None:
-    """Print the re-analysis of the paper's published points."""
+def show_plan(study: Any, plan: dict[str, Any]) -> None:
+    """Print what a run would read and do, and what that costs (see `estimate.estimate`)."""
+    config = study.config
+    table = plain_table("corpora")
+    table.add_column("corpus", overflow="fold")
+    table.add_column("role")
+    table.add_column("to read", justify="right")
+    table.add_column("source", overflow="fold")
+    for corpus in config.corpora:
+        size = plan["corpora"][corpus.name]
+        role = "target" if corpus in config.targets else "candidate"
+        table.add_row(corpus.name, role, f"{size / 1e6:,.1f} MB" if size else "unknown", corpus.source)
+    out.print(table)
+    table = plain_table("at most (stored results are not computed again)")
+    table.add_column("stage")
+    for column in ("tokens", "worker-hours", plan["currency"]):
+        table.add_column(column, justify="right")
+    for stage, row in plan["stages"].items():
+        table.add_row(f"{stage} (if asked for)" if stage == "validate" else stage, f"{row['tokens']:,}", *_spent(row))
+    total = {
+        k: sum(r[k] or 0 for s, r in plan["stages"].items() if s != "validate") for k in ("tokens", "worker_seconds", "cost")
+    }
+    table.add_row(
+        "run", f"{total['tokens']:,}", *_spent(total | ({} if config.cost.price_per_hour else {"cost": None})), style="bold"
+    )
+    out.print(table)
+    rate = plan["rate"]
+    cap = f"; stops at {config.cost.max_cost:g} {plan['currency']}" if config.cost.max_cost else ""
+    out.print(
+        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, {rate['source']}){cap}\noutput: {study.store.uri}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _spent(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['worker_seconds'] / 3600:.3f}", "" if row["cost"] is None else f"{row['cost']:.2f}"
+
+
+def show_costs(study: Any) -> None:
+    """Print what every stage has cost beside what was estimated."""
+    from align_ray.spending import costs
+
+    planned, table = study.store.read_json("estimate.json"), plain_table("cost of this run")
+    table.add_column("stage")
+    for column in ("seconds", "worker-hours", "estimated", planned["currency"], "estimated"):
+        table.add_column(column, justify="right")
+    for stage, row in costs(study.store).items():
+        before = _spent(planned["stages"][stage]) if stage in planned["stages"] else ("", "")
+        hours, money = _spent(row)
+        table.add_row(stage, f"{row['seconds']:.1f}", hours, before[0], money, before[1])
+    out.print(table)
+
+
+def show_published() -> dict[str, Any]:
+    """Print the re-analysis of the paper's published points, and return it."""
     from align_ray.published import reanalyse
 
     found = reanalyse()
@@ -222,3 +276,4 @@ def show_published() -> None:
             run, *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2"))
         )
     out.print(table)
+    return found

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.probe import Located, load_model, random_model
 from align_ray.runtime import Capacity, capacity
+from align_ray.spending import check_cap, seconds_left
 from align_ray.store import Store
 
 
@@ -51,13 +53,14 @@ def train_jobs(
 ) -> list[Trained]:
     """Train every job whose result is not in the store; returns what every job came to.
 
-    `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up.
+    `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
     """
     keys = job_keys(config, located, heldout, jobs)
     done = store.names("finetune")
     todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if f"{k}.json" not in done}
     if todo:
         _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
+        check_cap(config)
     return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
 
 
@@ -95,6 +98,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
     """Share the jobs out among as many Ray Train runs as the cluster holds at once, inside one Ray Tune experiment."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
 
     room = capacity(config.cluster)
     slots = min(len(jobs), runs_at_once(config, room))
@@ -113,11 +117,11 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
                 storage_path=storage,
                 failure_config=train.FailureConfig(max_failures=2),
                 checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+                callbacks=[TuneReportCallback()],
             ),
         ).fit()
-        tune.report({"jobs": len(share)})
 
-    name = f"finetune-{digest([slots, [job['key'] for job in jobs]])}"
+    name = f"finetune-{digest([slots, [job['key'] for job in jobs], config.cost.max_cost])}"
     space = {"share": tune.grid_search(list(range(slots)))}
     trainable = tune.with_parameters(trial, jobs=jobs)  # through the object store: rows of many jobs are megabytes
     if tune.Tuner.can_restore(f"{storage}/{name}"):
@@ -126,13 +130,30 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
         tuner = tune.Tuner(
             tune.with_resources(trainable, driver_resources()),
             param_space=space,
-            tune_config=tune.TuneConfig(max_concurrent_trials=slots),
+            tune_config=tune.TuneConfig(max_concurrent_trials=slots, time_budget_s=seconds_left()),
             run_config=tune.RunConfig(
-                name=name, storage_path=storage, verbose=0, failure_config=tune.FailureConfig(max_failures=2)
+                name=name,
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[job_counter()],
             ),
         )
-    for error in tuner.fit().errors:
+    with progress.steps("trainings done", len(jobs)):
+        results = tuner.fit()
+    for error in results.errors:
         raise RuntimeError(f"fine-tuning failed: {error}")
+
+
+def job_counter() -> Any:
+    """A Ray Tune callback that counts every result of a trial as a step of the progress."""
+    from ray import tune
+
+    class JobCounter(tune.Callback):
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+            progress.step()
+
+    return JobCounter()
 
 
 def runs_at_once(config: Config, room: Capacity) -> int:
@@ -175,6 +196,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
         if store.exists(f"finetune/{job['key']}.json"):
+            train.report({"job": job["key"]})
             continue
         torch.manual_seed(job["seed"])
         model = trainable_model(settings, device)
@@ -190,6 +212,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             after = {name: values.astype(np.float64).mean(1) for name, values in tokens.items()}
             losses = {name: {"before": before[name].tolist(), "after": after[name].tolist()} for name in heldout}
             store.write_json(f"finetune/{job['key']}.json", {"targets": losses, "seconds": seconds})
+        train.report({"job": job["key"]})
 
 
 def trainable_model(settings: dict[str, Any], device: Any) -> Any:

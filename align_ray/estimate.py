@@ -1,0 +1,107 @@
+"""What a run will cost, before anything is started.
+
+An estimate counts floating point operations; how many of them a worker does in a second is measured by what the store holds
+already, or assumed, which the estimate says.
+"""
+
+import dataclasses
+from typing import Any
+
+from align_ray.config import Config
+from align_ray.corpora import plan_fragments
+from align_ray.probe import Located, parameters
+from align_ray.spending import costs, price
+from align_ray.store import Store
+from align_ray.validation import VALIDATED
+
+EXACT_PASSES = (1.3, 0.9)
+"""Forward passes that the exact estimator costs: once, and per label draw (benchmarks/README.md: 2.2 for R=1, 4.7 for R=4)."""
+REFERENCE_PASSES = 21.0
+"""The same of the published procedure, per draw."""
+TRAINING_PASSES = 3.0
+ASSUMED_TFLOPS = {False: 0.1, True: 50.0}
+"""Of a CPU and of a GPU where nothing was measured."""
+START_SECONDS = 10.0
+"""A pool of workers needs so long before it works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a stage has to do: tokens that go through a model, and the floating point operations of it."""
+
+    tokens: int
+    flops: float
+
+
+def passes(config: Config) -> float:
+    """Forward passes per token of the estimator."""
+    settings = config.embedding
+    if settings.estimator == "reference":
+        return REFERENCE_PASSES * settings.draws
+    return EXACT_PASSES[0] + EXACT_PASSES[1] * (settings.draws if settings.estimator == "exact" else 0)
+
+
+def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Work]:
+    """The work of every stage of `run` that needs workers, and of `validate`, at most: corpora may be smaller than the
+    configuration allows for, and stored results are not computed again."""
+    forward = 2.0 * sum(parameters(probe))
+    forward_trained = 2.0 * sum(parameters(model, config.finetune.scratch))
+    sampling, tune = config.sampling, config.finetune
+    batch = sampling.batch_size * sampling.sequence_length
+    held, candidates = len(config.targets) * tune.eval_tokens, len(config.candidates)
+
+    def embedding(batches: int) -> Work:
+        return Work(batches * batch, batches * batch * forward * passes(config))
+
+    def training(runs: int, tokens: int) -> Work:
+        seen = tokens * tune.epochs
+        return Work(runs * seen, runs * (seen * TRAINING_PASSES + 2 * held) * forward_trained)
+
+    search = embedding(3 * sampling.batches)  # of three mixtures, to check the prediction
+    if config.search.objective in ("loss", "mixmin") or config.search.method == "swarm":
+        runs = candidates if config.search.objective == "mixmin" else config.search.trials
+        proxies = training(runs, config.search.proxy_tokens)
+        search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
+    return {
+        "embed": embedding(len(config.corpora) * sampling.batches),
+        "search": search,
+        "finetune": training(candidates + 2, tune.tokens),
+        "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates, tune.tokens),
+    }
+
+
+def estimate(config: Config, store: Store, probe: Located, model: Located, gpu: bool) -> dict[str, Any]:
+    """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
+
+    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the source does
+    not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
+    """
+    work = planned_work(config, probe, model)
+    tflops, source = achieved_tflops(config, store, probe, gpu)
+    stages = {}
+    for stage, todo in work.items():
+        seconds = START_SECONDS + todo.flops / (tflops * 1e12)
+        stages[stage] = {"tokens": todo.tokens, "worker_seconds": seconds, "cost": price(config, seconds)}
+    sizes = {c.name: sum(f.bytes for f in plan_fragments(c)) or None for c in config.corpora}
+    return {
+        "currency": config.cost.currency,
+        "price_per_worker_hour": config.cost.price_per_hour,
+        "rate": {
+            "tflops": tflops,
+            "tokens_per_second": tflops * 1e12 * work["embed"].tokens / work["embed"].flops,
+            "source": source,
+        },
+        "corpora": sizes,
+        "stages": stages,
+    }
+
+
+def achieved_tflops(config: Config, store: Store, probe: Located, gpu: bool) -> tuple[float, str]:
+    """Of one worker, and whether that was given, measured in this study or assumed."""
+    if config.cost.tflops:
+        return config.cost.tflops, "given"
+    done = costs(store).get("embed", {}).get("rate")
+    if done:
+        flops = done["tokens"] * 2.0 * sum(parameters(probe)) * passes(config)
+        return flops / done["actor_seconds"] / 1e12, "measured in this study"
+    return ASSUMED_TFLOPS[gpu], "assumed"

@@ -1,0 +1,74 @@
+"""What a run has cost, and when it must stop.
+
+The unit is the worker-second: the time for which a stage holds a worker (a GPU where GPUs are used, else a CPU), busy or not.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from align_ray.config import Config
+from align_ray.errors import CapReached
+from align_ray.store import Store
+
+
+def costs(store: Store) -> dict[str, Any]:
+    """By stage, what it was made from and what it cost (cost.json); {} before the first stage."""
+    return store.read_json("cost.json") if store.exists("cost.json") else {}
+
+
+def price(config: Config, worker_seconds: float) -> float | None:
+    """In the currency of the configuration; None without a price."""
+    return None if config.cost.price_per_hour is None else worker_seconds / 3600 * config.cost.price_per_hour
+
+
+_until: ContextVar[float | None] = ContextVar("until", default=None)
+
+
+@contextmanager
+def spending(config: Config, store: Store, workers: int) -> Iterator[None]:
+    """While it is open, `seconds_left` counts down to the moment when so many workers have used up `cost.max_cost`.
+
+    What earlier stages and earlier runs on this output have cost counts. Raises CapReached where nothing is left.
+    """
+    cost = config.cost
+    until = None
+    if cost.max_cost and cost.price_per_hour:
+        spent = sum(c.get("spent", 0.0) for c in costs(store).values())
+        left = (cost.max_cost - price(config, spent)) / cost.price_per_hour * 3600 / max(1, workers)
+        if left <= 0:
+            raise CapReached(_stopped(config))
+        until = time.time() + left
+    token = _until.set(until)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def deadline() -> float | None:
+    """When the stage under way must stop, in seconds since the epoch, so that workers elsewhere can tell; None without a cap."""
+    return _until.get()
+
+
+def seconds_left() -> float | None:
+    """Until `deadline`; None without a cap."""
+    until = _until.get()
+    return None if until is None else until - time.time()
+
+
+def check_cap(config: Config) -> None:
+    """Raise CapReached where the stage under way has used up `cost.max_cost`."""
+    left = seconds_left()
+    if left is not None and left <= 0:
+        raise CapReached(_stopped(config))
+
+
+def _stopped(config: Config) -> str:
+    cost = config.cost
+    return (
+        f"stopped at cost.max_cost ({cost.max_cost:g} {cost.currency}); what is finished is stored in {config.output}: raise the cap and run "
+        "the same command to go on."
+    )

@@ -1,0 +1,98 @@
+"""The estimate before a run, and the cap that stops it."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from align_ray import pipeline
+from align_ray.cli import app
+from align_ray.config import Config, Probe
+from align_ray.errors import CapReached, ConfigError
+from align_ray.estimate import passes, planned_work
+from align_ray.probe import load_model, locate_probe, parameters
+from align_ray.spending import costs
+
+PRICED = {"price_per_hour": 3600.0}
+"""One unit of money for a second of a worker."""
+
+
+def test_parameters_are_counted_without_loading_weights_and_embeddings_are_left_out():
+    probe = locate_probe(Probe())
+    model = load_model(probe)
+    trunk, head = parameters(probe)
+    assert head == model.get_output_embeddings().weight.numel()
+    assert trunk + head == model.num_parameters() - model.transformer.wpe.weight.numel()  # tied: the head is the embedding
+
+
+def test_the_work_follows_from_the_configuration(small_config, tmp_path):
+    config, probe = Config.model_validate(small_config(tmp_path / "out")), locate_probe(Probe())
+    work = planned_work(config, probe, probe)
+    assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
+    assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))
+    assert work["finetune"].tokens == (2 + 2) * 1024
+    swarm = config.model_copy(update={"search": config.search.model_copy(update={"method": "swarm", "proxy_tokens": 512})})
+    assert planned_work(swarm, probe, probe)["search"].tokens - work["search"].tokens == 6 * 512
+
+
+def test_a_dry_run_shows_the_plan_starts_nothing_and_writes_nothing(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", cost={"price_per_hour": 2.0})))
+    shown = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml"), "--dry-run"])
+    assert shown.exit_code == 0 and "finetune" in shown.stdout and "assumed" in shown.stdout, shown.output
+    plan = json.loads(CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml"), "--dry-run", "--json"]).stdout)
+    stage = plan["stages"]["embed"]
+    assert stage["cost"] == pytest.approx(stage["worker_seconds"] / 3600 * 2)
+    assert all(size > 0 for size in plan["corpora"].values())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cap_without_a_price_is_refused(small_config, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", cost={"max_cost": 1.0})))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml")])
+    assert result.exit_code == 2 and "price_per_hour" in result.stderr
+
+
+def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(local_ray, small_config, tmp_path):
+    def study(**cost):
+        return pipeline.open_study(Config.model_validate(small_config(tmp_path / "out", cost={**PRICED, **cost})))
+
+    with pytest.raises(CapReached, match="max_cost"):
+        pipeline.embed(study(max_cost=0.5))
+    spent = costs(study().store)["embed"]
+    assert spent["spent"] > 0.5 and "made_from" not in spent
+    assert pipeline.stored(study(), "embed") is None
+    with pytest.raises(CapReached):  # used up: nothing is started
+        pipeline.embed(study(max_cost=0.5))
+    result = pipeline.embed(study(max_cost=10_000))
+    assert result["work"]["planned"] == 12
+    after = costs(study().store)["embed"]
+    assert after["spent"] == pytest.approx(spent["spent"] + after["worker_seconds"], rel=0.05)
+    assert after["cost"] == pytest.approx(after["worker_seconds"])
+    plan = pipeline.plan(study())
+    assert plan["rate"]["source"] == "measured in this study"
+
+
+def test_an_alignment_of_the_batches_that_were_embedded_before_the_cap(local_ray, small_config, tmp_path):
+    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out")))
+    key = pipeline.embed(study)["work"]["key"]
+    units = sorted((tmp_path / "out" / "embeddings" / key).iterdir(), key=lambda p: p.stat().st_mtime)
+    for unit in units[-3:]:  # the last round
+        unit.unlink()
+    capped = {**PRICED, "max_cost": costs(study.store)["embed"]["spent"] + 1.0}
+    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out", cost=capped)))
+    with pytest.raises(CapReached):
+        pipeline.run(study)
+    limits = study.store.read_json("embedding.json")["limits"]
+    assert 9 <= sum(limits.values()) < 12 and min(limits.values()) >= 2
+    assert len(pipeline.stored(study, "align")["ranking"]["target"]) == 2
+    assert (tmp_path / "out" / "report.html").exists() and pipeline.stored(study, "finetune") is None
+
+
+def test_a_negative_price_is_refused(small_config, tmp_path):
+    from align_ray.config import load_config
+
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", cost={"price_per_hour": -1})))
+    with pytest.raises(ConfigError, match="cost.price_per_hour"):
+        load_config(tmp_path / "study.yaml")
