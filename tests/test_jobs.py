@@ -77,3 +77,32 @@ def test_a_failing_job_ends_failed_and_says_why(head, small_config, tmp_path):
     done = submit(head, "jobs/run.py", "--config", str(config))
     assert done.returncode == 1
     assert "FAILED" in done.stdout.upper() and "search.token_budget" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_stopped_job_goes_on_where_it_was(head, small_config, tmp_path):
+    server, environment = head
+    mapping = small_config(tmp_path / "out", sampling={"sequence_length": 128, "batch_size": 8, "batches": 16})
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(mapping))
+
+    def units() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "embeddings").rglob("*.parquet")}
+
+    def ray_job(*command: str) -> subprocess.CompletedProcess:
+        line = [RAY, "job", command[0], "--address", server, *command[1:]]
+        return subprocess.run(line, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+
+    job = ["--submission-id", "halted", "--no-wait", "--working-dir", ".", "--"]
+    assert ray_job("submit", *job, "python", "jobs/embed.py", "--config", str(config)).returncode == 0
+    end = time.monotonic() + 120
+    while not units() and time.monotonic() < end:
+        time.sleep(0.2)
+    stopped = ray_job("stop", "halted")
+    assert stopped.returncode == 0 and "stopped" in (stopped.stdout + stopped.stderr).lower(), stopped.stdout + stopped.stderr
+    before = units()
+    assert 0 < len(before) < 48 and not (tmp_path / "out" / "embedding.json").exists()
+    again = submit(head, "jobs/embed.py", "--config", str(config))
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = units()
+    assert len(after) == 48 and {p: after[p] for p in before} == before, "a finished batch was computed again"
