@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import socket
 
 from align_ray.config import Cluster
 from align_ray.errors import CapacityError
@@ -44,13 +45,7 @@ def connect(cluster: Cluster) -> None:
         if address:
             ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            # One logical CPU more than there are: Ray Data's reading tasks, which idle while actors work, must never
-            # wait for a CPU that an actor holds (ray#44687). The dashboard stays on: without it Ray Train leaks
-            # placement groups.
-            ray.init(
-                "local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True, dashboard_host="127.0.0.1",
-                runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False,
-            )  # fmt: skip
+            _start_local(runtime_env)
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -59,6 +54,31 @@ def connect(cluster: Cluster) -> None:
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = 600  # a hang ends with an error, not with silence
     context.max_errored_blocks = 0  # data are never dropped silently
+
+
+def _start_local(runtime_env: dict[str, dict[str, str]]) -> None:
+    """A Ray of this process, beside others that may run on this machine.
+
+    Ray Train's workers ask for the state of "the" local Ray, and fail where there are two (a trial that was stopped then keeps its
+    resources for ever), so they are told the address, which must be known before the start."""
+    import ray
+    from ray.util import get_node_ip_address
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    os.environ["RAY_GCS_SERVER_PORT"] = port
+    told = {"env_vars": runtime_env["env_vars"] | {"RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}}
+    try:
+        # One logical CPU more than there are: Ray Data's reading tasks, which idle while actors work, must never
+        # wait for a CPU that an actor holds (ray#44687). The dashboard stays on: without it Ray Train leaks
+        # placement groups.
+        ray.init(
+            "local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True, dashboard_host="127.0.0.1",
+            runtime_env=told, logging_level=logging.ERROR, log_to_driver=False,
+        )  # fmt: skip
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"]
 
 
 @dataclasses.dataclass(frozen=True)
