@@ -34,15 +34,17 @@ Place = Annotated[str, AfterValidator(without_secret)]
 
 
 class Model(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error."""
+    """Base of every section: immutable, and an unknown key is an error. A field's docstring is its description, of which
+    docs/configuration.md is made (`config_reference`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Corpus(Model):
     """One corpus: where its records are and how a record becomes a text."""
 
     name: Name
+    """Distinct among all targets and candidates; used in every table and file name."""
     source: Place
     """A file, folder or glob (`*`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
     `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
@@ -139,7 +141,9 @@ class Bounds(Model):
     """Smallest and largest weight of a corpus; one number in their place pins it."""
 
     min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Smallest share of the training tokens."""
     max: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Largest share."""
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +204,9 @@ class Finetune(Model):
     tokens: PositiveInt = 22_000
     """Training tokens of every run (22k in the paper)."""
     epochs: PositiveInt = 1
+    """Passes over these tokens."""
     learning_rate: PositiveFloat = 1e-4
+    """Peak, of AdamW."""
     batch_size: PositiveInt = 8
     """Sequences per optimiser step."""
     eval_tokens: PositiveInt = 16_384
@@ -245,6 +251,7 @@ class Tracking(Model):
     uri: Place | None = None
     """Tracking URI; default: a SQLite store in the output folder."""
     experiment: str = "align-ray"
+    """Name of the experiment that holds the study's parent run."""
 
 
 class Cluster(Model):
@@ -282,11 +289,15 @@ class Config(Model):
     """A whole study."""
 
     name: Name = "study"
+    """The parent run in MLflow."""
     output: Place
     """Folder (or pyarrow URI) for everything the study writes."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the documents drawn, the labels and the trainings."""
     targets: Annotated[list[Corpus], Field(min_length=1)]
+    """What the model will be evaluated on."""
     candidates: Annotated[list[Corpus], Field(min_length=2)]
+    """What it could be trained on."""
     probe: Probe = Probe()
     sampling: Sampling = Sampling()
     embedding: Embedding = Embedding()
