@@ -272,6 +272,7 @@ class Cost(Model):
     price_per_hour: PositiveFloat | None = None
     """Of one worker."""
     currency: str = "USD"
+    """Of the prices."""
     max_cost: PositiveFloat | None = None
     """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there."""
     tflops: PositiveFloat | None = None
