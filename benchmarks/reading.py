@@ -1,9 +1,9 @@
 """Read and sample a large generated corpus: MB/s per core, and the memory of driver and workers.
 
-    python benchmarks/reading.py [--gigabytes 20] [--files 40] [--tasks 2] [--folder DIR] [--long-line 2]
+    python benchmarks/reading.py [--gigabytes 20] [--files 40] [--tasks 2] [--folder DIR] [--long-line 2] [--piece 64]
 
 Documents are real text of the installation, made distinct by a number; the files are removed afterwards. `--long-line` adds a file with
-one line of so many GB, which is refused for that line. Memory: the largest resident set seen at ten looks a second.
+one line of so many GB, which is refused for that line. `--piece`: MB that a task reads. The second table: one process, without Ray. Memory: the largest resident set seen at ten looks a second.
 """
 
 import json
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,32 @@ def long_line(folder: Path, gigabytes: float) -> None:
         file.write(b'"}\n{"text": "after it"}\n')
 
 
+def rates(corpus, seconds: float = 10.0) -> dict[str, float]:
+    """MB/s of one process: reading and drawing; that and the n-grams of the contamination check; tokenising."""
+    from align_ray.config import Probe
+    from align_ray.contamination import ngram_hashes
+    from align_ray.corpora import documents, plan_fragments
+    from align_ray.probe import load_tokenizer, locate_probe
+    from align_ray.sampling import document_key
+
+    tokenizer = load_tokenizer(locate_probe(Probe()))
+    work = {
+        "read and draw": lambda text: document_key(0, text),
+        "contamination": ngram_hashes,
+        "tokenise": lambda text: tokenizer(text, truncation=False, verbose=False),
+    }
+    found = {}
+    for name, do in work.items():
+        start, size = time.perf_counter(), 0
+        for text in documents(corpus, plan_fragments(corpus), Counter()):
+            do(text)
+            size += len(text.encode())
+            if time.perf_counter() - start > seconds:
+                break
+        found[name] = size / 1e6 / (time.perf_counter() - start)
+    return found
+
+
 class Memory(threading.Thread):
     """Watches this process and Ray's workers until it is stopped."""
 
@@ -83,10 +110,12 @@ def main(
     files: int = 40,
     tasks: Annotated[int, typer.Option(help="Reading tasks at once: CPUs of the local Ray.")] = 2,
     folder: Path | None = None,
+    piece: float = 64.0,
     long: Annotated[float, typer.Option("--long-line", help="GB of one line; 0: none.")] = 0.0,
 ) -> None:
     import ray
 
+    from align_ray import corpora, sampling
     from align_ray.config import Cluster, Corpus, Sampling
     from align_ray.runtime import WORKER_ENVIRONMENT, connect
     from align_ray.sampling import draw_corpora
@@ -99,6 +128,7 @@ def main(
             size += int(long * 1e9)
         ray.init("local", num_cpus=tasks, include_dashboard=False, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False)
         connect(Cluster())
+        corpora.FRAGMENT_BYTES = sampling.TASK_BYTES = int(piece * 2**20)
         corpus, watch = Corpus(name="generated", source=str(place)), Memory()
         watch.start()
         start = time.perf_counter()
@@ -111,6 +141,12 @@ def main(
             f"| {size / 1e9:.1f} | {files + bool(long)} | {tasks} | {drawn.counts['documents']:,} | {drawn.counts.get('unreadable', 0)} | {seconds:.0f} | "
             f"{size / 1e6 / seconds / tasks:.0f} | {watch.driver / 1e6:.0f} | {watch.worker / 1e6:.0f} | {spilled() / 1e6:.0f} |"
         )
+        tasks_run = len(sampling.read_tasks([corpus]))
+        ray.shutdown()
+        print(f"\n{tasks_run} tasks, {tasks_run / seconds:.0f} a second\n")
+        print("| one process | MB/s |\n|---|---|")
+        for name, rate in rates(corpus).items():
+            print(f"| {name} | {rate:.0f} |")
     finally:
         shutil.rmtree(place)
 
