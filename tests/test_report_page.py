@@ -1,0 +1,432 @@
+"""The report in a real browser: what it shows is what is stored, and it can be used with a mouse, a keyboard and a screen reader."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from align_ray.alignment import align_corpora
+from align_ray.config import Config
+from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
+from align_ray.finetuning import change
+from align_ray.goals import cross_entropy_goal
+from align_ray.html_report import render_report
+from align_ray.intervals import p_mean_negative, two_sample_mean
+from align_ray.mixture_search import search_mixture
+from align_ray.store import Unit
+from align_ray.training import Losses
+from align_ray.validation import combined_mean
+
+TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
+KINDS = {"proofs": (0.8, 0.1), "code": (0.1, 0.8), "textbook": (0.7, 0.0), "exercises": (0.45, 0.35), "library": (0.0, 0.75),
+         "news": (0.1, 0.1), "licences.v2": (0.0, 0.05)}  # fmt: skip
+"""How much of the text is like the first target and like the second."""
+TOKENS = {"textbook": 400, "exercises": 3000, "library": 9000, "news": 50_000, "licences.v2": 8000}
+HOSTILE = "</script><script>document.title = 'taken'</script><!-- <img src=x onerror=\"document.title='taken'\"> & {{ 7 * 7 }}"
+VOCABULARY = 60
+
+
+def study():
+    """A configuration with two targets and the results of all its stages, by the real functions on synthetic text."""
+    rng = np.random.default_rng(0)
+    unigrams, profiles = rng.dirichlet(np.full(VOCABULARY, 0.3), 3), np.exp(rng.normal(0, 1.5, (3, 400)))
+    batches, units = {}, {}
+    for name, (a, b) in KINDS.items():
+        share = np.array([a, b, 1 - a - b])
+        batches[name] = rng.choice(VOCABULARY, (8, 4, 32), p=share @ unigrams)
+        trunk = share @ profiles * rng.gamma(8, 1 / 8, (8, 2, 400))
+        units[name] = [
+            Unit({"trunk": t.astype(np.float32), "head": np.ones((1, 5), np.float32)}, {}, 3.0, 4, (), 128, 0.1) for t in trunk
+        ]
+    config = Config(
+        name="two-targets",
+        output="out",
+        targets=[{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
+        candidates=[{"name": n, "source": f"{n}.jsonl", "template": HOSTILE if n == "news" else None} for n in CANDIDATES],
+        search={"method": "closed_form", "token_budget": 10_000, "bootstrap": 20, "weights": {"news": {"min": 0.1}}},
+    )
+    alignment = align_corpora(units, list(TARGETS))
+    alignment["predicted"] = {"measure": MEASURE, "ranking": rank_by_cross_entropy(batches, list(TARGETS), VOCABULARY)}
+    search = search_mixture(config, units, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
+    search["check"] = {"recommended": {t: {"predicted": m, "measured": m} for t in TARGETS for m in [alignment["matrix"]["library"][t]]}}
+    sequences = {n: {"of": 32, "quantiles": sorted(rng.random(5)), "most": excerpts(rng), "least": excerpts(rng)} for n in KINDS}
+    results = {
+        "corpora": {
+            n: {"role": "target" if n in TARGETS else "candidate", "documents": 1234, "estimated_tokens": TOKENS.get(n, 2000),
+                "batches": 8, **({"empty": 3} if n == "news" else {})}
+            for n in KINDS
+        },
+        "alignment": alignment,
+        "contamination": shared_text(rng),
+        "search": search,
+        "finetune": trainings(rng, search),
+        "validation": seeds(rng, search),
+        "samples": {
+            n: {"role": "target" if n in TARGETS else "candidate", "targets": dict.fromkeys(TARGETS, sequences[n])} for n in KINDS
+        },
+        "estimate": {
+            "currency": "USD", "price_per_worker_hour": 1.25, "rate": {"tokens_per_second": 3200.5, "source": "measured in this study"},
+            "stages": {s: {"tokens": 7168 * k, "worker_seconds": 12.5 * k, "cost": 0.0043 * k} for k, s in enumerate(("embed", "search"), 1)},
+        },
+        "cost": {
+            "embed": {"seconds": 21.25, "planned": 56, "computed": 56, "tokens": 7168, "actor_seconds": 30.0, "worker_seconds": 31.0, "cost": 0.01},
+            "align": {"seconds": 1.5},
+        },
+    }  # fmt: skip
+    return config, json.loads(json.dumps(results))
+
+
+def excerpts(rng):
+    return [{"text": f"{HOSTILE} excerpt {i}", "alignment": float(rng.random()), "loss": float(rng.gamma(3))} for i in range(2)]
+
+
+def shared_text(rng):
+    def clean(i):
+        estimate = vars(two_sample_mean(rng.random((8, 8))))
+        return {"alignment": estimate, "alignment_clean": estimate if i else None, "cross_entropy": 3.5 + i,
+                "cross_entropy_clean": 3.6 + i if i else None, "rank": i + 1, "rank_clean": i + 1 if i else None}  # fmt: skip
+
+    return {
+        "words": 13,
+        "overlap": {n: {t: {"documents": 5 * i, "of": 1234, "covered": 0.0123 * i} for t in TARGETS} for i, n in enumerate(CANDIDATES)},
+        "clean": {n: {t: clean(i) for t in TARGETS} for i, n in enumerate(CANDIDATES)},
+        "warnings": [f"Shared text explains the rank of {HOSTILE}"],
+    }
+
+
+def trainings(rng, search):
+    runs = {n: {n: 1.0} for n in CANDIDATES} | {
+        "uniform": search["mixtures"]["uniform"]["weights"],
+        "mixture": search["mixtures"][search["chosen"]]["weights"],
+    }
+    before = rng.gamma(40, 0.1, (len(TARGETS), 64))
+    report = {}
+    for i, (name, weights) in enumerate(runs.items()):
+        losses = [Losses(b, b + rng.normal(0.05 * (3 - i), 0.1, 64)) for b in before]
+        targets = {t: {**change(x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
+        report[name] = {"weights": weights, "sequences": 16, "targets": targets}
+    return {"tokens": 512, "runs": report}
+
+
+def seeds(rng, search):
+    names, share = ("recommended", "uniform", "bad"), np.full(len(TARGETS), 0.5)
+    after = {n: [rng.normal(4 + 0.1 * i, 0.05, (3, 20)) for _ in TARGETS] for i, n in enumerate(names)}
+
+    def estimates(values, p):
+        rows = {t: {**vars(two_sample_mean(v)), **({"p_lower": p_mean_negative(v)} if p else {})} for t, v in zip(TARGETS, values, strict=True)}
+        mean, below = combined_mean(values, share)
+        return {**rows, "all": {**vars(mean), **({"p_lower": below} if p else {})}}
+
+    mixtures = {n: {"weights": search["mixtures"][n]["weights"], "same_as": None, "loss": estimates(after[n], False)} for n in names}
+    mixtures["unimax"] = {**mixtures["uniform"], "same_as": "uniform"}
+    versus = {a: {b: estimates([x - y for x, y in zip(after[a], after[b], strict=True)], True) for b in names if a != b} for a in names}
+    return {"tokens": 512, "seeds": 3, "before": {"proofs": 4.5, "code": 4.25, "all": 4.375}, "mixtures": mixtures, "versus": versus}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return study()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def address(stored, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_report(*stored), encoding="utf-8")
+    return path.as_uri()
+
+
+def opener(browser, address):
+    """A function that opens the report, then whatever went wrong: nothing may be asked of a network, and no error be logged."""
+    contexts, trouble = [], []
+
+    def open_page(width=1400, **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: trouble.append(request.url) if request.url != address else None)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def opened(browser, address):
+    yield from opener(browser, address)
+
+
+@pytest.fixture
+def page(opened):
+    return opened()
+
+
+@pytest.fixture(scope="module")
+def untouched(browser, address):
+    """One page for the tests that only read it."""
+    pages = opener(browser, address)
+    yield next(pages)()
+    with pytest.raises(StopIteration):
+        next(pages)
+
+
+def tree(stored):
+    """What paths on the page lead into; what is derived from results is computed here anew."""
+    config, results = stored
+    mixtures, runs = results["search"]["mixtures"], results["finetune"]["runs"]
+    finetuned, losses = {}, {}
+    for t in TARGETS:
+        ours, uniform = runs["mixture"]["targets"][t], runs["uniform"]["targets"][t]
+        gap, half = ours["after"] - uniform["after"], 1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5
+        finetuned[t] = {"value": gap, "low": gap - half, "high": gap + half}
+        pooled = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][t]}
+        x = [pooled[n] for n in CANDIDATES]
+        y = [runs[n]["targets"][t]["after"] for n in CANDIDATES]
+        r = np.corrcoef(x, y)[0, 1]
+        low, high = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959963985 / np.sqrt(len(x) - 3))
+        all_x = x + [mixtures[k]["alignment"]["value"] for k in ("uniform", "recommended")]
+        losses[t] = {"r": {"r": r, "low": low, "high": high, "points": len(x)}, "points": [{"alignment": v} for v in all_x]}
+    derived = {
+        "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
+        "price": mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"],
+        "finetuned": finetuned,
+        "losses": losses,
+        "embedding_rate": 7168 / 30,
+        "actual": {"seconds": 22.75},
+        "estimated": {"tokens": 21504, "worker_seconds": 37.5, "cost": 0.0129},
+    }
+    return {**results, "config": config.model_dump(mode="json"), "derived": derived}
+
+
+def lookup(value, path):
+    for part in path.split("/"):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def shown(page):
+    """(path, value attribute or None, text) of everything on the page that is a stored value."""
+    return page.evaluate("[...document.querySelectorAll('[data-path]')].map((e) => [e.dataset.path, e.getAttribute('value'), e.textContent])")
+
+
+def check(stored, items):
+    whole = tree(stored)
+    for path, value, text in items:
+        wanted = lookup(whole, path)
+        if value is None:
+            assert text == wanted, path
+            continue
+        assert float(value) == pytest.approx(wanted, rel=1e-9, abs=1e-12), path
+        digits = text.replace(",", "").replace("%", "")
+        unit = 10.0 ** -len(re.sub(r"e.*", "", digits).partition(".")[2])
+        if "e" in digits:
+            unit *= 10.0 ** int(digits.partition("e")[2])
+        assert float(digits) == pytest.approx(wanted * (100 if "%" in text else 1), abs=0.5001 * unit), (path, text)
+
+
+def test_every_number_of_the_answer_and_the_tables_is_the_stored_one(stored, untouched):
+    items = shown(untouched)
+    check(stored, items)
+    paths = {path for path, _, _ in items}
+    sections = {path.partition("/")[0] for path in paths}
+    assert sections == {*stored[1], "config", "derived"}, "every result is on the page"
+    assert {f"search/mixtures/recommended/weights/{n}" for n in CANDIDATES} <= paths
+
+
+def test_no_number_reaches_the_answer_or_a_table_but_with_the_path_of_what_is_stored(untouched):
+    left = untouched.evaluate("""() => [...document.querySelectorAll('#answer p, #answer li, td')].map((element) => {
+        const copy = element.cloneNode(true);
+        copy.querySelectorAll('[data-path], .name').forEach((e) => e.remove());
+        return element.classList.contains('name') ? '' : copy.textContent;
+    }).filter((text) => /[0-9]/.test(text))""")
+    assert left == []
+
+
+def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warnings(stored, untouched):
+    assert untouched.locator("main > section").first.get_attribute("id") == "answer"
+    answer = untouched.locator("#answer")
+    assert answer.locator("dt").all_text_contents() == ["Expected gain", "Measured: held-out loss", "Confidence", "What limits it"]
+    weights = stored[1]["search"]["mixtures"]["recommended"]["weights"]
+    order = sorted((n for n in weights if weights[n] >= 0.005), key=lambda n: -weights[n])
+    assert answer.locator(".shares .name").all_text_contents() == order
+    binding = [n for n, w in stored[1]["search"]["weights"].items() if w["binds"]]
+    assert binding and all(n in answer.locator("dd").last.text_content() for n in binding)
+    assert answer.locator(".warning").all_text_contents() == stored[1]["search"]["warnings"] + stored[1]["contamination"]["warnings"]
+
+
+def test_text_of_the_data_stays_text(untouched):
+    assert untouched.title() == "align-ray: two-targets"
+    assert untouched.locator("pre", has_text="excerpt 1").first.text_content() == f"{HOSTILE} excerpt 1"
+    assert untouched.locator("img").count() == 0
+
+
+def test_the_slider_moves_along_the_stored_front_by_keyboard(stored, page):
+    front = stored[1]["search"]["pareto"]
+    slider = page.get_by_role("slider", name="Weight of the targets")
+    slider.focus()
+    slider.press("Home")
+    seen = []
+    for step in range(len(front)):
+        point = front[step]
+        texts = dict(zip(CANDIDATES, page.locator("#front-weights tbody td:nth-child(2)").all_text_contents(), strict=True))
+        assert texts == {n: f"{100 * w:.1f}%" for n, w in point["weights"].items()}
+        assert page.locator("#front-targets tbody td:nth-child(3)").all_text_contents() == [f"{v:.4f}" for v in point["values"].values()]
+        spoken = slider.get_attribute("aria-valuetext")
+        assert all(f"{t}: {100 * point['target_weights'][t]:.1f}%" in spoken and f"{point['values'][t]:.4f}" in spoken for t in TARGETS)
+        assert page.evaluate("document.getElementById('front').data[0].selectedpoints") == [step]
+        widest = page.locator("#front-weights .bar").first.evaluate("e => parseFloat(e.style.width)")
+        assert widest == pytest.approx(100 * point["weights"]["textbook"], abs=0.051)
+        check(stored, shown(page))
+        seen.append(spoken)
+        slider.press("ArrowRight")
+    assert len(set(seen)) == len(front) == 5
+    assert slider.input_value() == "4", "the last point is the end"
+
+
+def test_tables_sort_both_ways_by_keyboard_and_say_so(page):
+    head = page.locator("#weights-table thead th", has_text="weight").first
+    button = head.get_by_role("button")
+
+    def values():
+        return page.evaluate("[...document.querySelectorAll('#weights-table tbody td:nth-child(2) data')].map((e) => Number(e.value))")
+
+    assert head.get_attribute("aria-sort") is None
+    button.focus()
+    button.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending" and values() == sorted(values())
+    button.press("Space")
+    assert head.get_attribute("aria-sort") == "descending" and values() == sorted(values(), reverse=True)
+    other = page.locator("#weights-table thead th", has_text="corpus")
+    other.get_by_role("button").click()
+    names = page.locator("#weights-table tbody th").all_text_contents()
+    assert names == sorted(CANDIDATES) and head.get_attribute("aria-sort") is None
+    assert page.locator("table:not(.sortable)").count() == 0
+
+
+def test_rows_without_a_value_stay_last_in_both_directions(page):
+    head = page.locator("#weights-table thead th", has_text="gain per 1M")
+    for _ in range(2):
+        head.get_by_role("button").click()
+        cells = page.locator("#weights-table tbody td:nth-child(8)").all_text_contents()
+        assert cells[0] != "" and cells[-1] == ""
+
+
+def test_the_heat_map_is_ordered_by_clustering_or_as_given(stored, page):
+    read = "document.getElementById('matrix')"
+    button = page.get_by_role("button", name="Ordered by clustering")
+    assert button.get_attribute("aria-pressed") == "true" and page.evaluate(f"{read}.data.length") == 2
+    clustered = page.evaluate(f"{read}.layout.yaxis.ticktext")
+    assert sorted(clustered) == sorted(KINDS) and clustered != list(KINDS)
+    assert abs(clustered.index("code") - clustered.index("library")) == 1, "the closest corpora are neighbours"
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false" and page.evaluate(f"{read}.data.length") == 1
+    assert page.evaluate(f"{read}.layout.yaxis.ticktext") == list(KINDS)
+    cells = page.evaluate(f"{read}.data[0].z")
+    assert cells == [[stored[1]["alignment"]["matrix"][a][b]["value"] for b in KINDS] for a in KINDS]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_configuration_can_be_copied_with_and_without_the_clipboards_interface(stored, opened, allowed):
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    if not allowed:  # as on pages where the browser offers none
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')); }")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("Copied.").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert Config.model_validate(yaml.safe_load(text)) == stored[0] and text == stored[0].to_yaml()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_never_scrolls_sideways_and_text_keeps_its_contrast(opened, scheme):
+    page = opened(width=420, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    low = page.evaluate("""() => {
+        const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const under = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } };
+        const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+        const html = [...document.querySelectorAll('p, td, th, caption, li, dt, a, button, summary, pre, .note, label, h1, h2, h3, h4')]
+            .filter((e) => e.checkVisibility()).map((e) => [contrast(getComputedStyle(e).color, under(e)), e.outerHTML.slice(0, 80)]);
+        const paper = getComputedStyle(document.body).backgroundColor;
+        const plots = [...document.querySelectorAll('svg text')].filter((t) => t.textContent && !t.closest('.heatmaplayer'))
+            .map((t) => [contrast(getComputedStyle(t).fill, paper), t.textContent]);
+        return [html.length, plots.length, [...html, ...plots].filter(([c]) => !(c >= 4.5))];
+    }""")
+    assert low[0] > 100 and low[1] > 50 and low[2] == []
+
+
+def test_figures_follow_a_change_of_scheme_and_are_light_on_paper(opened):
+    page = opened(color_scheme="light")
+    colour = "document.getElementById('weights').layout.font.color"
+    light = page.evaluate(colour)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{colour} !== '{light}'")
+    page.evaluate("window.seen = null; addEventListener('beforeprint', () => (window.seen = [" + colour + ", document.querySelectorAll('details:not([open])').length]))")
+    page.pdf(format="A4")
+    assert page.evaluate("window.seen") == [light, 0], "printed in light colours with everything open"
+    assert page.evaluate(colour) != light and page.locator("details:not([open])").count() > 0, "and back afterwards"
+
+
+def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(untouched):
+    levels = untouched.evaluate("[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((h) => Number(h.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels[:-1], levels[1:], strict=True))
+    assert [untouched.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
+    figures = untouched.locator("[role=img]").all()
+    assert len(figures) == 3 + 2 * len(TARGETS)
+    for figure in figures:
+        assert figure.get_attribute("aria-label") and untouched.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
+        assert untouched.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, "its numbers are in a table"
+        assert figure.locator("svg").count() > 0
+    bare = "table:not(:has(> caption)), thead th:not([scope=col]), tbody th:not([scope=row]), [role=region]:not([aria-label]):not([aria-labelledby])"
+    assert untouched.locator(bare).count() == 0
+    ids = untouched.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    wanted = untouched.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map((a) => a.hash.slice(1))")
+    assert set(wanted) <= set(ids)
+
+
+def test_the_first_tab_stop_skips_to_the_answer(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
+    config, results = stored
+    html = render_report(config, {name: results[name] for name in ("corpora", "alignment", "cost")})
+    assert "is the candidate most likely to lower the loss" in html and "Mixture weights" not in html and 'id="front-slider"' not in html
+
+
+def test_three_targets_give_a_choice_of_pairs_each_from_one_end_to_the_other():
+    from align_ray.figures import front_pairs
+
+    def point(*shares):
+        return {"target_weights": dict(zip("abc", shares, strict=True))}
+
+    front = [point(1, 0, 0), point(0.5, 0.5, 0), point(0, 1, 0), point(0.5, 0, 0.5), point(0, 0, 1), point(0, 0.5, 0.5)]
+    assert front_pairs({"pareto": front}) == [
+        {"targets": ["a", "b"], "points": [0, 1, 2]},
+        {"targets": ["a", "c"], "points": [0, 3, 4]},
+        {"targets": ["b", "c"], "points": [2, 5, 4]},
+    ]
+    assert front_pairs({"pareto": []}) == []
