@@ -59,7 +59,14 @@ def matrix_figure(alignment: dict[str, Any], clustered: bool) -> go.Figure:
             customdata=[[f"{a} and {b}" for b in names] for a in names], hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
         )
     )  # fmt: skip
-    axis: dict[str, Any] = {"tickvals": places, "ticktext": names, "automargin": True, "ticks": "", "showline": False, "ticklabelstandoff": 6}
+    axis: dict[str, Any] = {
+        "tickvals": places,
+        "ticktext": names,
+        "automargin": True,
+        "ticks": "",
+        "showline": False,
+        "ticklabelstandoff": 6,
+    }
     if lines:
         x = [v for heights, _ in lines for v in (*heights, None)]
         y = [v for _, at in lines for v in (*at, None)]
@@ -111,7 +118,12 @@ def loss_figure(points: list[dict[str, Any]]) -> go.Figure:
             hovertemplate="%{text}: alignment %{x:.4f}, loss %{y:.4f}<extra></extra>", cliponaxis=False,
         )
     )  # fmt: skip
-    line = {"line_dash": "dot", "line_width": 1.5, "annotation_text": "before fine-tuning", "annotation_position": "bottom left"}
+    line = {
+        "line_dash": "dot",
+        "line_width": 1.5,
+        "annotation_text": "before fine-tuning",
+        "annotation_position": "bottom left",
+    }
     figure.add_hline(y=points[0]["before"], **line)
     x, y = [p["alignment"] for p in points], [p["after"] for p in points]
     room = 0.12 * (max(x) - min(x) or 1.0)

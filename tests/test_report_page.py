@@ -1,6 +1,5 @@
 """The report in a real browser: what it shows is what is stored, and it can be used with a mouse, a keyboard and a screen reader."""
 
-import json
 import re
 import shutil
 
@@ -8,122 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from align_ray.alignment import align_corpora
 from align_ray.config import Config
-from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
-from align_ray.finetuning import change
-from align_ray.goals import cross_entropy_goal
 from align_ray.html_report import render_report
-from align_ray.intervals import p_mean_negative, two_sample_mean
-from align_ray.mixture_search import search_mixture
-from align_ray.store import Unit
-from align_ray.training import Losses
-from align_ray.validation import combined_mean
-
-TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
-KINDS = {"proofs": (0.8, 0.1), "code": (0.1, 0.8), "textbook": (0.7, 0.0), "exercises": (0.45, 0.35), "library": (0.0, 0.75),
-         "news": (0.1, 0.1), "licences.v2": (0.0, 0.05)}  # fmt: skip
-"""How much of the text is like the first target and like the second."""
-TOKENS = {"textbook": 400, "exercises": 3000, "library": 9000, "news": 50_000, "licences.v2": 8000}
-HOSTILE = "</script><script>document.title = 'taken'</script><!-- <img src=x onerror=\"document.title='taken'\"> & {{ 7 * 7 }}"
-VOCABULARY = 60
-
-
-def study():
-    """A configuration with two targets and the results of all its stages, by the real functions on synthetic text."""
-    rng = np.random.default_rng(0)
-    unigrams, profiles = rng.dirichlet(np.full(VOCABULARY, 0.3), 3), np.exp(rng.normal(0, 1.5, (3, 400)))
-    batches, units = {}, {}
-    for name, (a, b) in KINDS.items():
-        share = np.array([a, b, 1 - a - b])
-        batches[name] = rng.choice(VOCABULARY, (8, 4, 32), p=share @ unigrams)
-        trunk = share @ profiles * rng.gamma(8, 1 / 8, (8, 2, 400))
-        units[name] = [
-            Unit({"trunk": t.astype(np.float32), "head": np.ones((1, 5), np.float32)}, {}, 3.0, 4, (), 128, 0.1) for t in trunk
-        ]
-    config = Config(
-        name="two-targets",
-        output="out",
-        targets=[{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
-        candidates=[{"name": n, "source": f"{n}.jsonl", "template": HOSTILE if n == "news" else None} for n in CANDIDATES],
-        search={"method": "closed_form", "token_budget": 10_000, "bootstrap": 20, "weights": {"news": {"min": 0.1}}},
-    )
-    alignment = align_corpora(units, list(TARGETS))
-    alignment["predicted"] = {"measure": MEASURE, "ranking": rank_by_cross_entropy(batches, list(TARGETS), VOCABULARY)}
-    search = search_mixture(config, units, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
-    search["check"] = {"recommended": {t: {"predicted": m, "measured": m} for t in TARGETS for m in [alignment["matrix"]["library"][t]]}}
-    sequences = {n: {"of": 32, "quantiles": sorted(rng.random(5)), "most": excerpts(rng), "least": excerpts(rng)} for n in KINDS}
-    results = {
-        "corpora": {
-            n: {"role": "target" if n in TARGETS else "candidate", "documents": 1234, "estimated_tokens": TOKENS.get(n, 2000),
-                "batches": 8, **({"empty": 3} if n == "news" else {})}
-            for n in KINDS
-        },
-        "alignment": alignment,
-        "contamination": shared_text(rng),
-        "search": search,
-        "finetune": trainings(rng, search),
-        "validation": seeds(rng, search),
-        "samples": {
-            n: {"role": "target" if n in TARGETS else "candidate", "targets": dict.fromkeys(TARGETS, sequences[n])} for n in KINDS
-        },
-        "estimate": {
-            "currency": "USD", "price_per_worker_hour": 1.25, "rate": {"tokens_per_second": 3200.5, "source": "measured in this study"},
-            "stages": {s: {"tokens": 7168 * k, "worker_seconds": 12.5 * k, "cost": 0.0043 * k} for k, s in enumerate(("embed", "search"), 1)},
-        },
-        "cost": {
-            "embed": {"seconds": 21.25, "planned": 56, "computed": 56, "tokens": 7168, "actor_seconds": 30.0, "worker_seconds": 31.0, "cost": 0.01},
-            "align": {"seconds": 1.5},
-        },
-    }  # fmt: skip
-    return config, json.loads(json.dumps(results))
-
-
-def excerpts(rng):
-    return [{"text": f"{HOSTILE} excerpt {i}", "alignment": float(rng.random()), "loss": float(rng.gamma(3))} for i in range(2)]
-
-
-def shared_text(rng):
-    def clean(i):
-        estimate = vars(two_sample_mean(rng.random((8, 8))))
-        return {"alignment": estimate, "alignment_clean": estimate if i else None, "cross_entropy": 3.5 + i,
-                "cross_entropy_clean": 3.6 + i if i else None, "rank": i + 1, "rank_clean": i + 1 if i else None}  # fmt: skip
-
-    return {
-        "words": 13,
-        "overlap": {n: {t: {"documents": 5 * i, "of": 1234, "covered": 0.0123 * i} for t in TARGETS} for i, n in enumerate(CANDIDATES)},
-        "clean": {n: {t: clean(i) for t in TARGETS} for i, n in enumerate(CANDIDATES)},
-        "warnings": [f"Shared text explains the rank of {HOSTILE}"],
-    }
-
-
-def trainings(rng, search):
-    runs = {n: {n: 1.0} for n in CANDIDATES} | {
-        "uniform": search["mixtures"]["uniform"]["weights"],
-        "mixture": search["mixtures"][search["chosen"]]["weights"],
-    }
-    before = rng.gamma(40, 0.1, (len(TARGETS), 64))
-    report = {}
-    for i, (name, weights) in enumerate(runs.items()):
-        losses = [Losses(b, b + rng.normal(0.05 * (3 - i), 0.1, 64)) for b in before]
-        targets = {t: {**change(x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
-        report[name] = {"weights": weights, "sequences": 16, "targets": targets}
-    return {"tokens": 512, "runs": report}
-
-
-def seeds(rng, search):
-    names, share = ("recommended", "uniform", "bad"), np.full(len(TARGETS), 0.5)
-    after = {n: [rng.normal(4 + 0.1 * i, 0.05, (3, 20)) for _ in TARGETS] for i, n in enumerate(names)}
-
-    def estimates(values, p):
-        rows = {t: {**vars(two_sample_mean(v)), **({"p_lower": p_mean_negative(v)} if p else {})} for t, v in zip(TARGETS, values, strict=True)}
-        mean, below = combined_mean(values, share)
-        return {**rows, "all": {**vars(mean), **({"p_lower": below} if p else {})}}
-
-    mixtures = {n: {"weights": search["mixtures"][n]["weights"], "same_as": None, "loss": estimates(after[n], False)} for n in names}
-    mixtures["unimax"] = {**mixtures["uniform"], "same_as": "uniform"}
-    versus = {a: {b: estimates([x - y for x, y in zip(after[a], after[b], strict=True)], True) for b in names if a != b} for a in names}
-    return {"tokens": 512, "seeds": 3, "before": {"proofs": 4.5, "code": 4.25, "all": 4.375}, "mixtures": mixtures, "versus": versus}
+from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +111,9 @@ def lookup(value, path):
 
 def shown(page):
     """(path, value attribute or None, text) of everything on the page that is a stored value."""
-    return page.evaluate("[...document.querySelectorAll('[data-path]')].map((e) => [e.dataset.path, e.getAttribute('value'), e.textContent])")
+    return page.evaluate(
+        "[...document.querySelectorAll('[data-path]')].map((e) => [e.dataset.path, e.getAttribute('value'), e.textContent])"
+    )
 
 
 def check(stored, items):
@@ -264,13 +152,21 @@ def test_no_number_reaches_the_answer_or_a_table_but_with_the_path_of_what_is_st
 def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warnings(stored, untouched):
     assert untouched.locator("main > section").first.get_attribute("id") == "answer"
     answer = untouched.locator("#answer")
-    assert answer.locator("dt").all_text_contents() == ["Expected gain", "Measured: held-out loss", "Confidence", "What limits it"]
+    assert answer.locator("dt").all_text_contents() == [
+        "Expected gain",
+        "Measured: held-out loss",
+        "Confidence",
+        "What limits it",
+    ]
     weights = stored[1]["search"]["mixtures"]["recommended"]["weights"]
     order = sorted((n for n in weights if weights[n] >= 0.005), key=lambda n: -weights[n])
     assert answer.locator(".shares .name").all_text_contents() == order
     binding = [n for n, w in stored[1]["search"]["weights"].items() if w["binds"]]
     assert binding and all(n in answer.locator("dd").last.text_content() for n in binding)
-    assert answer.locator(".warning").all_text_contents() == stored[1]["search"]["warnings"] + stored[1]["contamination"]["warnings"]
+    assert (
+        answer.locator(".warning").all_text_contents()
+        == stored[1]["search"]["warnings"] + stored[1]["contamination"]["warnings"]
+    )
 
 
 def test_text_of_the_data_stays_text(untouched):
@@ -289,9 +185,13 @@ def test_the_slider_moves_along_the_stored_front_by_keyboard(stored, page):
         point = front[step]
         texts = dict(zip(CANDIDATES, page.locator("#front-weights tbody td:nth-child(2)").all_text_contents(), strict=True))
         assert texts == {n: f"{100 * w:.1f}%" for n, w in point["weights"].items()}
-        assert page.locator("#front-targets tbody td:nth-child(3)").all_text_contents() == [f"{v:.4f}" for v in point["values"].values()]
+        assert page.locator("#front-targets tbody td:nth-child(3)").all_text_contents() == [
+            f"{v:.4f}" for v in point["values"].values()
+        ]
         spoken = slider.get_attribute("aria-valuetext")
-        assert all(f"{t}: {100 * point['target_weights'][t]:.1f}%" in spoken and f"{point['values'][t]:.4f}" in spoken for t in TARGETS)
+        assert all(
+            f"{t}: {100 * point['target_weights'][t]:.1f}%" in spoken and f"{point['values'][t]:.4f}" in spoken for t in TARGETS
+        )
         assert page.evaluate("document.getElementById('front').data[0].selectedpoints") == [step]
         widest = page.locator("#front-weights .bar").first.evaluate("e => parseFloat(e.style.width)")
         assert widest == pytest.approx(100 * point["weights"]["textbook"], abs=0.051)
@@ -307,7 +207,9 @@ def test_tables_sort_both_ways_by_keyboard_and_say_so(page):
     button = head.get_by_role("button")
 
     def values():
-        return page.evaluate("[...document.querySelectorAll('#weights-table tbody td:nth-child(2) data')].map((e) => Number(e.value))")
+        return page.evaluate(
+            "[...document.querySelectorAll('#weights-table tbody td:nth-child(2) data')].map((e) => Number(e.value))"
+        )
 
     assert head.get_attribute("aria-sort") is None
     button.focus()
@@ -380,7 +282,11 @@ def test_figures_follow_a_change_of_scheme_and_are_light_on_paper(opened):
     light = page.evaluate(colour)
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(f"{colour} !== '{light}'")
-    page.evaluate("window.seen = null; addEventListener('beforeprint', () => (window.seen = [" + colour + ", document.querySelectorAll('details:not([open])').length]))")
+    page.evaluate(
+        "window.seen = null; addEventListener('beforeprint', () => (window.seen = ["
+        + colour
+        + ", document.querySelectorAll('details:not([open])').length]))"
+    )
     page.pdf(format="A4")
     assert page.evaluate("window.seen") == [light, 0], "printed in light colours with everything open"
     assert page.evaluate(colour) != light and page.locator("details:not([open])").count() > 0, "and back afterwards"
@@ -393,8 +299,13 @@ def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(untouc
     figures = untouched.locator("[role=img]").all()
     assert len(figures) == 3 + 2 * len(TARGETS)
     for figure in figures:
-        assert figure.get_attribute("aria-label") and untouched.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
-        assert untouched.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, "its numbers are in a table"
+        assert (
+            figure.get_attribute("aria-label")
+            and untouched.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
+        )
+        assert untouched.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, (
+            "its numbers are in a table"
+        )
         assert figure.locator("svg").count() > 0
     bare = "table:not(:has(> caption)), thead th:not([scope=col]), tbody th:not([scope=row]), [role=region]:not([aria-label]):not([aria-labelledby])"
     assert untouched.locator(bare).count() == 0
@@ -414,7 +325,11 @@ def test_the_first_tab_stop_skips_to_the_answer(page):
 def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
     config, results = stored
     html = render_report(config, {name: results[name] for name in ("corpora", "alignment", "cost")})
-    assert "is the candidate most likely to lower the loss" in html and "Mixture weights" not in html and 'id="front-slider"' not in html
+    assert (
+        "is the candidate most likely to lower the loss" in html
+        and "Mixture weights" not in html
+        and 'id="front-slider"' not in html
+    )
 
 
 def test_three_targets_give_a_choice_of_pairs_each_from_one_end_to_the_other():
