@@ -50,7 +50,7 @@ def matrix_figure(alignment: dict[str, Any], clustered: bool) -> go.Figure:
     """Heat map of all pairs, in the order of the clustering with its dendrogram beside, or as given."""
     names, lines = cluster(alignment) if clustered else ([*alignment["targets"], *alignment["candidates"]], [])
     cells = [[alignment["matrix"][a][b] for b in names] for a in names]
-    text = [[f"{c['value']:.3f}<br>±{c['high'] - c['value']:.3f}" for c in row] for row in cells]
+    text = [[_with_half(c) for c in row] for row in cells]
     places = list(range(len(names)))
     figure = go.Figure(
         go.Heatmap(
@@ -174,6 +174,11 @@ def samples_figure(samples: dict[str, Any], target: str) -> go.Figure:
         xaxis={"title": f"alignment of a sequence with {target}"},
         yaxis={"automargin": True, "autorange": "reversed"},
     )
+
+
+def _with_half(estimate: dict[str, float]) -> str:
+    half = estimate["high"] - estimate["value"]
+    return f"{estimate['value']:.3f}" + (f"<br>±{half:.3f}" if np.isfinite(half) else "")  # two batches give no interval
 
 
 def _beside(points: list[dict[str, Any]]) -> list[str]:

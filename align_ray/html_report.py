@@ -123,8 +123,8 @@ def derived(results: dict[str, Any]) -> dict[str, Any]:
 
 def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float | None]:
     """Sum of each key over the stages; None where a stage lacks it, for a sum of a part would mislead."""
-    columns = {key: [stage.get(key) for stage in stages.values()] for key in keys}
-    return {key: None if not values or None in values else sum(values) for key, values in columns.items()}
+    known = {key: [stage[key] for stage in stages.values() if stage.get(key) is not None] for key in keys}
+    return {key: sum(values) if values and len(values) == len(stages) else None for key, values in known.items()}
 
 
 def render_report(config: Config, results: dict[str, Any]) -> str:

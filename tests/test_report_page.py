@@ -61,14 +61,9 @@ def opened(browser, address):
     yield from opener(browser, address)
 
 
-@pytest.fixture
-def page(opened):
-    return opened()
-
-
 @pytest.fixture(scope="module")
-def untouched(browser, address):
-    """One page for the tests that only read it."""
+def page(browser, address):
+    """One page for all tests that need no special one: what they touch does not meet."""
     pages = opener(browser, address)
     yield next(pages)()
     with pytest.raises(StopIteration):
@@ -131,8 +126,8 @@ def check(stored, items):
         assert float(digits) == pytest.approx(wanted * (100 if "%" in text else 1), abs=0.5001 * unit), (path, text)
 
 
-def test_every_number_of_the_answer_and_the_tables_is_the_stored_one(stored, untouched):
-    items = shown(untouched)
+def test_every_number_of_the_answer_and_the_tables_is_the_stored_one(stored, page):
+    items = shown(page)
     check(stored, items)
     paths = {path for path, _, _ in items}
     sections = {path.partition("/")[0] for path in paths}
@@ -140,8 +135,8 @@ def test_every_number_of_the_answer_and_the_tables_is_the_stored_one(stored, unt
     assert {f"search/mixtures/recommended/weights/{n}" for n in CANDIDATES} <= paths
 
 
-def test_no_number_reaches_the_answer_or_a_table_but_with_the_path_of_what_is_stored(untouched):
-    left = untouched.evaluate("""() => [...document.querySelectorAll('#answer p, #answer li, td')].map((element) => {
+def test_no_number_reaches_the_answer_or_a_table_but_with_the_path_of_what_is_stored(page):
+    left = page.evaluate("""() => [...document.querySelectorAll('#answer p, #answer li, td')].map((element) => {
         const copy = element.cloneNode(true);
         copy.querySelectorAll('[data-path], .name').forEach((e) => e.remove());
         return element.classList.contains('name') ? '' : copy.textContent;
@@ -149,9 +144,9 @@ def test_no_number_reaches_the_answer_or_a_table_but_with_the_path_of_what_is_st
     assert left == []
 
 
-def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warnings(stored, untouched):
-    assert untouched.locator("main > section").first.get_attribute("id") == "answer"
-    answer = untouched.locator("#answer")
+def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warnings(stored, page):
+    assert page.locator("main > section").first.get_attribute("id") == "answer"
+    answer = page.locator("#answer")
     assert answer.locator("dt").all_text_contents() == [
         "Expected gain",
         "Measured: held-out loss",
@@ -169,10 +164,10 @@ def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warn
     )
 
 
-def test_text_of_the_data_stays_text(untouched):
-    assert untouched.title() == "align-ray: two-targets"
-    assert untouched.locator("pre", has_text="excerpt 1").first.text_content() == f"{HOSTILE} excerpt 1"
-    assert untouched.locator("img").count() == 0
+def test_text_of_the_data_stays_text(page):
+    assert page.title() == "align-ray: two-targets"
+    assert page.locator("pre", has_text="excerpt 1").first.text_content() == f"{HOSTILE} excerpt 1"
+    assert page.locator("img").count() == 0
 
 
 def test_the_slider_moves_along_the_stored_front_by_keyboard(stored, page):
@@ -292,30 +287,29 @@ def test_figures_follow_a_change_of_scheme_and_are_light_on_paper(opened):
     assert page.evaluate(colour) != light and page.locator("details:not([open])").count() > 0, "and back afterwards"
 
 
-def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(untouched):
-    levels = untouched.evaluate("[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((h) => Number(h.tagName[1]))")
+def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(page):
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((h) => Number(h.tagName[1]))")
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels[:-1], levels[1:], strict=True))
-    assert [untouched.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
-    figures = untouched.locator("[role=img]").all()
+    assert [page.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
+    figures = page.locator("[role=img]").all()
     assert len(figures) == 3 + 2 * len(TARGETS)
     for figure in figures:
         assert (
             figure.get_attribute("aria-label")
-            and untouched.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
+            and page.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
         )
-        assert untouched.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, (
-            "its numbers are in a table"
-        )
+        assert page.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, "its numbers are in a table"
         assert figure.locator("svg").count() > 0
     bare = "table:not(:has(> caption)), thead th:not([scope=col]), tbody th:not([scope=row]), [role=region]:not([aria-label]):not([aria-labelledby])"
-    assert untouched.locator(bare).count() == 0
-    ids = untouched.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert page.locator(bare).count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(ids) == len(set(ids))
-    wanted = untouched.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map((a) => a.hash.slice(1))")
+    wanted = page.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map((a) => a.hash.slice(1))")
     assert set(wanted) <= set(ids)
 
 
-def test_the_first_tab_stop_skips_to_the_answer(page):
+def test_the_first_tab_stop_skips_to_the_answer(opened):
+    page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
