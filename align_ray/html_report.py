@@ -1,23 +1,69 @@
-"""The report: one self-contained HTML page with the answer first, then what it rests on."""
+"""The report: one self-contained HTML page with the answer first, then what it rests on.
 
+Numbers and sentences of the results reach the page through `Shown` alone, each with the path of the stored value, so that a test
+(or a reader's script) can compare all of them with the stored results.
+"""
+
+import base64
+import hashlib
+from importlib import resources
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from scipy import stats
 
 from align_ray.config import Config
+from align_ray.figures import all_figures, front_pairs
 
-LAYOUT: dict[str, Any] = {
-    "template": "simple_white",
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#888"},
-    "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-    "colorway": ["#3b7dd8", "#e08a3c", "#4caf7d", "#b05cc8"],
+OBJECTIVES = {
+    "cross-entropy": "minus the target's cross-entropy under the mixture's unigram model, nats per token",
+    "scaled-cosine": "similarity of the mixture's Fisher embedding with the target's (scaled cosine), at most 1",
+    "hellinger": "similarity of the mixture's Fisher embedding with the target's (Hellinger), at most 1",
+    "kl": "similarity of the mixture's Fisher embedding with the target's (exp of minus KL), at most 1",
+    "linear": "the corpora's mean alignment with the target, at most 1",
+    "mixmin": "minus the cross-entropy of held-out text under the mixture of the candidates' models, nats per token",
 }
+"""What a mixture's `value` is; higher is better. A search by `loss` describes its mixtures by cross-entropy."""
+
+
+class Shown:
+    """Looks values up in a tree of results and writes them with their path."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        self.tree = tree
+
+    def find(self, path: tuple[str | int, ...]) -> Any:
+        """Raises KeyError where there is nothing."""
+        value: Any = self.tree
+        for part in path:
+            value = value[part]
+        return value
+
+    def number(self, spec: str, *path: str | int) -> Markup:
+        """A number in Python's format language; nothing for None, n/a for a value that is not finite."""
+        value = self.find(path)
+        if value is None:
+            return Markup("")
+        text = format(value, spec) if np.isfinite(value) else "n/a"
+        return Markup('<data value="{}" data-path="{}">{}</data>').format(repr(value), _joined(path), text)
+
+    def estimate(self, spec: str, *path: str | int) -> Markup:
+        """A value with its 95% interval, from a mapping with `value`, `low` and `high`; nothing for None."""
+        if self.find(path) is None:
+            return Markup("")
+        value, low, high = (self.number(spec, *path, key) for key in ("value", "low", "high"))
+        return Markup('{} <span class="note">[{}, {}]</span>').format(value, low, high)
+
+    def text(self, *path: str | int) -> Markup:
+        """A stored sentence."""
+        return Markup('<span data-path="{}">{}</span>').format(_joined(path), self.find(path))
+
+
+def _joined(path: tuple[str | int, ...]) -> str:
+    return "/".join(map(str, path))
 
 
 def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
@@ -42,68 +88,76 @@ def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, An
     return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
 
 
-def render_report(config: Config, results: dict[str, Any]) -> str:
-    """The page as a string. `results` maps corpora, alignment, search, finetune, cost to their stored JSON; the last three
-    may be missing."""
-    figures = {"matrix": _matrix(results["alignment"])}
-    losses = {}
+def derived(results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows beside stored values, computed from them.
+
+    `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
+    `finetuned[target]`: loss with the mixture less loss with the uniform one, after one training each, with the interval that
+    both changes' standard errors give if they were independent (None for a single held-out sequence); `losses` by target, see
+    `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals over
+    stages of what every stage has; `embedding_rate`: tokens per second of an actor.
+    """
+    found: dict[str, Any] = {"losses": {}, "finetuned": {}}
+    found["skipped"] = {name: len(places) for name, places in results["alignment"]["skipped"].items()}
     if "search" in results:
-        figures["weights"] = _weights(results["search"])
-    if "finetune" in results and "search" in results:
+        mixtures = results["search"]["mixtures"]
+        found["gain"] = mixtures[results["search"]["chosen"]]["value"] - mixtures["uniform"]["value"]
+        found["trials"] = len(results["search"]["trials"])
+        found["price"] = mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"]
+    if "search" in results and "finetune" in results:
+        runs = results["finetune"]["runs"]
         for target in results["alignment"]["targets"]:
-            losses[target] = loss_against_alignment(results, target)
-            figures[f"loss-{target}"] = _loss(losses[target])
-    environment = Environment(loader=PackageLoader("align_ray", "."), autoescape=True)
-    environment.filters["pct"] = lambda v: f"{100 * v:.1f}%"
+            found["losses"][target] = loss_against_alignment(results, target)
+            ours, uniform = (runs[name]["targets"][target] for name in ("mixture", "uniform"))
+            value, errors = ours["after"] - uniform["after"], (ours["change_error"], uniform["change_error"])
+            half = None if None in errors else 1.96 * float(np.hypot(*errors))
+            ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
+            found["finetuned"][target] = {"value": value, **ends}
+    embedding = results.get("cost", {}).get("embed", {})
+    if embedding.get("computed"):
+        found["embedding_rate"] = embedding["tokens"] / embedding["actor_seconds"]
+    found["actual"] = _totals(results.get("cost", {}), ("seconds", "worker_seconds", "cost"))
+    found["estimated"] = _totals(results.get("estimate", {"stages": {}})["stages"], ("tokens", "worker_seconds", "cost"))
+    return found
+
+
+def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float | None]:
+    """Sum of each key over the stages; None where a stage lacks it, for a sum of a part would mislead."""
+    known = {key: [stage[key] for stage in stages.values() if stage.get(key) is not None] for key in keys}
+    return {key: sum(values) if values and len(values) == len(stages) else None for key, values in known.items()}
+
+
+def render_report(config: Config, results: dict[str, Any]) -> str:
+    """The page as a string. `results` maps corpora and alignment, and where there are any contamination, search, finetune,
+    validation, samples, estimate, cost, to their stored JSON."""
+    more = derived(results)
+    shown = Shown({**results, "config": config.model_dump(mode="json"), "derived": more})
+    pairs = front_pairs(results["search"]) if "search" in results else []
+    figures = {name: figure.to_json() for name, figure in all_figures(results, more["losses"], pairs).items()}
+    script = resources.files("align_ray").joinpath("report.js").read_text(encoding="utf-8")
+    scripts = {"plotly": get_plotlyjs(), "page": script}
+    environment = Environment(
+        loader=PackageLoader("align_ray", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("report.html.j2").render(
         config=config,
         yaml=config.to_yaml(),
         results=results,
-        losses=losses,
-        # a "<" in a name must not end the script element
-        figures={name: figure.to_json().replace("<", "\\u003c") for name, figure in figures.items()},
-        plotlyjs=get_plotlyjs(),
+        more=more,
+        num=shown.number,
+        ci=shown.estimate,
+        text=shown.text,
+        objectives=OBJECTIVES,
+        pairs=pairs,
+        front=results["search"]["pareto"] if pairs else [],
+        # data, not script: a "<" in a name must not end the element
+        figures="{%s}" % ",".join(f'"{name}":{json}' for name, json in figures.items()).replace("<", "\\u003c"),
+        style=resources.files("align_ray").joinpath("report.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        # the browser runs these scripts alone and loads nothing, whatever the data holds
+        hashes=" ".join(f"'sha256-{_sha256(code)}'" for code in scripts.values()),
     )
 
 
-def _matrix(alignment: dict[str, Any]) -> go.Figure:
-    names = [*alignment["targets"], *alignment["candidates"]]
-    cells = [[alignment["matrix"][a][b] for b in names] for a in names]
-    text = [[f"{c['value']:.3f}<br>±{c['high'] - c['value']:.3f}" for c in row] for row in cells]
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[c["value"] for c in row] for row in cells], x=names, y=names, text=text, texttemplate="%{text}", textfont={"size": 10},
-            colorscale="Blues", colorbar={"title": "align"}, hovertemplate="%{y} and %{x}: %{z:.4f}<extra></extra>",
-        )
-    )  # fmt: skip
-    return figure.update_layout(**LAYOUT, height=90 + 48 * len(names), yaxis={"autorange": "reversed", "automargin": True}, xaxis={"automargin": True})
-
-
-def _weights(search: dict[str, Any]) -> go.Figure:
-    figure = go.Figure()
-    rows = search["weights"]
-    for key, label in {"recommended": "recommended", "closed_form": "optimum", "unconstrained": "without constraints"}.items():
-        weights = search["mixtures"][key]["weights"]
-        error = {
-            "type": "data",
-            "array": [rows[n]["high"] - w for n, w in weights.items()],
-            "arrayminus": [w - rows[n]["low"] for n, w in weights.items()],
-        }
-        figure.add_bar(name=label, x=list(weights), y=list(weights.values()), error_y=error if key == "closed_form" else None)
-    caps = {name: cap for name, cap in search["caps"].items() if cap < 1}  # others do not bind
-    figure.add_scatter(name="cap", x=list(caps), y=list(caps.values()), mode="markers", marker={"symbol": "line-ew-open", "size": 22, "color": "#c33"})
-    return figure.update_layout(**LAYOUT, height=340, barmode="group", yaxis={"title": "weight (share of tokens)"}, xaxis={"automargin": True}, legend={"orientation": "h", "y": 1.1})
-
-
-def _loss(loss: dict[str, Any]) -> go.Figure:
-    points = loss["points"]
-    figure = go.Figure(
-        go.Scatter(
-            x=[p["alignment"] for p in points], y=[p["after"] for p in points], text=[p["run"] for p in points],
-            mode="markers+text", textposition="top center", marker={"size": 10},
-            error_y={"type": "data", "array": [1.96 * (p["change_error"] or 0) for p in points], "thickness": 1},
-            hovertemplate="%{text}: alignment %{x:.4f}, loss %{y:.4f}<extra></extra>",
-        )
-    )  # fmt: skip
-    figure.add_hline(y=points[0]["before"], line_dash="dot", annotation_text="before fine-tuning", annotation_position="bottom left")
-    return figure.update_layout(**LAYOUT, height=420, xaxis={"title": "pooled alignment"}, yaxis={"title": "held-out loss (nats per token)"})
+def _sha256(code: str) -> str:
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

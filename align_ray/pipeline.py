@@ -261,9 +261,7 @@ def report(study: Study) -> str:
     for stage in ("embed", "align", "contamination", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
-    results["cost"] = costs(store)
-    if store.exists("estimate.json"):
-        results["estimate"] = store.read_json("estimate.json")
+    results |= {name: store.read_json(f"{name}.json") for name in ("cost", "estimate") if store.exists(f"{name}.json")}
     html = render_report(study.config, results)
     store.write_bytes("report.html", html.encode())
     tracker = start_tracking(study.config, store)

@@ -1,0 +1,141 @@
+"""Results of every stage of a study with two targets, made by the real functions on synthetic text, without Ray or a model."""
+
+import json
+
+import numpy as np
+
+from align_ray.alignment import align_corpora
+from align_ray.config import Config
+from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
+from align_ray.finetuning import change
+from align_ray.goals import cross_entropy_goal
+from align_ray.intervals import p_mean_negative, two_sample_mean
+from align_ray.mixture_search import search_mixture
+from align_ray.store import Unit
+from align_ray.training import Losses
+from align_ray.validation import combined_mean
+
+TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
+KINDS = {"proofs": (0.8, 0.1), "code": (0.1, 0.8), "textbook": (0.7, 0.0), "exercises": (0.45, 0.35), "library": (0.0, 0.75),
+         "news": (0.1, 0.1), "licences.v2": (0.0, 0.05)}  # fmt: skip
+"""How much of the text is like the first target and like the second."""
+TOKENS = {"textbook": 400, "exercises": 3000, "library": 9000, "news": 50_000, "licences.v2": 8000}
+HOSTILE = "</script><script>document.title = 'taken'</script><!-- <img src=x onerror=\"document.title='taken'\"> & {{ 7 * 7 }}"
+VOCABULARY = 60
+
+
+def study():
+    """A configuration with two targets and the results of all its stages, by the real functions on synthetic text."""
+    rng = np.random.default_rng(0)
+    unigrams, profiles = rng.dirichlet(np.full(VOCABULARY, 0.3), 3), np.exp(rng.normal(0, 1.5, (3, 400)))
+    batches, units = {}, {}
+    for name, (a, b) in KINDS.items():
+        share = np.array([a, b, 1 - a - b])
+        batches[name] = rng.choice(VOCABULARY, (8, 4, 32), p=share @ unigrams)
+        trunk = share @ profiles * rng.gamma(8, 1 / 8, (8, 2, 400))
+        units[name] = [
+            Unit({"trunk": t.astype(np.float32), "head": np.ones((1, 5), np.float32)}, {}, 3.0, 4, (), 128, 0.1) for t in trunk
+        ]
+    config = Config(
+        name="two-targets",
+        output="out",
+        targets=[{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
+        candidates=[{"name": n, "source": f"{n}.jsonl", "template": HOSTILE if n == "news" else None} for n in CANDIDATES],
+        search={"method": "closed_form", "token_budget": 10_000, "bootstrap": 20, "weights": {"news": {"min": 0.1}}},
+    )
+    alignment = align_corpora(units, list(TARGETS))
+    alignment["predicted"] = {"measure": MEASURE, "ranking": rank_by_cross_entropy(batches, list(TARGETS), VOCABULARY)}
+    search = search_mixture(config, units, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
+    search["check"] = {
+        "recommended": {t: {"predicted": m, "measured": m} for t in TARGETS for m in [alignment["matrix"]["library"][t]]}
+    }
+    sequences = {
+        n: {"of": 32, "quantiles": sorted(rng.random(5)), "most": excerpts(rng), "least": excerpts(rng)} for n in KINDS
+    }
+    results = {
+        "corpora": {
+            n: {"role": "target" if n in TARGETS else "candidate", "documents": 1234, "estimated_tokens": TOKENS.get(n, 2000),
+                "batches": 8, **({"empty": 3} if n == "news" else {})}
+            for n in KINDS
+        },
+        "alignment": alignment,
+        "contamination": shared_text(rng),
+        "search": search,
+        "finetune": trainings(rng, search),
+        "validation": seeds(rng, search),
+        "samples": {
+            n: {"role": "target" if n in TARGETS else "candidate", "targets": dict.fromkeys(TARGETS, sequences[n])} for n in KINDS
+        },
+        "estimate": {
+            "currency": "USD", "price_per_worker_hour": 1.25, "rate": {"tokens_per_second": 3200.5, "source": "measured in this study"},
+            "stages": {s: {"tokens": 7168 * k, "worker_seconds": 12.5 * k, "cost": 0.0043 * k} for k, s in enumerate(("embed", "search"), 1)},
+        },
+        "cost": {
+            "embed": {"seconds": 21.25, "planned": 56, "computed": 56, "tokens": 7168, "actor_seconds": 30.0, "worker_seconds": 31.0, "cost": 0.01},
+            "align": {"seconds": 1.5},
+        },
+    }  # fmt: skip
+    return config, json.loads(json.dumps(results))
+
+
+def excerpts(rng):
+    return [{"text": f"{HOSTILE} excerpt {i}", "alignment": float(rng.random()), "loss": float(rng.gamma(3))} for i in range(2)]
+
+
+def shared_text(rng):
+    def clean(i):
+        estimate = vars(two_sample_mean(rng.random((8, 8))))
+        return {"alignment": estimate, "alignment_clean": estimate if i else None, "cross_entropy": 3.5 + i,
+                "cross_entropy_clean": 3.6 + i if i else None, "rank": i + 1, "rank_clean": i + 1 if i else None}  # fmt: skip
+
+    return {
+        "words": 13,
+        "overlap": {
+            n: {t: {"documents": 5 * i, "of": 1234, "covered": 0.0123 * i} for t in TARGETS} for i, n in enumerate(CANDIDATES)
+        },
+        "clean": {n: {t: clean(i) for t in TARGETS} for i, n in enumerate(CANDIDATES)},
+        "warnings": [f"Shared text explains the rank of {HOSTILE}"],
+    }
+
+
+def trainings(rng, search):
+    runs = {n: {n: 1.0} for n in CANDIDATES} | {
+        "uniform": search["mixtures"]["uniform"]["weights"],
+        "mixture": search["mixtures"][search["chosen"]]["weights"],
+    }
+    before = rng.gamma(40, 0.1, (len(TARGETS), 64))
+    report = {}
+    for i, (name, weights) in enumerate(runs.items()):
+        losses = [Losses(b, b + rng.normal(0.05 * (3 - i), 0.1, 64)) for b in before]
+        targets = {t: {**change(x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
+        report[name] = {"weights": weights, "sequences": 16, "targets": targets}
+    return {"tokens": 512, "runs": report}
+
+
+def seeds(rng, search):
+    names, share = ("recommended", "uniform", "bad"), np.full(len(TARGETS), 0.5)
+    after = {n: [rng.normal(4 + 0.1 * i, 0.05, (3, 20)) for _ in TARGETS] for i, n in enumerate(names)}
+
+    def estimates(values, p):
+        rows = {
+            t: {**vars(two_sample_mean(v)), **({"p_lower": p_mean_negative(v)} if p else {})}
+            for t, v in zip(TARGETS, values, strict=True)
+        }
+        mean, below = combined_mean(values, share)
+        return {**rows, "all": {**vars(mean), **({"p_lower": below} if p else {})}}
+
+    mixtures = {
+        n: {"weights": search["mixtures"][n]["weights"], "same_as": None, "loss": estimates(after[n], False)} for n in names
+    }
+    mixtures["unimax"] = {**mixtures["uniform"], "same_as": "uniform"}
+    versus = {
+        a: {b: estimates([x - y for x, y in zip(after[a], after[b], strict=True)], True) for b in names if a != b}
+        for a in names
+    }
+    return {
+        "tokens": 512,
+        "seeds": 3,
+        "before": {"proofs": 4.5, "code": 4.25, "all": 4.375},
+        "mixtures": mixtures,
+        "versus": versus,
+    }
