@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
@@ -36,7 +36,10 @@ Place = Annotated[str, AfterValidator(without_secret)]
 class Model(BaseModel):
     """Base of every section: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+M = TypeVar("M", bound=Model)
 
 
 class Corpus(Model):
@@ -347,7 +350,21 @@ class Config(Model):
 
     def to_yaml(self) -> str:
         """The resolved configuration; reading it back gives an equal Config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts with line breaks and the like in one line, with escapes: PyYAML loses U+0085 in its other styles."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+)
+
+
+def to_yaml(value: Any) -> str:
+    """YAML of plain values, in their order and one line a scalar; the safe loader gives them back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
 
 
 def _records(corpus: Corpus) -> tuple:
@@ -385,10 +402,15 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
             if not isinstance(section, dict):
                 raise ConfigError(f"--set {field}: '{parent}' is not a section; name one field of a section.")
         section[last] = value
+    return validated(Config, data, str(path))
+
+
+def validated(model: type[M], data: Any, where: str) -> M:
+    """`data` as a `model`; raises ConfigError with one sentence that begins with `where` and names the field."""
     try:
-        return Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from None
+        raise ConfigError(f"{where}: {_sentence(error)}") from None
 
 
 def _sentence(error: ValidationError) -> str:
