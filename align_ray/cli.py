@@ -217,7 +217,7 @@ def study(
     guard(work)
 
 
-for command in (cli_init.init, cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose):
+for command in (cli_init.init, cli_init.doctor, cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose):
     app.command()(command)
 
 

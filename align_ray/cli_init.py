@@ -1,5 +1,7 @@
 """Commands before the first run: write a configuration, check the environment."""
 
+import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -7,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from align_ray.commands import guard
+from align_ray.commands import err, guard
 from align_ray.errors import ConfigError, UserError
-from align_ray.terminal import out
+from align_ray.terminal import out, plain_table
 
 SOURCE = "file, folder, glob, URI, hf://owner/name or installed:NAME"
 
@@ -105,6 +108,40 @@ def _init(
         markup=False,
         soft_wrap=True,
     )
+
+
+MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "failed": "[red]failed[/red]"}
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A study's configuration (YAML), checked as well.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check Ray, GPU, torch, MLflow, the hub, disk, probe and versions. Exit status 1 where a check failed.
+
+    Example: [b]align-ray doctor study.yaml[/b]
+    """
+    from align_ray.config import load_config
+    from align_ray.doctor import diagnose
+
+    rows: list[Any] = []
+
+    def work() -> None:
+        with err.status("checking, at most three minutes"):
+            rows.extend(diagnose(load_config(config) if config else None))
+        if json_:
+            typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+            return
+        table = plain_table("environment" if config is None else f"environment for {config}")
+        for column in ("check", "", "result", "what to do"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(row.check, MARKS[row.status], escape(row.result), escape(row.remedy))
+        out.print(table)
+
+    guard(work)
+    if any(row.status == "failed" for row in rows):
+        sys.exit(1)
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -31,7 +31,10 @@ def study_of(config: Path | None, overrides: list[str] | None) -> Any:
         field, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item}: write FIELD=VALUE.")
-        values[field] = yaml.safe_load(value)
+        try:
+            values[field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {field}: the value is not valid YAML; quote it.") from None
     return open_study(load_config(config, values), say=lambda line: out.print(line, highlight=False))
 
 

@@ -45,7 +45,14 @@ class Study:
 
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -> Study:
     """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong."""
-    store = Store(config.output)
+    located, store = check_study(config), Store(config.output)
+    store.check_writable()
+    store.write_bytes("config.yaml", config.to_yaml().encode())
+    return Study(config, store, located, say)
+
+
+def check_study(config: Config) -> Located:
+    """What `open_study` checks but for the output, where nothing is written; returns the probe."""
     for corpus in config.corpora:
         check_corpus(corpus)
     located = locate_probe(config.probe)
@@ -55,13 +62,11 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -
                 f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
                 f"{model.context} tokens; lower it."
             )
-    if store.local_path() is None and config.tracking.uri is None:
+    if Store(config.output).local_path() is None and config.tracking.uri is None:
         raise ConfigError(
             f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
         )
-    store.check_writable()
-    store.write_bytes("config.yaml", config.to_yaml().encode())
-    return Study(config, store, located, say)
+    return located
 
 
 def embed(study: Study) -> dict[str, Any]:
