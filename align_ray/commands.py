@@ -60,10 +60,12 @@ def study_of(config: Path | None, overrides: list[str] | None, write: bool = Tru
         field, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item}: write FIELD=VALUE.")
-        values[field] = yaml.safe_load(value)
-    return open_study(
-        load_config(config, values), say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write
-    )
+        try:
+            values[field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {field}: the value is not valid YAML; quote it.") from None
+    config_ = load_config(config, values)
+    return open_study(config_, say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write)
 
 
 def guard(work: Callable[[], Any]) -> None:

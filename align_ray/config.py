@@ -5,8 +5,8 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import parse_qsl
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -18,14 +18,20 @@ EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-SECRETS = re.compile(r"(?i)(secret|token|password|passwd|signature|credential|access_?key)")
+SECRETS = re.compile(r"(?i)secret|token|password|passwd|pwd|signature|^sig$|credential|(access|api)_?key")
+USER_AND_PASSWORD = re.compile(r"[^/@:?#]*:(?!\d+([/?#]|$))[^@]*@")
+"""At the head of a URI's rest, whatever characters the password has; `host:port/` is none."""
 
 
 def without_secret(value: str) -> str:
-    """Refuse a URI with a password or a credential in its query: configurations are stored, logged and sent to MLflow."""
-    parts = urlsplit(value) if "://" in value else None
-    if parts and (parts.password or any(SECRETS.search(key) for key, _ in parse_qsl(parts.query))):
-        raise ValueError("the URI carries a credential; leave it out and put it in the environment")
+    """Refuse a URI with a password, a web address with a user, or a credential in the query: configurations are stored, logged
+    and sent to MLflow."""
+    scheme, separator, rest = value.partition("://")
+    if separator:
+        place, *query = re.split("[?#]", rest)
+        user = scheme.lower() in ("http", "https") and "@" in place.partition("/")[0]
+        if user or USER_AND_PASSWORD.match(rest) or any(SECRETS.search(key) for key, _ in parse_qsl("&".join(query))):
+            raise ValueError("the URI carries a credential; leave it out and put it in the environment")
     return value
 
 
@@ -38,6 +44,9 @@ class Model(BaseModel):
     docs/configuration.md is made (`config_reference`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+M = TypeVar("M", bound=Model)
 
 
 class Corpus(Model):
@@ -66,7 +75,7 @@ class Corpus(Model):
 class Probe(Model):
     """The causal language model whose Fisher information makes the embeddings."""
 
-    model: str = "embedded"
+    model: Place = "embedded"
     """`embedded` (shipped with the package), `smollm2` (needs the extra of that name), a local folder, or a hub id such
     as `openai-community/gpt2`."""
     revision: str | None = None
@@ -199,7 +208,7 @@ class Search(Model):
 class Finetune(Model):
     """Validation by real fine-tuning."""
 
-    model: str | None = None
+    model: Place | None = None
     """Model to fine-tune (as `probe.model`); default: the probe."""
     tokens: PositiveInt = 22_000
     """Training tokens of every run (22k in the paper)."""
@@ -237,7 +246,7 @@ class Predict(Model):
     the targets' validation quarters is kept. Too large a rate measures forgetting instead of alignment."""
     related: dict[Name, list[Name]] = {}
     """For each target the candidates of its own origin or text template; every result is given without them too."""
-    probes: list[str] = []
+    probes: list[Place] = []
     """Further probes (as `probe.model`, with the same tokenizer) whose alignment is compared."""
     poolings: list[Literal["mean", "unit", "winsorised"]] = ["mean"]
     """How sequences make a batch (see `embedding.pooling`), each compared with the main probe."""
@@ -257,7 +266,7 @@ class Tracking(Model):
 class Cluster(Model):
     """Where the work runs."""
 
-    address: str | None = None
+    address: Place | None = None
     """Ray address. Default: RAY_ADDRESS (set inside `ray job submit`), else a local Ray on this machine."""
     use_gpu: bool | None = None
     """Default: whether the cluster has a GPU now. Set it true on a cluster that starts its GPU nodes on demand."""
@@ -379,7 +388,21 @@ class Config(Model):
 
     def to_yaml(self) -> str:
         """The resolved configuration; reading it back gives an equal Config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts with line breaks and the like in one line, with escapes: PyYAML loses U+0085 in its other styles."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+)
+
+
+def to_yaml(value: Any) -> str:
+    """YAML of plain values, in their order and one line a scalar; the safe loader gives them back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
 
 
 def _records(corpus: Corpus) -> tuple:
@@ -417,10 +440,15 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
             if not isinstance(section, dict):
                 raise ConfigError(f"--set {field}: '{parent}' is not a section; name one field of a section.")
         section[last] = value
+    return validated(Config, data, str(path))
+
+
+def validated(model: type[M], data: Any, where: str) -> M:
+    """`data` as a `model`; raises ConfigError with one sentence that begins with `where` and names the field."""
     try:
-        return Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from None
+        raise ConfigError(f"{where}: {_sentence(error)}") from None
 
 
 def _sentence(error: ValidationError) -> str:
@@ -440,6 +468,9 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the field '{field}' is missing; add it."
     message = first["msg"].removeprefix("Value error, ")
-    if "credential" in message:
-        return f"field '{field}': {message}."
-    return f"{message}." if not field else f"field '{field}' is {first['input']!r}: {message[0].lower()}{message[1:]}."
+    if not field:
+        return f"{message}."
+    sentence = message if message.startswith("the URI") else message[0].lower() + message[1:]
+    if "://" in repr(first["input"]):  # not repeated: a URI may carry a credential, wherever it stands
+        return f"field '{field}': {sentence}."
+    return f"field '{field}' is {first['input']!r}: {sentence}."

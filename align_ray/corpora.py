@@ -12,6 +12,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,20 @@ def check_corpus(corpus: Corpus) -> None:
         )
     detail = f" ({counts['unreadable']} unreadable records)" if counts["unreadable"] else ""
     raise CorpusError(f"corpus '{corpus.name}': {corpus.source} is empty{detail}; give a source with at least one document.")
+
+
+def first_records(corpus: Corpus, count: int = 20) -> list[dict[str, Any]]:
+    """Up to `count` readable records with all their columns, whatever the corpus takes of them.
+
+    Raises CorpusError where the source does not exist.
+    """
+    found: list[dict[str, Any]] = []
+    for fragment in plan_fragments(corpus):
+        read = partial(_parquet_records, whole=True) if fragment.kind == "parquet" else _records
+        found += islice(read(corpus, fragment, Counter()), count - len(found))
+        if len(found) == count:
+            break
+    return found
 
 
 def _columns(corpus: Corpus) -> list[str]:
@@ -248,13 +264,13 @@ def _plain_text(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator
             yield b"".join(paragraph)
 
 
-def _parquet_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+def _parquet_records(corpus: Corpus, fragment: Fragment, counts: Counter, whole: bool = False) -> Iterator[dict[str, Any]]:
     fs, _ = _filesystem(corpus)
     try:
         with fs.open_input_file(fragment.path) as file:
             parquet = pq.ParquetFile(file)
             known = parquet.schema_arrow.names
-            wanted = [c for c in _columns(corpus) if c in known]
+            wanted = known if whole else [c for c in _columns(corpus) if c in known]
             if not wanted:  # nothing usable: show the columns once, for the error message
                 counts["missing_column"] += max(0, parquet.metadata.num_rows - 1)
                 yield dict.fromkeys(known)

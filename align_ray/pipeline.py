@@ -52,7 +52,15 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
 
     `write`: keep the configuration in the output folder, which shows that it can be written."""
-    store = Store(config.output)
+    located, store = check_study(config), Store(config.output)
+    if write:
+        store.check_writable()
+        store.write_bytes("config.yaml", config.to_yaml().encode())
+    return Study(config, store, located, say)
+
+
+def check_study(config: Config) -> Located:
+    """What `open_study` checks but for the output, where nothing is written; returns the probe."""
     for corpus in config.corpora:
         check_corpus(corpus)
     located = locate_probe(config.probe)
@@ -62,14 +70,11 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
                 f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
                 f"{model.context} tokens; lower it."
             )
-    if store.local_path() is None and config.tracking.uri is None:
+    if Store(config.output).local_path() is None and config.tracking.uri is None:
         raise ConfigError(
             f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
         )
-    if write:
-        store.check_writable()
-        store.write_bytes("config.yaml", config.to_yaml().encode())
-    return Study(config, store, located, say)
+    return located
 
 
 def embed(study: Study) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from align_ray.config import Config, Probe, digest
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from align_ray.config import Config, Name, Probe, digest
 from align_ray.errors import ConfigError
 from align_ray.probe import Located, load_tokenizer, locate_probe
 
@@ -48,8 +50,31 @@ def vocabulary_digest(located: Located) -> str:
     return digest(sorted(load_tokenizer(located).get_vocab().items()))
 
 
+class _Counts(BaseModel):
+    documents: NonNegativeInt
+    tokens: NonNegativeFloat
+    epochs: NonNegativeFloat
+
+
+class _Recipe(BaseModel):
+    """What exporters rely on. Names become parts of paths, so that they are held to the pattern of the configuration."""
+
+    weights: dict[Name, NonNegativeFloat]
+    corpora: dict[Name, _Counts]
+    targets: list[Name]
+    token_budget: PositiveInt
+    seed: NonNegativeInt
+    tokenizer: dict[str, str]
+
+    @model_validator(mode="after")
+    def _same_names(self) -> Self:
+        if self.weights.keys() != self.corpora.keys():
+            raise ValueError("'weights' and 'corpora' name different corpora")
+        return self
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Raises ConfigError where the file is not a recipe."""
+    """Raises ConfigError where the file is not a recipe, or its names are not those of a configuration."""
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -58,6 +83,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: not a recipe of this version ('format' must be '{FORMAT}'); make one with align-ray search."
         )
+    try:
+        _Recipe.model_validate(recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "weights"
+        raise ConfigError(
+            f"{path}: field {field!r} of the recipe is wrong ({first['msg']}); make the recipe anew with align-ray search."
+        ) from None
     return recipe
 
 
@@ -73,9 +106,7 @@ def check_tokenizer(recipe: dict[str, Any], model: str, force: bool) -> None:
 
 def row_shares(recipe: dict[str, Any]) -> dict[str, float]:
     """Weights for trainers that draw documents, not tokens: w_k / mean tokens of a document, normalised."""
-    rows = {
-        n: w * c["documents"] / c["tokens"]
-        for (n, w), c in zip(recipe["weights"].items(), recipe["corpora"].values(), strict=True)
-    }
+    corpora = recipe["corpora"]
+    rows = {n: w * corpora[n]["documents"] / corpora[n]["tokens"] for n, w in recipe["weights"].items()}
     total = sum(rows.values())
     return {n: r / total for n, r in rows.items()}

@@ -1,0 +1,333 @@
+"""Check the environment: a row for each thing that a study needs, and what to do where it is missing.
+
+What may hang, crash or start processes (torch, Ray, MLflow, the hub, the probe, other file systems) is looked at in a process of
+its own under a time limit; Ray's processes end with theirs. Rows never hold the value of an environment variable, so that of an
+unforeseen exception they give the class alone: a message may quote an address with a password in it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from align_ray.config import Config
+from align_ray.errors import CapacityError, UserError
+
+PACKAGE = "align-ray"
+LEAST_DISK = 5e9
+"""Bytes; the embeddings of a study are megabytes to a few gigabytes, MLflow keeps a second copy of the report."""
+LEAST_OBJECT_STORE = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What was looked at, how it stands and what to do."""
+
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    result: str
+    remedy: str = ""
+
+
+def diagnose(config: Config | None = None) -> list[Check]:
+    """All checks, of the environment alone or for one study. Nothing that it starts or writes stays behind."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        names = [n for n in APART if config is not None or n != "configuration"]
+        apart = list(pool.map(lambda name: _apart(name, config), names))
+    return [_python(), *_packages(), *_extras(), *(row for rows in apart for row in rows)]
+
+
+def _apart(name: str, config: Config | None) -> list[Check]:
+    """Run one check in a process of its own; it answers with a line of JSON."""
+    _, seconds, see = APART[name]
+    given = json.dumps(config.model_dump(mode="json") if config else None)
+    command = [sys.executable, "-P", "-m", "align_ray.doctor", name]  # the same modules as here, none of the current folder
+    with tempfile.TemporaryDirectory(prefix="ar") as folder:  # short: Ray's socket paths must be
+        environment = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        try:
+            printed, _ = process.communicate(given, seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return [Check(name, "failed", f"no answer within {seconds} s", see)]
+    if process.returncode:
+        return [Check(name, "failed", f"the check ended with status {process.returncode}", see)]
+    return [Check(**row) for row in json.loads(printed.splitlines()[-1])]
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+def _python() -> Check:
+    version, wanted = platform.python_version(), _metadata_python()
+    if wanted and not _within(version, wanted):
+        return Check("Python", "failed", version, f"install Python {wanted}")
+    return Check("Python", "ok", f"{version}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+
+
+def _metadata_python() -> str:
+    try:
+        return importlib.metadata.metadata(PACKAGE)["Requires-Python"] or ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _within(version: str, wanted: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(wanted).contains(version, prereleases=True)
+
+
+def _requirements(extra: str) -> list[tuple[str, str, str | None]]:
+    """(name, wanted, installed version or None) of the dependencies, or of those that an extra adds."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for requirement in map(Requirement, importlib.metadata.requires(PACKAGE) or []):
+        marker = requirement.marker
+        if (
+            (marker is None or marker.evaluate({"extra": ""}))
+            if not extra
+            else (marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}))
+        ):
+            try:
+                installed = importlib.metadata.version(requirement.name)
+            except importlib.metadata.PackageNotFoundError:
+                installed = None
+            found.append((requirement.name, str(requirement.specifier), installed))
+    return found
+
+
+def _packages() -> list[Check]:
+    try:
+        found = _requirements("")
+    except importlib.metadata.PackageNotFoundError:
+        return [Check("packages", "warning", f"{PACKAGE} is not installed, versions unchecked", f"pip install {PACKAGE}")]
+    wrong = [(n, w, v) for n, w, v in found if v is None or not _within(v, w)]
+    if not wrong:
+        main = ", ".join(f"{n} {v}" for n, _, v in found if n in ("ray", "torch", "transformers", "mlflow"))
+        return [Check("packages", "ok", f"{len(found)} in their ranges: {main}")]
+    return [Check(n, "failed", v or "not installed", f"pip install '{n}{w}'") for n, w, v in wrong]
+
+
+def _extras() -> list[Check]:
+    rows = []
+    for extra, use in (("smollm2", "the probe smollm2"), ("study", "sentence embeddings in align-ray study")):
+        try:
+            absent = [n for n, w, v in _requirements(extra) if v is None or not _within(v, w)]
+        except importlib.metadata.PackageNotFoundError:
+            return []
+        result = f"not installed (for {use})" if absent else "installed"
+        rows.append(Check(f"extra {extra}", "ok", result, f"to use it: pip install '{PACKAGE}[{extra}]'" if absent else ""))
+    return rows
+
+
+# --- each in a process of its own -------------------------------------------------------------------------------------
+
+
+def _configuration(config: Config) -> list[Check]:
+    from align_ray.pipeline import check_study
+
+    check_study(config)
+    return [Check("configuration", "ok", f"{len(config.corpora)} corpora can be read, the probe's context suffices")]
+
+
+def _output(config: Config | None) -> list[Check]:
+    from align_ray.store import Store
+
+    place = config.output if config else "runs"
+    folder = Store(place).local_path()
+    if folder is None:
+        Store(place).check_writable()
+        return [Check("output", "ok", f"{place} is writable")]
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return [Check("output", "failed", f"{place}: {error.strerror}", "choose a writable folder in the field 'output'")]
+    free = shutil.disk_usage(there).free
+    result = f"{place} is writable, {free / 1e9:.0f} GB free"
+    if free < LEAST_DISK:
+        return [Check("output", "warning", result, "make room, or choose another place in the field 'output'")]
+    return [Check("output", "ok", result)]
+
+
+def _torch(config: Config | None) -> list[Check]:
+    import torch
+
+    from align_ray.training import has_bfloat16
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    gpu = torch.cuda.is_available()
+    fast = "fast" if has_bfloat16(torch.device("cuda" if gpu else "cpu")) else "not fast here, float32 is used"
+    rows = [Check("torch", "ok", f"{torch.__version__}, {build} build; bfloat16: {fast}")]
+    driver = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
+    elsewhere = config is not None and bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    wanted = config is not None and config.cluster.use_gpu and not elsewhere
+    if gpu:
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        try:
+            torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
+        except RuntimeError:
+            remedy = "install the torch build for this GPU and driver"
+            return [*rows, Check("GPU", "failed", f"{names[0]} does not multiply with this torch", remedy)]
+        return [*rows, Check("GPU", "ok", f"{len(names)} x {names[0]}, {memory:.0f} GiB")]
+    if driver:
+        remedy = (
+            "install a CUDA build of torch"
+            if torch.version.cuda is None
+            else f"update the driver for {build}, or use torch for an older one"
+        )
+        return [*rows, Check("GPU", "failed" if wanted else "warning", "a driver is here, but torch cannot use it", remedy)]
+    if wanted:
+        return [
+            *rows,
+            Check(
+                "GPU", "failed", "none here, but the field 'cluster.use_gpu' asks for one", "set it to false or name a cluster"
+            ),
+        ]
+    return [*rows, Check("GPU", "ok", "none here; the CPU is used")]
+
+
+def _ray(config: Config | None) -> list[Check]:
+    import ray
+
+    from align_ray.config import Cluster
+    from align_ray.runtime import capacity, connect
+
+    cluster = config.cluster if config else Cluster()
+    given = "field 'cluster.address'" if cluster.address else "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else None
+    connect(cluster)
+    total, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
+
+    @ray.remote(num_cpus=0)
+    def work() -> tuple[str, bool]:
+        import importlib.util
+        import platform
+
+        return platform.python_version(), importlib.util.find_spec("align_ray") is not None
+
+    python, installed = ray.get(work.remote(), timeout=60)
+    size = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total.get('CPU', 0):.0f} CPU slots, {total.get('GPU', 0):.0f} GPUs"
+    rows = [Check("Ray", "ok", f"{ray.__version__}, {f'reached by {given}' if given else 'starts here'}: {size}")]
+    if not installed:
+        rows = [
+            Check(
+                "Ray",
+                "failed",
+                f"a worker of the cluster has no align_ray (Python {python})",
+                f"install {PACKAGE} on every node",
+            )
+        ]
+    memory, shared = total.get("object_store_memory", 0.0), Path("/dev/shm")
+    small = memory < LEAST_OBJECT_STORE or not given and shared.exists() and shutil.disk_usage(shared).free < memory
+    remedy = "enlarge the shared memory, for example docker run --shm-size=8g" if small else ""
+    rows.append(Check("object store", "warning" if small else "ok", f"{memory / 1e9:.1f} GB", remedy))
+    if config is None:
+        return rows
+    try:
+        able = capacity(cluster)
+        result = f"{able.now} workers on {'GPUs' if able.use_gpu else 'CPUs'} now, at most {able.most}"
+        rows.append(Check("workers", "ok", result))
+    except CapacityError as error:
+        rows.append(Check("workers", "failed", str(error)))
+    if len(nodes) > 1 and not total.get("driver"):
+        remedy = "start the on-demand head with --resources='{\"driver\": 1000}'"
+        rows.append(Check("driver", "warning", "no node offers the resource 'driver': a spot node may drive the runs", remedy))
+    return rows
+
+
+def _mlflow(config: Config | None) -> list[Check]:
+    os.environ.update(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT="10")
+    from mlflow import MlflowClient
+
+    from align_ray.store import Store
+
+    uri = config.tracking.uri if config else None
+    file = Store(config.output).local_path("mlflow.db") if config else None
+    with tempfile.TemporaryDirectory() as folder:
+        known = f"sqlite:///{file if file and file.exists() else f'{folder}/mlflow.db'}"
+        MlflowClient(uri or known).search_experiments(max_results=1)
+    version = importlib.metadata.version("mlflow")
+    return [Check("MLflow", "ok", f"{version}, {'the server of tracking.uri answers' if uri else 'a SQLite store opens'}")]
+
+
+def _hub(_: Config | None) -> list[Check]:
+    import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return [Check("hub", "ok", "HF_HUB_OFFLINE is set: models and data sets from the cache alone")]
+    try:
+        status = huggingface_hub.get_session().head(ENDPOINT, timeout=5).status_code
+        trouble = f"answers with status {status}" if status >= 400 else ""
+    except Exception as error:  # whatever it is, most studies do not need the hub
+        trouble = f"does not answer ({type(error).__name__})"
+    if not trouble:
+        return [Check("hub", "ok", "answers")]
+    return [
+        Check("hub", "warning", trouble, "needed for probes and data sets from the hub alone; check the network or HF_ENDPOINT")
+    ]
+
+
+def _probe(config: Config | None) -> list[Check]:
+    import torch
+
+    from align_ray.config import Probe
+    from align_ray.probe import load_model, load_tokenizer, locate_probe
+
+    probe = config.probe if config else Probe()
+    located = locate_probe(probe)
+    model = load_model(located)
+    ids = torch.tensor([load_tokenizer(located)("The sum of two even numbers is even.")["input_ids"]])
+    with torch.no_grad():
+        finite = bool(torch.isfinite(model(input_ids=ids).logits).all())
+    size = f"{probe.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
+    if finite:
+        return [Check("probe", "ok", f"{size}, finite logits")]
+    return [
+        Check("probe", "failed", f"{size}, its logits are not finite", "the weights are broken; choose another 'probe.model'")
+    ]
+
+
+Look = Callable[[Any], list[Check]]
+APART: dict[str, tuple[Look, int, str]] = {
+    "configuration": (_configuration, 120, "align-ray embed says more; check that the sources answer"),
+    "output": (_output, 60, "check the field 'output' and that its file system answers"),
+    "torch": (_torch, 60, 'python -c "import torch" shows why; install torch anew'),
+    "Ray": (_ray, 120, "ray status shows why; check the address and the cluster, or unset both for a Ray on this machine"),
+    "MLflow": (_mlflow, 60, "check the field 'tracking.uri' and its server"),
+    "hub": (_hub, 30, "check the network"),
+    "probe": (_probe, 180, "check the field 'probe.model' and the memory it needs"),
+}
+"""By name: the check, its time limit in seconds, and what to do where it does not come to an end."""
+
+
+def _answer(name: str, given: str) -> str:
+    """What a process of its own prints: the rows as a line of JSON."""
+    look, _, see = APART[name]
+    config = json.loads(given)
+    try:
+        rows = look(Config.model_validate(config) if config else None)
+    except UserError as error:
+        rows = [Check(name, "failed", str(error))]  # the sentence says what to do
+    except Exception as error:
+        rows = [Check(name, "failed", type(error).__name__, see)]
+    return json.dumps([dataclasses.asdict(row) for row in rows])
+
+
+if __name__ == "__main__":
+    print(_answer(sys.argv[1], sys.stdin.read()))
