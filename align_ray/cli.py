@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align_ray import cli_mixture
+from align_ray import cli_mixture, cli_ui
 from align_ray.commands import Path_, Set, guard, study_of
 from align_ray.terminal import (
     out,
@@ -217,7 +217,7 @@ def study(
     guard(work)
 
 
-for command in (cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose):
+for command in (cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose, cli_ui.ui):
     app.command()(command)
 
 
