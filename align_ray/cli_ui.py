@@ -28,14 +28,20 @@ def ui(
 
 
 def _serve(study: Path, port: int) -> None:
-    uri = local_tracking(study / "config.yaml" if study.is_dir() else study)
+    from align_ray.store import Store
+
+    file = study / "config.yaml" if study.is_dir() else study
+    uri, store = local_tracking(file), Store(load_config(file).output)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; choose another port.") from None
-    out.print(f"MLflow: http://{HOST}:{port}\n{uri}", highlight=False, soft_wrap=True)
+    page = ""
+    if store.exists("mlflow-run.json"):  # MLflow opens on its pages for chat applications unless the link says otherwise
+        page = f"/#/experiments/{store.read_json('mlflow-run.json')['experiment_id']}/runs?workflowType=machine_learning"
+    out.print(f"MLflow: http://{HOST}:{port}{page}\nstore: {uri}", highlight=False, soft_wrap=True)
     server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     os.execve(sys.executable, [*server, "--workers", "1"], {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from itertools import accumulate
+from string import Formatter
 from typing import Any
 
 from align_ray.config import Config, digest
@@ -89,8 +90,12 @@ class Tracker:
         for corpus in config.corpora:
             counts = corpora[corpus.name]
             source = json.dumps({"uri": corpus.source, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)})
-            profile = {"num_rows": counts["documents"], **{k: v for k, v in counts.items() if isinstance(v, int)}}
-            dataset = Dataset(corpus.name, counts["sample_digest"], _scheme(corpus.source), source, profile=json.dumps(profile))
+            profile = json.dumps({k: v for k, v in counts.items() if isinstance(v, int)})
+            named = [field for _, field, _, _ in Formatter().parse(corpus.template or f"{{{corpus.column}}}") if field]
+            schema = json.dumps(
+                {"mlflow_colspec": [{"name": n, "type": "string", "required": True} for n in dict.fromkeys(named)]}
+            )
+            dataset = Dataset(corpus.name, counts["sample_digest"], _scheme(corpus.source), source, schema, profile)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts["role"])]))
         self._client().log_inputs(self.run_id, inputs)
 
@@ -160,7 +165,8 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     else:
         folder = store.local_path("mlartifacts")
         location = folder.as_uri() if folder and not config.tracking.uri else None
-        experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the pages take it for one of a chat application
+        experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location, tags=kind)
     tracked = config.model_dump(mode="json", exclude={"tracking", "cluster"})
     key, known = digest(tracked), store.read_json("mlflow-run.json") if store.exists("mlflow-run.json") else {}
     runs = known.get("runs", {}) if known.get("uri") == uri else {}
@@ -254,10 +260,17 @@ def _search(tracker: Tracker, result: dict[str, Any]) -> None:
 
 
 def _finetune(tracker: Tracker, result: dict[str, Any]) -> None:
+    # the first one is what MLflow's comparison draws
+    shown = {"after": "loss", "change": "change", "change_error": "change_error", "before": "loss_before", "overlap": "overlap"}
+    names = dict.fromkeys(name for run in result["runs"].values() for name in run["weights"])
     for name, run in result["runs"].items():
-        values = {f"{k}/{t}": v for t, row in run["targets"].items() for k, v in row.items() if v is not None}
-        training = {"training_loss": [(step, loss) for step, loss in run["training"]]}
-        tracker.child(name, "finetune", _weights(run["weights"]), values, training)
+        values = {
+            f"{label}/{t}": row[k] for k, label in shown.items() for t, row in run["targets"].items() if row[k] is not None
+        }
+        weights = {n: run["weights"].get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
+        tracker.child(
+            name, "finetune", _weights(weights), values, {"training_loss": [(i, loss) for i, loss in run["training"]]}
+        )
         if name in ("mixture", "uniform"):
             tracker.metrics({f"{name}_loss/{t}": row["after"] for t, row in run["targets"].items()})
 
@@ -276,7 +289,7 @@ def _prediction(tracker: Tracker, result: dict[str, Any]) -> None:
             }
             tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
         for candidate, row in zip(result["candidates"], setting["loss"], strict=True):
-            losses = {f"after/{t}": loss for t, loss in zip(result["targets"], row, strict=True)}
+            losses = {f"loss/{t}": loss for t, loss in zip(result["targets"], row, strict=True)}
             tracker.child(f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses)
 
 

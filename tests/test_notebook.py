@@ -39,7 +39,7 @@ def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(tmp_path
     tables = [d["text/html"] for d in data if "<table" in d.get("text/html", "")]
     assert len(tables) == 5
     ranking = tables[1]
-    assert ranking.index("stdlib") < ranking.index("licences") and "95%" in ranking
+    assert ranking.index("stdlib") < ranking.index("reference") and "95%" in ranking
     figures = [d["application/vnd.plotly.v1+json"] for d in data if "application/vnd.plotly.v1+json" in d]
     assert [set(f["data"][0]["y"]) for f in figures] == [set(weights), {*weights, "uniform", "mixture"}]
     printed = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
