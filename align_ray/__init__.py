@@ -4,10 +4,13 @@
 
     study = align_ray.open_study(align_ray.load_config("study.yaml"))
     align_ray.embed(study)
-    ranking = align_ray.align(study)["ranking"]
-    mixture = align_ray.search(study)["mixtures"]["recommended"]
-    losses = align_ray.finetune(study)["runs"]
+    align_ray.align(study).to_pandas()
+    align_ray.search(study)["mixtures"]["recommended"]["weights"]
+    align_ray.finetune(study).plot()
     print(align_ray.report(study))
+
+What a stage returns is a dictionary, as it is stored, with `to_pandas()` and `plot()` (`results.py`); examples/quickstart.ipynb
+shows them.
 """
 
 import importlib

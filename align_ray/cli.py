@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align_ray import cli_init, cli_mixture
+from align_ray import cli_init, cli_mixture, cli_ui
 from align_ray.commands import OptionsAnywhere, Path_, Set, guard, set_output, study_of
 from align_ray.errors import CapReached
 from align_ray.terminal import (
@@ -254,7 +254,16 @@ def study(
     guard(work)
 
 
-for command in (cli_init.init, cli_init.doctor, cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose):
+COMMANDS = (
+    cli_init.init,
+    cli_init.doctor,
+    cli_mixture.export,
+    cli_mixture.materialise,
+    cli_mixture.fit,
+    cli_mixture.propose,
+    cli_ui.ui,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

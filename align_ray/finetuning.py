@@ -50,8 +50,9 @@ def finetune_runs(
 ) -> dict[str, Any]:
     """Fine-tune on every run whose result is not in the store; returns a JSON value.
 
-    `runs[name]`: weights, training sequences, and by target `before` and `after` (nats per token on the second half of the
-    held-out text), `change` with its standard error over held-out sequences, and `overlap`.
+    `runs[name]`: weights, number of training sequences, `training` (steps with the loss of their batch), and by target `before`
+    and `after` (nats per token on the second half of the held-out text), `change` with its standard error over held-out
+    sequences, and `overlap`.
     """
     heldout = heldout_sequences(config, store)
     jobs = mixture_jobs(config, store, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))
@@ -61,7 +62,12 @@ def finetune_runs(
         for t, losses in trained.losses.items():
             reported = Losses(test_half(losses.before), test_half(losses.after))
             targets[t] = {**change(reported), "overlap": overlap(job.rows, heldout[t])}
-        report[run.name] = {"weights": run.weights, "sequences": len(job.rows), "targets": targets}
+        report[run.name] = {
+            "weights": run.weights,
+            "sequences": len(job.rows),
+            "training": trained.training,
+            "targets": targets,
+        }
     return {"tokens": len(jobs[-1].rows) * config.sampling.sequence_length, "runs": report}
 
 

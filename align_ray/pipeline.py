@@ -27,13 +27,14 @@ from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.recipes import make_recipe
+from align_ray.results import RESULTS, Alignment, Contamination, Corpora, Finetuned, Mixture, Validation
 from align_ray.runtime import capacity, connect
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
 from align_ray.spending import costs, price, spending
 from align_ray.store import Store
 from align_ray.study_report import study_files
-from align_ray.tracking import Tracker, start_tracking
+from align_ray.tracking import Tracker, start_tracking, track, tracking_uri
 from align_ray.validation import VALIDATED, validate_mixtures
 
 
@@ -70,14 +71,11 @@ def check_study(config: Config) -> Located:
                 f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
                 f"{model.context} tokens; lower it."
             )
-    if Store(config.output).local_path() is None and config.tracking.uri is None:
-        raise ConfigError(
-            f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
-        )
+    tracking_uri(config)
     return located
 
 
-def embed(study: Study) -> dict[str, Any]:
+def embed(study: Study) -> Corpora:
     """Draw and batch the corpora, compute missing embeddings; returns {"corpora": counts, "work": counts}."""
     config, store = study.config, study.store
 
@@ -104,13 +102,12 @@ def embed(study: Study) -> dict[str, Any]:
     return _timed(study, "embed", work, on_workers=True)
 
 
-def align(study: Study) -> dict[str, Any]:
+def align(study: Study) -> Alignment:
     """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the ranking by
     the measure that predicts losses best (see `rank_by_cross_entropy`)."""
     config = study.config
 
     def work() -> dict[str, Any]:
-        need(study, "embed")
         published = config.embedding.estimator == "reference" and config.embedding.quirks.absolute_epsilon
         embeddings = read_embeddings(config, study.store)
         names = [t.name for t in config.targets]
@@ -122,23 +119,17 @@ def align(study: Study) -> dict[str, Any]:
             if places:
                 which = ", ".join(f"{sequence} of batch {batch}" for batch, sequence in places[:5])
                 study.say(f"corpus '{name}': left out {len(places)} sequences without a finite embedding: {which}")
-        tracker = start_tracking(config, study.store)
-        for target, ranking in result["ranking"].items():
-            for row in ranking:
-                values = {f"alignment/{target}": row["value"], f"alignment_error/{target}": row["error"]}
-                tracker.child(f"{row['candidate']} to {target}", "alignment", {"candidate": row["candidate"]}, values)
         study.store.write_json("alignment.json", result)
         return result
 
     return _timed(study, "align", work)
 
 
-def contamination(study: Study) -> dict[str, Any]:
+def contamination(study: Study) -> Contamination:
     """Text that candidates share with the targets, and their ranks without it (see `contamination.contamination`)."""
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        need(study, "embed")
         result = find_contamination(config, store, study.probe, study.say)
         store.write_json("contamination.json", result)
         for line in result["warnings"]:
@@ -148,18 +139,12 @@ def contamination(study: Study) -> dict[str, Any]:
     return _timed(study, "contamination", work, on_workers=True)
 
 
-def search(study: Study) -> dict[str, Any]:
+def search(study: Study) -> Mixture:
     """Mixture weights under the constraints (see `find_mixture`)."""
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        need(study, "embed")
         result = find_mixture(config, store, study.probe, _finetune_model(config, study.probe), study.say)
-        tracker = start_tracking(config, store)
-        for i, trial in enumerate(result["trials"]):
-            tracker.child(f"trial-{i:04d}", "trial", trial["weights"], {k: trial[k] for k in ("value", "loss") if k in trial})
-        best = result["mixtures"][result["chosen"]]
-        tracker.metrics({"mixture_alignment": best["alignment"]["value"], "mixture_value": best["value"]})
         store.write_json("search.json", result)
         store.write_json("recipe.json", make_recipe(config, study.probe, result, store.read_json("corpora.json")))
         for line in result["warnings"]:
@@ -175,32 +160,26 @@ def recipe(study: Study) -> dict[str, Any]:
     return study.store.read_json("recipe.json")
 
 
-def finetune(study: Study) -> dict[str, Any]:
+def finetune(study: Study) -> Finetuned:
     """Fine-tune on every candidate, uniform and the found mixture (see `finetune_runs`)."""
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        need(study, "search")
         runs = planned_runs(config, store.read_json("search.json"))
         study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
         result = finetune_runs(config, store, _finetune_model(config, study.probe), token_counts(config, store), runs)
-        tracker = start_tracking(config, store)
-        for name, run in result["runs"].items():
-            values = {f"{k}/{t}": v for t, row in run["targets"].items() for k, v in row.items() if v is not None}
-            tracker.child(name, "finetune", run["weights"], values)
         store.write_json("finetune.json", result)
         return result
 
     return _timed(study, "finetune", work, on_workers=True)
 
 
-def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
+def validate(study: Study, further: tuple[str, ...] = ()) -> Validation:
     """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`); `further`:
     names of other mixtures of the search. Raises UserError for one it does not have."""
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        need(study, "search")
         model, tokens = _finetune_model(config, study.probe), token_counts(config, store)
         known = store.read_json("search.json")["mixtures"]
         for name in further:
@@ -213,9 +192,6 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
             f"training on {len(mixtures)} mixtures with {config.finetune.seeds} seeds, {config.finetune.tokens} tokens each"
         )
         result = validate_mixtures(config, store, model, tokens, mixtures)
-        tracker = start_tracking(config, store)
-        for name, row in result["mixtures"].items():
-            tracker.child(name, "validation", row["weights"], {f"loss/{t}": e["value"] for t, e in row["loss"].items()})
         store.write_json("validation.json", result)
         return result
 
@@ -237,19 +213,7 @@ def predict(study: Study) -> dict[str, Any]:
         raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
 
     def work() -> dict[str, Any]:
-        need(study, "embed")
         result = predictive_study(config, store, study.probe, _finetune_model(config, study.probe), study.say)
-        tracker = start_tracking(config, store)
-        for tokens, setting in result["settings"].items():
-            for name in result["measures"]:
-                found = {reading: qualities[name] for reading, qualities in setting["results"].items()}
-                values = {
-                    f"{k}/{reading}": q[k]["value"] for reading, q in found.items() for k in ("spearman", "pearson", "regret")
-                }
-                tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
-            for candidate, row in zip(result["candidates"], setting["loss"], strict=True):
-                losses = {f"after/{t}": loss for t, loss in zip(result["targets"], row, strict=True)}
-                tracker.child(f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses)
         store.write_json("prediction.json", result)
         for name, content in study_files(result).items():
             store.write_bytes(name, content)
@@ -269,12 +233,11 @@ def report(study: Study) -> str:
     results |= {name: store.read_json(f"{name}.json") for name in ("cost", "estimate") if store.exists(f"{name}.json")}
     html = render_report(study.config, results)
     store.write_bytes("report.html", html.encode())
-    tracker = start_tracking(study.config, store)
+    tracker = tracking(study)
+    with tracker.running():
+        for name in ("report.html", "config.yaml", *(f"{n}.json" for n in results)):
+            tracker.text(name, store.read_bytes(name).decode())
     folder = store.local_path()
-    if folder:
-        made = [*(f"{n}.json" for n in results), *(["recipe.json"] if "search" in results else [])]
-        for name in ("report.html", "config.yaml", *made):
-            tracker.artefact(str(folder / name))
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 
 
@@ -291,23 +254,17 @@ def run(study: Study) -> str:
     Raises CapReached where `cost.max_cost` stopped a stage, after the report of what was finished.
     """
     study.store.write_json("estimate.json", plan(study))
-    tracker = start_tracking(study.config, study.store)
     capped: CapReached | None = None
-    try:
-        for stage in (embed, align, contamination, search, finetune):
-            if capped and stored(study, "embed") is None:
-                raise capped
-            try:
-                stage(study)
-            except CapReached as error:
-                capped = error
-        where = report(study)
-        if capped:
+    for stage in (embed, align, contamination, search, finetune):
+        if capped and stored(study, "embed") is None:
             raise capped
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-        raise
-    tracker.finish()
+        try:
+            stage(study)
+        except CapReached as error:
+            capped = error
+    where = report(study)
+    if capped:
+        raise capped
     return where
 
 
@@ -381,23 +338,28 @@ def need(study: Study, stage: str) -> None:
         )
 
 
-def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> dict[str, Any]:
-    """Run a stage; record what it cost and what its result belongs to in cost.json."""
-    if on_workers:
-        study.say(f"{stage}: connecting to Ray")
-        connect(study.config.cluster)
-    start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
-    result: dict[str, Any] = {}
-    try:
-        with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
-            result = work()
-    finally:
-        seconds = time.perf_counter() - start
+def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> Any:
+    """Run a stage whose needs are met; record what it cost and what its result belongs to in cost.json; track its result."""
+    for needed in STAGES[stage].needs:
+        need(study, needed)
+    tracker = tracking(study)
+    with tracker.running():
         if on_workers:
-            workers.append(capacity(study.config.cluster))
-        record(study, stage, seconds, max((w.now for w in workers), default=0), result)
+            study.say(f"{stage}: connecting to Ray")
+            connect(study.config.cluster)
+        start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
+        result: dict[str, Any] = {}
+        try:
+            with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
+                result = work()
+        finally:
+            seconds = time.perf_counter() - start
+            if on_workers:
+                workers.append(capacity(study.config.cluster))
+            record(study, stage, seconds, max((w.now for w in workers), default=0), result)
+        track(tracker, study.config, study.store, stage, result)
     study.say(f"{stage}: {seconds:.1f} s")
-    return result
+    return RESULTS.get(stage, dict)(result)
 
 
 def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any]) -> None:

@@ -21,10 +21,12 @@ FIRST = 8
 
 
 def embed_until_settled(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
-    """Embed look by look; returns the counts of `embed_missing` summed over looks, and `limits`: batches used by corpus."""
+    """Embed look by look; returns the counts of `embed_missing` summed over looks, `limits`: batches used by corpus,
+    and `looks`: by look the batches embedded so far and the number of corpora whose rank is `unsettled`."""
     looks = looks_of(FIRST, config.sampling.batches)
     limits = {c.name: looks[0] for c in config.corpora}
     total: dict[str, Any] = {}
+    past = []
     for look, following in enumerate([*looks[1:], None]):
         done = embed_missing(config, store, located, limits)
         for count in ("computed", "tokens", "actor_seconds"):
@@ -35,10 +37,11 @@ def embed_until_settled(config: Config, store: Store, located: Located, say: Cal
         say(
             f"look {look + 1}: {sum(map(len, embedded.values()))} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}"
         )
+        past.append({"batches": sum(map(len, embedded.values())), "unsettled": len(waiting)})
         if not waiting or following is None:
             break
         limits |= {name: following for name in waiting}
-    return {**total, "limits": limits}
+    return {**total, "limits": limits, "looks": past}
 
 
 def open_corpora(embedded: dict[str, list[Unit]], targets: list[str], looks: int) -> set[str]:

@@ -1,15 +1,29 @@
-"""MLflow, from the driver only: one parent run per study, child runs for candidates, trials and fine-tunings.
+"""MLflow, from the driver only: one parent run per configuration of a study, child runs for candidates, trials and trainings,
+corpora as datasets, and the recommended mixture as a version of a registered model.
 
-Workers never talk to MLflow: a new SQLite store that several processes meet at once is destroyed (hydraflow#245).
+Workers never talk to MLflow: a new SQLite store that several processes meet at once is destroyed (hydraflow#245). Whatever is
+tracked again as it stands there is left alone, so that a stage that is run again leaves no second copy.
 """
 
+import contextlib
 import dataclasses
+import json
 import logging
+import os
 import time
+from collections.abc import Iterator
+from itertools import accumulate
+from string import Formatter
 from typing import Any
 
-from align_ray.config import Config
+from align_ray.config import Config, digest
+from align_ray.errors import CapReached, ConfigError
 from align_ray.store import Store
+
+Series = dict[str, list[tuple[int, float]]]
+"""Metrics with steps: by name the values with their step."""
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported; a job contacts what its user named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,67 +39,263 @@ class Tracker:
 
         return MlflowClient(self.uri)
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The parent run is RUNNING within, then FINISHED; FAILED after an error, KILLED where the process is told to end or
+        `cost.max_cost` is reached."""
+        client = self._client()
+        client.update_run(self.run_id, "RUNNING")
+        try:
+            yield
+        except BaseException as error:
+            client.set_terminated(self.run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | CapReached) else "FAILED")
+            raise
+        client.set_terminated(self.run_id)
+
     def metrics(self, values: dict[str, float]) -> None:
         """Log metrics of the parent run."""
-        _log(self._client(), self.run_id, {}, values)
+        self.series({name: [(0, value)] for name, value in values.items()})
 
-    def child(self, name: str, kind: str, params: dict[str, Any], values: dict[str, float]) -> None:
-        """A finished child run; one that exists under the same name and kind is replaced."""
+    def series(self, values: Series) -> None:
+        """Log metrics of the parent run with their steps."""
         client = self._client()
+        new = {}
+        for name, points in values.items():
+            known = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
+            new[name] = [point for point in points if point not in known]
+        _log(client, self.run_id, {}, new)
+
+    def child(
+        self, name: str, kind: str, params: dict[str, Any], values: dict[str, float], series: Series | None = None
+    ) -> None:
+        """A finished child run; one of the same name and kind is left alone where it says the same, else replaced."""
+        client = self._client()
+        points = {**{key: [(0, value)] for key, value in values.items()}, **(series or {})}
+        wanted = _params(params), {key: float(rows[-1][1]) for key, rows in points.items() if rows}
         clause = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`align_ray.kind` = '{kind}' and tags.`mlflow.runName` = '{name}'"
         for old in client.search_runs([self.experiment_id], clause):
+            if (old.data.params, old.data.metrics) == wanted and old.info.status == "FINISHED":
+                return
             client.delete_run(old.info.run_id)
         tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
         run = client.create_run(self.experiment_id, tags=tags)
-        _log(client, run.info.run_id, params, values)
+        _log(client, run.info.run_id, params, points)
         client.set_terminated(run.info.run_id)
 
-    def artefact(self, path: str) -> None:
-        """Attach a local file to the parent run."""
-        self._client().log_artifact(self.run_id, path)
+    def datasets(self, config: Config, corpora: dict[str, Any]) -> None:
+        """Log every corpus as an MLflow dataset of the parent run: its digest is that of the documents drawn, its profile the
+        counts of corpora.json, its context `target` or `candidate`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the parent run: FINISHED, FAILED or KILLED."""
-        self._client().set_terminated(self.run_id, status)
+        inputs = []
+        for corpus in config.corpora:
+            counts = corpora[corpus.name]
+            source = json.dumps({"uri": corpus.source, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)})
+            profile = json.dumps({k: v for k, v in counts.items() if isinstance(v, int)})
+            named = [field for _, field, _, _ in Formatter().parse(corpus.template or f"{{{corpus.column}}}") if field]
+            schema = json.dumps(
+                {"mlflow_colspec": [{"name": n, "type": "string", "required": True} for n in dict.fromkeys(named)]}
+            )
+            dataset = Dataset(corpus.name, counts["sample_digest"], _scheme(corpus.source), source, schema, profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts["role"])]))
+        self._client().log_inputs(self.run_id, inputs)
+
+    def text(self, name: str, content: str) -> None:
+        """Attach a text file to the parent run; `name` may be a path within its artefacts."""
+        self._client().log_text(self.run_id, content, name)
+
+    def register(self, model: str, recipe: dict[str, Any]) -> str:
+        """Register the recipe as a version of a model, once, and give it the alias `recommended`; returns the version.
+
+        The version's files are recipe.json alone: a mixture, without weights of a network.
+        """
+        from mlflow.exceptions import MlflowException
+
+        client, key = self._client(), digest(recipe)
+        weights = sorted(recipe["weights"].items(), key=lambda item: -item[1])
+        text = ", ".join(f"{name} {w:.1%}" for name, w in weights)
+        text = f"Mixture for {', '.join(recipe['targets'])}, {recipe['token_budget']:,} tokens: {text}."
+        self.text("recipe/recipe.json", json.dumps(recipe, indent=1))
+        client.set_tag(self.run_id, "mlflow.note.content", text)
+        try:
+            client.create_registered_model(
+                model, description="Mixtures of training corpora, found by align-ray: a version holds recipe.json, no network."
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = client.search_model_versions(f"name = '{model}' and tags.`align_ray.recipe` = '{key}'")
+        if known:
+            version = str(known[0].version)
+        else:
+            tags = {"align_ray.recipe": key, "token_budget": str(recipe["token_budget"]), "objective": recipe["objective"]}
+            tags |= {f"weight/{name}": f"{w:.4g}" for name, w in weights}
+            source = f"runs:/{self.run_id}/recipe"
+            version = str(client.create_model_version(model, source, self.run_id, tags=tags, description=text).version)
+        client.set_registered_model_alias(model, "recommended", version)
+        return version
+
+
+def tracking_uri(config: Config) -> str:
+    """`tracking.uri`, or the SQLite store in the output folder; raises ConfigError where that is not a local one."""
+    file = Store(config.output).local_path("mlflow.db")
+    if file is None and config.tracking.uri is None:
+        raise ConfigError(
+            f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
+        )
+    return config.tracking.uri or f"sqlite:///{file}"
 
 
 def start_tracking(config: Config, store: Store) -> Tracker:
-    """Open the study's parent run, or the one an earlier stage opened (its id is kept beside the results)."""
+    """Open the parent run of this configuration, or the one an earlier stage opened (mlflow-run.json has the ids).
+
+    Raises ConfigError where `tracking.uri` does not answer.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new store reports each of its migrations
-    folder = store.local_path()
-    uri = config.tracking.uri or f"sqlite:///{folder}/mlflow.db"
+    uri = tracking_uri(config)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    try:
+        experiment = client.get_experiment_by_name(config.tracking.experiment)
+    except MlflowException as error:
+        raise ConfigError(f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it.") from None
     if experiment:
         experiment_id = experiment.experiment_id
     else:
-        location = None if config.tracking.uri else (folder / "mlartifacts").as_uri()
-        experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location)
-    if store.exists("mlflow-run.json"):
-        known = store.read_json("mlflow-run.json")
-        if known["uri"] == uri:
-            try:
-                client.get_run(known["run_id"])
-                return Tracker(uri, known["experiment_id"], known["run_id"])
-            except MlflowException:
-                pass  # the store was removed: open a new run
-    run_id = client.create_run(experiment_id, run_name=config.name).info.run_id
-    store.write_json("mlflow-run.json", {"uri": uri, "experiment_id": experiment_id, "run_id": run_id})
-    flat = {f"{s}.{k}": v for s, section in config.model_dump(mode="json").items() if isinstance(section, dict) for k, v in section.items()}
-    names = {"targets": ",".join(t.name for t in config.targets), "candidates": ",".join(c.name for c in config.candidates)}
-    _log(client, run_id, {**flat, **names, "seed": config.seed}, {})
-    return Tracker(uri, experiment_id, run_id)
+        folder = store.local_path("mlartifacts")
+        location = folder.as_uri() if folder and not config.tracking.uri else None
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the pages take it for one of a chat application
+        experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location, tags=kind)
+    tracked = config.model_dump(mode="json", exclude={"tracking", "cluster", "cost"})
+    key, known = digest(tracked), store.read_json("mlflow-run.json") if store.exists("mlflow-run.json") else {}
+    runs = known.get("runs", {}) if known.get("uri") == uri else {}
+    if key not in runs or not _exists(client, runs[key]):
+        runs[key] = client.create_run(experiment_id, run_name=config.name, tags={"align_ray.kind": "study"}).info.run_id
+        _log(client, runs[key], _study_params(tracked), {})
+    store.write_json("mlflow-run.json", {"uri": uri, "experiment_id": experiment_id, "run_id": runs[key], "runs": runs})
+    return Tracker(uri, experiment_id, runs[key])
 
 
-def _log(client: Any, run_id: str, params: dict[str, Any], values: dict[str, float]) -> None:
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _exists(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException:  # the store was removed
+        return False
+
+
+def _study_params(tracked: dict[str, Any]) -> dict[str, Any]:
+    """What distinguishes studies, flat; what is empty or does not apply is left out, the rest is in config.yaml."""
+    flat = {f"{s}.{k}": v for s, section in tracked.items() if isinstance(section, dict) for k, v in section.items()}
+    if tracked["embedding"]["estimator"] != "reference":
+        del flat["embedding.quirks"]
+    names = {role: ", ".join(c["name"] for c in tracked[role]) for role in ("targets", "candidates")}
+    return {**names, "seed": tracked["seed"], **{k: v for k, v in flat.items() if v not in (None, {}, [])}}
+
+
+def _scheme(source: str) -> str:
+    return source.partition(":")[0] if ":" in source else "local"
+
+
+def _params(params: dict[str, Any]) -> dict[str, str]:
+    return {name: (f"{value:.4g}" if isinstance(value, float) else str(value))[:500] for name, value in params.items()}
+
+
+def _log(client: Any, run_id: str, params: dict[str, Any], points: Series) -> None:
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        metrics=[Metric(k, float(v), now, 0) for k, v in values.items()],
-        params=[Param(k, str(v)[:500]) for k, v in params.items()],
-    )
+    metrics = [Metric(name, float(value), now, step) for name, rows in points.items() for step, value in rows]
+    client.log_batch(run_id, params=[Param(name, value) for name, value in _params(params).items()])
+    for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def track(tracker: Tracker, config: Config, store: Store, stage: str, result: dict[str, Any]) -> None:
+    """Track a stage's result, after it has been stored."""
+    if stage == "embed":
+        tracker.datasets(config, result["corpora"])
+        looks = result["work"].get("looks", [])
+        tracker.series(
+            {f"looks/{name}": [(i, look[name]) for i, look in enumerate(looks, start=1)] for name in ("batches", "unsettled")}
+        )
+    if stage in _TRACKED:
+        _TRACKED[stage](tracker, result)
+    if stage == "search":
+        tracker.register(f"mixture-{config.name}", store.read_json("recipe.json"))
+
+
+def _alignment(tracker: Tracker, result: dict[str, Any]) -> None:
+    entropy = {(t, row["candidate"]): row["value"] for t, rows in result["predicted"]["ranking"].items() for row in rows}
+    for target, ranking in result["ranking"].items():
+        for row in ranking:
+            values = {
+                f"alignment/{target}": row["value"],
+                f"alignment_error/{target}": row["error"],
+                f"cross_entropy/{target}": entropy[target, row["candidate"]],
+            }
+            params = {"candidate": row["candidate"], "target": target}
+            tracker.child(f"{row['candidate']} to {target}", "alignment", params, values)
+
+
+def _search(tracker: Tracker, result: dict[str, Any]) -> None:
+    trials = result["trials"]
+    for i, trial in enumerate(trials):
+        tracker.child(
+            f"trial-{i:04d}", "trial", _weights(trial["weights"]), {k: trial[k] for k in ("value", "loss") if k in trial}
+        )
+    series = {f"search/{k}": [(i, t[k]) for i, t in enumerate(trials) if k in t] for k in ("value", "penalised", "loss")}
+    key, better = ("loss", min) if series["search/loss"] else ("penalised", max)
+    best = [v for _, v in series[f"search/{key}"]]
+    series[f"search/best_{key}"] = list(enumerate(accumulate(best, better)))
+    tracker.series(series)
+    chosen = result["mixtures"][result["chosen"]]
+    tracker.metrics({"mixture_alignment": chosen["alignment"]["value"], "mixture_value": chosen["value"]})
+
+
+def _finetune(tracker: Tracker, result: dict[str, Any]) -> None:
+    # the first one is what MLflow's comparison draws
+    shown = {"after": "loss", "change": "change", "change_error": "change_error", "before": "loss_before", "overlap": "overlap"}
+    names = dict.fromkeys(name for run in result["runs"].values() for name in run["weights"])
+    for name, run in result["runs"].items():
+        values = {
+            f"{label}/{t}": row[k] for k, label in shown.items() for t, row in run["targets"].items() if row[k] is not None
+        }
+        weights = {n: run["weights"].get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
+        tracker.child(
+            name, "finetune", _weights(weights), values, {"training_loss": [(i, loss) for i, loss in run["training"]]}
+        )
+        if name in ("mixture", "uniform"):
+            tracker.metrics({f"{name}_loss/{t}": row["after"] for t, row in run["targets"].items()})
+
+
+def _validation(tracker: Tracker, result: dict[str, Any]) -> None:
+    for name, row in result["mixtures"].items():
+        tracker.child(name, "validation", _weights(row["weights"]), {f"loss/{t}": e["value"] for t, e in row["loss"].items()})
+
+
+def _prediction(tracker: Tracker, result: dict[str, Any]) -> None:
+    for tokens, setting in result["settings"].items():
+        for name in result["measures"]:
+            found = {reading: qualities[name] for reading, qualities in setting["results"].items()}
+            values = {
+                f"{k}/{reading}": q[k]["value"] for reading, q in found.items() for k in ("spearman", "pearson", "regret")
+            }
+            tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
+        for candidate, row in zip(result["candidates"], setting["loss"], strict=True):
+            losses = {f"loss/{t}": loss for t, loss in zip(result["targets"], row, strict=True)}
+            tracker.child(f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses)
+
+
+def _weights(weights: dict[str, float]) -> dict[str, float]:
+    return {f"weight/{name}": weight for name, weight in weights.items()}
+
+
+_TRACKED = {"align": _alignment, "search": _search, "finetune": _finetune, "validate": _validation, "predict": _prediction}

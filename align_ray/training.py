@@ -42,10 +42,11 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a job came to: losses by target, and the seconds of the training alone."""
+    """What a job came to: losses by target, the seconds of the training alone, and its steps with the loss of their batch."""
 
     losses: dict[str, Losses]
     seconds: float
+    training: list[tuple[int, float]]
 
 
 def train_jobs(
@@ -91,7 +92,7 @@ def heldout_probabilities(
 
 def _trained(stored: dict[str, Any]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
-    return Trained(losses, stored["seconds"])
+    return Trained(losses, stored["seconds"], stored.get("training", []))
 
 
 def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
@@ -203,7 +204,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         if not before or scratch is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(model, rows) for name, rows in heldout.items()}
         start = time.perf_counter()
-        train_model(model, job, settings, device)
+        training = train_model(model, job, settings, device)
         seconds = time.perf_counter() - start
         model.eval()
         tokens = {name: heldout_losses(model, rows) for name, rows in heldout.items()}
@@ -211,7 +212,8 @@ def train_loop(settings: dict[str, Any]) -> None:
             store.write_bytes(f"finetune/{job['key']}.safetensors", save(tokens))
             after = {name: values.astype(np.float64).mean(1) for name, values in tokens.items()}
             losses = {name: {"before": before[name].tolist(), "after": after[name].tolist()} for name in heldout}
-            store.write_json(f"finetune/{job['key']}.json", {"targets": losses, "seconds": seconds})
+            done = {"targets": losses, "seconds": seconds, "training": training}
+            store.write_json(f"finetune/{job['key']}.json", done)
         train.report({"job": job["key"]})
 
 
@@ -233,11 +235,12 @@ def train_model(
     device: Any,
     rungs: tuple[float, ...] = (),
     at_rung: Callable[[int], None] = lambda rung: None,
-) -> None:
+) -> list[tuple[int, float]]:
     """`epochs` passes over the job's rows (int32 [n, T]): AdamW, clipping at 1, linear decay after 10 % warm-up.
 
     The model is trained in place; between epochs a checkpoint (safetensors) is reported to Ray Train. `rungs`: shares of all
-    steps after which `at_rung` is called with 1, 2, ... instead, without checkpoints.
+    steps after which `at_rung` is called with 1, 2, ... instead, without checkpoints. Returns the steps, from the resumed one
+    on, with the loss of this worker's part of their batch before the step, nats per token.
     """
     import torch
     from ray import train
@@ -252,7 +255,7 @@ def train_model(
     rows, size = torch.as_tensor(job["rows"], dtype=torch.long), settings["batch_size"]
     per_epoch = -(-len(rows) // size)
     total = per_epoch * settings["epochs"]
-    first = 0
+    first, losses = 0, []
     checkpoint = None if rungs else train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
@@ -274,6 +277,7 @@ def train_model(
             with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
                 loss = token_losses(wrapped, ids).mean()
             loss.backward()
+            losses.append(loss.detach())  # read at the end: reading waits for the device
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimiser.step()
             optimiser.zero_grad()
@@ -285,6 +289,7 @@ def train_model(
                 if rank == 0:
                     _save(model, optimiser, f"{job['key']} {epoch + 1}", Path(folder))
                 train.report({"epoch": epoch + 1}, checkpoint=train.Checkpoint.from_directory(folder) if rank == 0 else None)
+    return list(enumerate(torch.stack(losses).tolist(), start=first * per_epoch + 1)) if losses else []
 
 
 def token_losses(model: Any, ids: Any) -> Any:

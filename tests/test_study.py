@@ -120,7 +120,14 @@ def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished):
     trials = len(stored(out, "search")["trials"])
     assert [kinds.count(k) for k in ("alignment", "trial", "finetune")] == [3, trials, 5]
     names = {a.path for a in client.list_artifacts(known["run_id"])}
-    assert {"report.html", "config.yaml", "alignment.json", "recipe.json"} <= names
+    assert {"report.html", "config.yaml", "alignment.json", "recipe"} <= names
+    assert {i.dataset.digest for i in parent.inputs.dataset_inputs} == {c["sample_digest"] for c in stored(out, "corpora").values()}
+    best = [m.value for m in client.get_metric_history(known["run_id"], "search/best_penalised")]
+    assert len(best) == trials and best == sorted(best)
+    trained = [c for c in children if c.data.tags["align_ray.kind"] == "finetune"]
+    assert all(len(client.get_metric_history(c.info.run_id, "training_loss")) == 4 for c in trained), "1024 tokens are 4 steps"
+    registered = client.get_model_version_by_alias("mixture-study", "recommended")
+    assert registered.run_id == known["run_id"]
 
 
 def test_the_report_is_self_contained_and_its_numbers_are_the_stored_ones(finished):
