@@ -256,12 +256,14 @@ def run(study: Study) -> str:
     study.store.write_json("estimate.json", plan(study))
     capped: CapReached | None = None
     for stage in (embed, align, contamination, search, finetune):
-        if capped and stored(study, "embed") is None:
-            raise capped
+        if capped and any(stored(study, needed) is None for needed in STAGES[stage.__name__].needs):
+            continue
         try:
             stage(study)
         except CapReached as error:
             capped = error
+    if capped and stored(study, "align") is None:
+        raise capped
     where = report(study)
     if capped:
         raise capped
