@@ -43,7 +43,8 @@ def _serve(study: Path, port: int) -> None:
         page = f"/#/experiments/{store.read_json('mlflow-run.json')['experiment_id']}/runs?workflowType=machine_learning"
     out.print(f"MLflow: http://{HOST}:{port}{page}\nstore: {uri}", highlight=False, soft_wrap=True)
     server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
-    os.execve(sys.executable, [*server, "--workers", "1"], {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    server += ["--artifacts-destination", str(Path(uri.partition(":///")[2]).parent / "mlartifacts"), "--workers", "1"]
+    os.execve(sys.executable, server, {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
 
 
 def local_tracking(config: Path) -> str:
