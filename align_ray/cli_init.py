@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,9 +65,12 @@ def _init(
     columns = dict(_pair(item) for item in column)
     corpora: dict[str, list[dict[str, str]]] = {"targets": [], "candidates": []}
 
-    def add(role: Any, given: str) -> None:
+    def add(role: Any, given: str) -> bool:
+        if not given:
+            return False
         taken = {c["name"] for found in corpora.values() for c in found}
         corpora[role].append(look(given, role, taken, columns, ask))
+        return True
 
     for role, given, fewest in (("targets", target, 1), ("candidates", candidate, 2)):
         for source in given:
@@ -74,12 +78,11 @@ def _init(
         if ask is None or len(given) >= fewest:
             continue
         out.print(f"{role}: {SOURCE}, or NAME=SOURCE", highlight=False, markup=False)
-        while True:
+        word, more = role.removesuffix("s"), True
+        while more:
             enough = len(corpora[role]) >= fewest
-            word = role.removesuffix("s")
             question = f"another {word} (empty: no more)" if enough else f"{word} {len(corpora[role]) + 1}"
-            if not ask(question, "" if enough else None, lambda source, role=role: source and (add(role, source) or True)):
-                break
+            more = ask(question, "" if enough else None, partial(add, role))
     names = {c["name"] for found in corpora.values() for c in found}
     for name in columns.keys() - names:
         raise ConfigError(f"--column {name}: the corpora are {', '.join(sorted(names))}.")

@@ -1,8 +1,8 @@
 """Check the environment: a row for each thing that a study needs, and what to do where it is missing.
 
-What may hang, crash or start processes (torch, Ray, MLflow, the hub, the probe, other file systems) is looked at in a process of
-its own under a time limit; Ray's processes end with theirs. Rows never hold the value of an environment variable, so that of an
-unforeseen exception they give the class alone: a message may quote an address with a password in it.
+What may hang, crash or start processes (torch, Ray, MLflow, the hub, the probe, file systems) is looked at in a process of its own
+under a time limit; Ray's processes end with theirs. Rows never hold the value of an environment variable, so that of an unforeseen
+exception they give the class alone: a message may quote an address with a password in it.
 """
 
 import dataclasses
@@ -96,17 +96,14 @@ def _requirements(extra: str) -> list[tuple[str, str, str | None]]:
 
     found = []
     for requirement in map(Requirement, importlib.metadata.requires(PACKAGE) or []):
-        marker = requirement.marker
-        if (
-            (marker is None or marker.evaluate({"extra": ""}))
-            if not extra
-            else (marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}))
-        ):
-            try:
-                installed = importlib.metadata.version(requirement.name)
-            except importlib.metadata.PackageNotFoundError:
-                installed = None
-            found.append((requirement.name, str(requirement.specifier), installed))
+        wanted = [requirement.marker is None or requirement.marker.evaluate({"extra": name}) for name in ("", extra)]
+        if wanted != [not extra, True]:
+            continue
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = None
+        found.append((requirement.name, str(requirement.specifier), installed))
     return found
 
 

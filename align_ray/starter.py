@@ -160,7 +160,7 @@ def render(asked: dict[str, Any]) -> str:
     for role in ("targets", "candidates"):
         parts.append(f"{role}:\n" + textwrap.indent(to_yaml(asked[role]), "  "))
     for section in list(OPTIONS)[1:]:
-        given, model = asked.get(section, {}), fields[section].annotation
+        given, model = asked.get(section, {}), type(fields[section].default)
         mark = "" if given else "#"
         parts.append(f"\n{mark}{section}:\n")
         parts += [_shown(model.model_fields[n], n, value, "", "  ") for n, value in given.items()]
