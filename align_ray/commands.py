@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from align_ray.errors import UserError
+from align_ray.errors import mistake_behind
 from align_ray.terminal import out
 
 err = Console(stderr=True)
@@ -31,14 +31,20 @@ def study_of(config: Path | None, overrides: list[str] | None) -> Any:
         field, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item}: write FIELD=VALUE.")
-        values[field] = yaml.safe_load(value)
+        try:
+            values[field] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {item}: the value is not valid YAML ({str(error).splitlines()[0]}).") from None
     return open_study(load_config(config, values), say=lambda line: out.print(line, highlight=False))
 
 
 def guard(work: Callable[[], None]) -> None:
-    """A user's mistake is one sentence and exit status 2."""
+    """A user's mistake is one sentence and exit status 2, also where it was met by a worker."""
     try:
         work()
-    except UserError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except Exception as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        err.print(f"[red]error:[/red] {escape(str(mistake))}", highlight=False, soft_wrap=True)
         sys.exit(2)

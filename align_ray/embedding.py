@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from align_ray.config import Config, Corpus, Embedding, digest
-from align_ray.errors import CorpusError, ProbeError
+from align_ray.errors import CorpusError, ProbeError, StoreError
 from align_ray.probe import Located, load_model, load_tokenizer
 from align_ray.runtime import capacity
 from align_ray.sampling import draw_corpora, make_batches
@@ -116,8 +116,8 @@ def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: 
     if len(batches) < 2:
         need = 2 * config.sampling.batch_size * config.sampling.sequence_length
         raise CorpusError(
-            f"corpus '{corpus.name}' gives {len(batches)} batches, an interval needs 2 ({need} tokens); give more text or lower "
-            "sampling.batch_size."
+            f"corpus '{corpus.name}' gives {len(batches)} batches ({counts['documents']} documents were read, {len(documents)} "
+            f"different ones drawn), an interval needs 2 ({need} tokens); give more text or lower sampling.batch_size."
         )
     return batches
 
@@ -152,7 +152,7 @@ def read_sample(store: Store, name: str) -> CorpusSample:
 class FisherActor:
     """Holds the probe; embeds one batch per call and writes it to the store.
 
-    A ProbeError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback.
+    A ProbeError or StoreError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback.
     """
 
     def __init__(self, located: Located, store: Store, key: str, settings: Embedding, seed: int, dtype: str, head: str | None):
@@ -170,9 +170,9 @@ class FisherActor:
         try:
             self.model = self.model or self.load()
             unit, self.step = embed_batch(self.model, ids, self.settings, self.seed, self.pad, self.step)
-        except ProbeError as error:
-            return {"seconds": [0.0], "tokens": [0], "error": [str(error)]}
-        self.store.write_unit(self.key, rows["unit"][0], unit)
+            self.store.write_unit(self.key, rows["unit"][0], unit)
+        except (ProbeError, StoreError) as error:
+            return {"seconds": [0.0], "tokens": [0], "error": [f"{type(error).__name__}: {error}"]}
         return {"seconds": [unit.seconds], "tokens": [unit.tokens], "error": [""]}
 
 
@@ -219,7 +219,7 @@ def embed_missing(config: Config, store: Store, located: Located, limits: dict[s
 def embed_batches(
     config: Config, store: Store, located: Located, batches: list[np.ndarray], dtype: str | None = None
 ) -> dict[str, Any]:
-    """Compute the units of batches (int32 [B, T] each) that the store does not hold; `dtype` of the probe: default, what `auto`
+    """Compute the units of batches (int32 [B, T] each) that the store does not hold whole; `dtype` of the probe: default, what `auto`
     means on the cluster as it is now.
 
     Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
@@ -232,7 +232,7 @@ def embed_batches(
     head = head_name(config, store, located, dtype)
     key = embedding_key(config, located, dtype, head)
     planned = {unit_id(b): b for b in batches}
-    done = {name.removesuffix(".parquet") for name in store.names(f"embeddings/{key}")}
+    done = store.sound_units(key, planned)
     todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
     result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
     if todo:
@@ -249,7 +249,8 @@ def embed_batches(
         )
         for receipt in receipts.iter_rows():
             if receipt["error"]:
-                raise ProbeError(receipt["error"])
+                kind, _, sentence = receipt["error"].partition(": ")
+                raise {"ProbeError": ProbeError, "StoreError": StoreError}[kind](sentence)
             result["tokens"] += receipt["tokens"]
             result["actor_seconds"] += receipt["seconds"]
     return result

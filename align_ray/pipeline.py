@@ -4,6 +4,7 @@ A stage reads what earlier stages stored and stores its own result, so that each
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,17 @@ class Study:
     """Receives one line of progress per event."""
 
 
+def _alone(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """No other run may use the study's store meanwhile (see `Store.locked`)."""
+
+    @functools.wraps(stage)
+    def held(study: Study, *args: Any) -> Any:
+        with study.store.locked():
+            return stage(study, *args)
+
+    return held
+
+
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -> Study:
     """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong."""
     store = Store(config.output)
@@ -60,7 +72,8 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None) -
             f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
         )
     store.check_writable()
-    store.write_bytes("config.yaml", config.to_yaml().encode())
+    with store.locked():  # the configuration of a run that is going on stays
+        store.write_bytes("config.yaml", config.to_yaml().encode())
     return Study(config, store, located, say)
 
 
@@ -243,6 +256,7 @@ def predict(study: Study) -> dict[str, Any]:
     return _timed(study, "predict", work)
 
 
+@_alone
 def report(study: Study) -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
     store = study.store
@@ -263,6 +277,7 @@ def report(study: Study) -> str:
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 
 
+@_alone
 def run(study: Study) -> str:
     """All stages; returns where the report is."""
     tracker = start_tracking(study.config, study.store)
@@ -304,6 +319,8 @@ class Stage:
     fields: tuple[str, ...]
 
 
+FORMAT = 1
+"""Of the stages' results; one of another format, of an older or newer version, is made again."""
 SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens")
 STAGES = {
     "embed": Stage("corpora", (), SAMPLE_FIELDS),
@@ -318,10 +335,16 @@ STAGES = {
 
 def stored(study: Study, stage: str) -> dict[str, Any] | None:
     """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
-    costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
-    if stage not in costs or costs[stage].get("made_from") != _key(study, stage):
+    made = _table(study, "cost.json").get(stage, {})
+    if made.get("made_from") != _key(study, stage) or made.get("format", FORMAT) != FORMAT:
         return None
-    return study.store.read_json(f"{STAGES[stage].result}.json")
+    return study.store.find_json(f"{STAGES[stage].result}.json")
+
+
+def _table(study: Study, name: str) -> dict[str, dict[str, Any]]:
+    """A stored JSON object of objects; whatever else the file holds is taken as not there."""
+    value = study.store.find_json(name)
+    return {k: v for k, v in value.items() if isinstance(v, dict)} if isinstance(value, dict) else {}
 
 
 def _key(study: Study, stage: str) -> str:
@@ -335,8 +358,8 @@ def _key(study: Study, stage: str) -> str:
         values.append(value)
     inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
     if not inputs:
-        samples = study.store.read_json("corpora.json") if study.store.exists("corpora.json") else {}
-        inputs = [study.probe.digest, {name: counts["sample_digest"] for name, counts in samples.items()}]
+        samples = _table(study, "corpora.json")
+        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
     return digest([values, inputs])
 
 
@@ -348,13 +371,15 @@ def need(study: Study, stage: str) -> None:
         )
 
 
+@_alone
 def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Run a stage; record what it cost and what its result belongs to in cost.json."""
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
-    costs = study.store.read_json("cost.json") if study.store.exists("cost.json") else {}
-    costs[stage] = {"made_from": _key(study, stage), "seconds": seconds, **(result["work"] if stage == "embed" else {})}
+    costs = _table(study, "cost.json")
+    made = {"made_from": _key(study, stage), "format": FORMAT, "seconds": seconds}
+    costs[stage] = {**made, **(result["work"] if stage == "embed" else {})}
     study.store.write_json("cost.json", costs)
     study.say(f"{stage}: {seconds:.1f} s")
     return result

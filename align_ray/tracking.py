@@ -64,8 +64,8 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     else:
         location = None if config.tracking.uri else (folder / "mlartifacts").as_uri()
         experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location)
-    if store.exists("mlflow-run.json"):
-        known = store.read_json("mlflow-run.json")
+    known = store.find_json("mlflow-run.json")
+    if isinstance(known, dict) and known.keys() >= {"uri", "experiment_id", "run_id"}:
         if known["uri"] == uri:
             try:
                 client.get_run(known["run_id"])

@@ -54,8 +54,7 @@ def train_jobs(
     `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up.
     """
     keys = job_keys(config, located, heldout, jobs)
-    done = store.names("finetune")
-    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if f"{k}.json" not in done}
+    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k)}
     if todo:
         _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
     return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
@@ -84,6 +83,13 @@ def heldout_probabilities(
     train_jobs(config, store, located, heldout, jobs)
     parts = [load(store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(config, located, heldout, jobs)]
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
+
+
+def finished(store: Store, key: str) -> bool:
+    """Whether a job's losses are in the store, whole."""
+    from safetensors.numpy import load
+
+    return bool(store.find_json(f"finetune/{key}.json") and store.find(f"finetune/{key}.safetensors", load))
 
 
 def _trained(stored: dict[str, Any]) -> Trained:
@@ -132,7 +138,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
             ),
         )
     for error in tuner.fit().errors:
-        raise RuntimeError(f"fine-tuning failed: {error}")
+        raise RuntimeError(f"fine-tuning failed: {error}") from error
 
 
 def runs_at_once(config: Config, room: Capacity) -> int:
@@ -174,7 +180,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     scratch = settings["scratch"]
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
-        if store.exists(f"finetune/{job['key']}.json"):
+        if finished(store, job["key"]):
             continue
         torch.manual_seed(job["seed"])
         model = trainable_model(settings, device)
