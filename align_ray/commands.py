@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from align_ray.errors import CapReached, UserError
+from align_ray.errors import CapReached, mistake_behind
 from align_ray.progress import shown_by
 from align_ray.terminal import out
 
@@ -62,23 +62,28 @@ def study_of(config: Path | None, overrides: list[str] | None, write: bool = Tru
             raise ConfigError(f"--set {item}: write FIELD=VALUE.")
         try:
             values[field] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {field}: the value is not valid YAML; quote it.") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {field}: the value is not valid YAML ({str(error).splitlines()[0]}); quote it.") from None
     config_ = load_config(config, values)
     return open_study(config_, say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write)
 
 
 def guard(work: Callable[[], Any]) -> None:
-    """Run a command and end with its exit status; what `work` returns is printed where JSON is asked for."""
+    """Run a command and end with its exit status; what `work` returns is printed where JSON is asked for.
+
+    A user's mistake is one sentence, also where it was met by a worker."""
     try:
         with shown_by(bar):
             result = work()
-    except UserError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
     except CapReached as error:
         err.print(escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(3)
+    except Exception as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        err.print(f"[red]error:[/red] {escape(str(mistake))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
     if out.quiet:
         print(json.dumps(result, indent=1))
 

@@ -4,8 +4,9 @@ import difflib
 import hashlib
 import json
 import re
+import reprlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import yaml
@@ -40,10 +41,12 @@ Place = Annotated[str, AfterValidator(without_secret)]
 
 
 class Model(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error. A field's docstring is its description, of which
-    docs/configuration.md is made (`config_reference`)."""
+    """Base of every section: immutable, an unknown key is an error, and so is a number that is infinite or none. A field's
+    docstring is its description, of which docs/configuration.md is made (`config_reference`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants", use_attribute_docstrings=True
+    )
 
 
 M = TypeVar("M", bound=Model)
@@ -428,7 +431,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}); check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, no date, nested without end
         raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend the syntax.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: the configuration must be a mapping of fields such as 'targets' and 'candidates'.")
@@ -456,21 +459,23 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        *parents, key = [part for part in first["loc"]]
+        *parents, key = first["loc"]
         model: Any = Config
-        for part in parents:
-            if isinstance(part, str):
+        for part in parents:  # a list's numbers and a mapping's own keys leave it as it is
+            if part in getattr(model, "model_fields", {}):
                 annotation = model.model_fields[part].annotation
-                model = getattr(annotation, "__args__", [annotation])[0]
-        near = difflib.get_close_matches(str(key), list(model.model_fields), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known fields: {', '.join(model.model_fields)}."
-        return f"unknown field '{field}'; {hint}"
+                model = [annotation, *get_args(annotation)][-1]
+        known = list(getattr(model, "model_fields", {}))
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known fields: {', '.join(known)}."
+        return f"unknown field {field!r}; {hint}"
     if first["type"] == "missing":
         return f"the field '{field}' is missing; add it."
     message = first["msg"].removeprefix("Value error, ")
     if not field:
         return f"{message}."
     sentence = message if message.startswith("the URI") else message[0].lower() + message[1:]
-    if "://" in repr(first["input"]):  # not repeated: a URI may carry a credential, wherever it stands
-        return f"field '{field}': {sentence}."
-    return f"field '{field}' is {first['input']!r}: {sentence}."
+    shown = reprlib.repr(first["input"])  # cut short: aliases can make a small file's value endless
+    if "://" in shown:  # not repeated: a URI may carry a credential, wherever it stands
+        return f"field {field!r}: {sentence}."
+    return f"field {field!r} is {shown}: {sentence}."

@@ -27,7 +27,13 @@ from align_ray.similarity import distance_matrix
 from align_ray.store import Store
 
 WORDS = 13
-WORD = re.compile(r"\w+")
+UNSPACED = (
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+)
+"""Scripts without spaces between words: Han, Hiragana, Katakana; Thai, Lao, Myanmar, Khmer. Each of their characters counts as a
+word, since a run of thirteen of what `\\w+` finds there would be thirteen sentences."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 MOST_NGRAMS = 20_000_000
 """Of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
 _POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, np.uint64))

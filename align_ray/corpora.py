@@ -2,41 +2,43 @@
 
 A corpus is planned into fragments (a byte range of a JSONL file, the row groups of a Parquet file, a shard of a hub data
 set), small enough to be read by one Ray Data task each and never whole into the driver. A record that cannot be read is
-counted and left out; only a corpus without a single readable document is an error.
+counted and left out; only a corpus without a single readable document is an error. docs/bad-data.md has every case.
 """
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import re
 import string
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
+from align_ray import limits
 from align_ray.config import Corpus
 from align_ray.errors import CorpusError, UserError
 from align_ray.installed import INSTALLED
+from align_ray.parquet import first_rows, text_records
 
 FRAGMENT_BYTES = 64 * 2**20
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
-MAX_LINE_BYTES = 64 * 2**20
-"""A longer line is counted as unreadable and skipped: it is a broken file, not a document."""
+ARCHIVES = {".tar", ".tgz", ".zip", ".7z", ".rar", ".xz"}
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 
 
 @dataclasses.dataclass(frozen=True)
 class Fragment:
     """A part of a corpus that one task reads: [start, stop) in bytes, row groups or shards, by kind."""
 
-    kind: str  # "json", "text", "parquet", "hub" or "installed"
+    kind: str  # "json", "text", "parquet", "archive", "hub" or "installed"
     path: str
     start: int
     stop: int
@@ -60,9 +62,10 @@ def plan_fragments(corpus: Corpus) -> list[Fragment]:
 def documents(corpus: Corpus, fragments: list[Fragment], counts: Counter) -> Iterator[str]:
     """Yield the texts of `fragments` in order and count into `counts`.
 
-    Counted: `documents` and `bytes` (UTF-8) read; `empty` (nothing but white space), `unreadable` (broken JSON, invalid
-    UTF-8, an over-long line, a truncated Parquet or compressed file) and `missing_column` (a column of the text or
-    template absent, null or not a string) left out.
+    Counted: `documents` and `bytes` (UTF-8) read; left out `empty` (nothing but white space), `unreadable` (broken JSON,
+    invalid UTF-8, a truncated Parquet or compressed file), `oversized` (above MAX_RECORD_BYTES, or a compression bomb),
+    `missing_column` (a column of the text or template absent, null or not a string) and `vanished` (fragments whose file is gone,
+    or shorter than when it was planned). Raises CorpusError where a file that is there cannot be read.
     """
     for fragment in fragments:
         for record in _records(corpus, fragment, counts):
@@ -91,7 +94,8 @@ def check_corpus(corpus: Corpus) -> None:
             )
     counts: Counter = Counter()
     columns: set[str] = set()
-    for fragment in plan_fragments(corpus):
+    fragments = plan_fragments(corpus)
+    for fragment in fragments:
         if next(documents(corpus, [fragment], counts), None) is not None:
             return
         if counts["missing_column"]:
@@ -103,7 +107,11 @@ def check_corpus(corpus: Corpus) -> None:
             f"corpus '{corpus.name}': field '{field}' needs {missing}, but {corpus.source} has only the columns "
             f"{', '.join(sorted(columns)) or 'none'}; name one of these."
         )
-    detail = f" ({counts['unreadable']} unreadable records)" if counts["unreadable"] else ""
+    if array := next((f.path for f in fragments if f.kind == "json" and _holds_array(corpus, f)), None):
+        raise CorpusError(f"corpus '{corpus.name}': {array} is one JSON array; give JSON Lines, one object a line.")
+    labels = {"unreadable": "unreadable records", "oversized": "oversized", "vanished": "vanished while being read"}
+    detail = ", ".join(f"{counts[name]} {label}" for name, label in labels.items() if counts[name])
+    detail = f" ({detail})" if detail else ""
     raise CorpusError(f"corpus '{corpus.name}': {corpus.source} is empty{detail}; give a source with at least one document.")
 
 
@@ -114,7 +122,7 @@ def first_records(corpus: Corpus, count: int = 20) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     for fragment in plan_fragments(corpus):
-        read = partial(_parquet_records, whole=True) if fragment.kind == "parquet" else _records
+        read = _parquet_head if fragment.kind == "parquet" else _records
         found += islice(read(corpus, fragment, Counter()), count - len(found))
         if len(found) == count:
             break
@@ -124,7 +132,7 @@ def first_records(corpus: Corpus, count: int = 20) -> list[dict[str, Any]]:
 def _columns(corpus: Corpus) -> list[str]:
     if corpus.template is None:
         return [corpus.column]
-    return [field for _, field, _, _ in string.Formatter().parse(corpus.template) if field]
+    return list(dict.fromkeys(field for _, field, _, _ in string.Formatter().parse(corpus.template) if field))
 
 
 def _render(corpus: Corpus, record: dict[str, Any]) -> str | None:
@@ -144,13 +152,30 @@ def _filesystem(corpus: Corpus) -> tuple[pafs.FileSystem, str]:
     if "://" in corpus.source:
         try:
             return pafs.FileSystem.from_uri(corpus.source)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"corpus '{corpus.name}': cannot open {corpus.source} ({error}); check the URI.") from None
-    return pafs.LocalFileSystem(), str(Path(corpus.source).expanduser().resolve())
+    try:
+        return pafs.LocalFileSystem(), str(Path(corpus.source).expanduser().resolve())
+    except (RuntimeError, ValueError) as error:  # an unknown user's home, a NUL
+        raise CorpusError(
+            f"corpus '{corpus.name}': {corpus.source!r} is no path ({error}); check the field 'source'."
+        ) from None
 
 
 def _files(corpus: Corpus) -> list[pafs.FileInfo]:
     """Files of a path, folder or glob, sorted by path."""
+    try:
+        return _listed(corpus)
+    except OSError as error:
+        raise _refused(corpus, corpus.source, error) from None
+
+
+def _refused(corpus: Corpus, path: str, error: OSError) -> CorpusError:
+    reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+    return CorpusError(f"corpus '{corpus.name}': cannot read {path} ({reason}); mend that and run it again.")
+
+
+def _listed(corpus: Corpus) -> list[pafs.FileInfo]:
     fs, path = _filesystem(corpus)
     root = path
     if "*" in path:
@@ -178,6 +203,8 @@ def _file_fragments(corpus: Corpus, info: pafs.FileInfo) -> list[Fragment]:
         return []
     if suffix == ".parquet":
         return [Fragment("parquet", info.path, 0, -1, info.size)]
+    if ARCHIVES & {suffix, *suffixes[-1:]}:
+        return [Fragment("archive", info.path, 0, -1, info.size)]
     kind = "json" if suffix in JSON_LINES else "text"
     splittable = not compressed and (kind == "json" or corpus.sample_by == "line")
     step = FRAGMENT_BYTES if splittable else info.size
@@ -185,11 +212,37 @@ def _file_fragments(corpus: Corpus, info: pafs.FileInfo) -> list[Fragment]:
     return [Fragment(kind, info.path, s, min(s + step, info.size), min(step, info.size - s)) for s in starts]
 
 
-def _lines(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[bytes]:
-    """Lines that begin within the fragment's byte range; a compressed file is one fragment."""
+def _records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    """Raw records (column -> value) of one fragment."""
+    try:
+        if fragment.kind == "installed":
+            yield from ({corpus.column: text} for text in INSTALLED[fragment.path]())
+        elif fragment.kind == "hub":
+            yield from _hub_records(corpus, fragment)
+        elif fragment.kind == "parquet":
+            yield from _parquet_records(corpus, fragment, counts)
+        elif fragment.kind == "json":
+            yield from _json_records(corpus, fragment, counts)
+        elif fragment.kind == "text":
+            yield from _text_records(corpus, fragment, counts)
+        else:
+            counts["unreadable"] += 1
+    except OSError as error:
+        if error.errno not in GONE:
+            raise _refused(corpus, fragment.path, error) from None
+        counts["vanished"] += 1
+
+
+def _lines(corpus: Corpus, fragment: Fragment) -> Iterator[bytes | str]:
+    """Lines that begin within the fragment's byte range; a compressed file is one fragment.
+
+    In place of a line above MAX_RECORD_BYTES, or of the rest of a file that breaks off, inflates without end or has become
+    shorter, the name of the counter for it.
+    """
     fs, _ = _filesystem(corpus)
     path = fragment.path
     compression = COMPRESSED.get(Path(path).suffix)
+    most = limits.most_inflated(fragment.bytes)
     source: Any = fs.open_input_stream(path, compression=compression) if compression else fs.open_input_file(path)
     with source:
         position = fragment.start
@@ -200,86 +253,108 @@ def _lines(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[byte
         stream = io.BufferedReader(source, 2**20)
         while compression or position < fragment.stop:
             try:
-                line = stream.readline(MAX_LINE_BYTES)
-            except OSError:
-                if not compression:
+                line = stream.readline(limits.MAX_RECORD_BYTES)
+            except OSError as error:
+                if not compression or error.errno:
                     raise
-                counts["unreadable"] += 1  # the compressed file is truncated or broken
-                return
-            if not line:
+                yield "unreadable"  # the compressed file is truncated or broken
                 return
             position += len(line)
+            if not line:
+                if not compression:
+                    yield "vanished"
+                return
+            if compression and position > most:
+                yield "oversized"
+                return
             if skipping:
                 skipping = not line.endswith(b"\n")
-            elif len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                counts["unreadable"] += 1
+            elif len(line) == limits.MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                yield "oversized"
                 skipping = True
             else:
                 yield line
 
 
-def _records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
-    """Raw records (column -> value) of one fragment."""
-    if fragment.kind == "installed":
-        yield from ({corpus.column: text} for text in INSTALLED[fragment.path]())
-    elif fragment.kind == "hub":
-        dataset = _hub_dataset(corpus)
-        yield from dataset.shard(num_shards=fragment.stop, index=fragment.start) if corpus.streaming else dataset
-    elif fragment.kind == "parquet":
-        yield from _parquet_records(corpus, fragment, counts)
-    elif fragment.kind == "json":
-        for line in _lines(corpus, fragment, counts):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-                    record = None
-                if isinstance(record, dict):
-                    yield record
-                else:
-                    counts["unreadable"] += 1
-    else:
-        for raw in _plain_text(corpus, fragment, counts):
+def _json_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    if _holds_array(corpus, fragment):
+        counts["unreadable"] += 1
+        return
+    for line in _lines(corpus, fragment):
+        if isinstance(line, str):
+            counts[line] += 1
+        elif line.strip():
             try:
-                yield {corpus.column: raw.decode("utf-8")}
+                record = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+                record = None
+            if isinstance(record, dict):
+                yield record
+            else:
+                counts["unreadable"] += 1
+
+
+def _holds_array(corpus: Corpus, fragment: Fragment) -> bool:
+    """Whether a `.json` file is one array instead of lines."""
+    if ".json" not in Path(fragment.path).suffixes[-2:]:
+        return False
+    try:
+        compression = COMPRESSED.get(Path(fragment.path).suffix)
+        with _filesystem(corpus)[0].open_input_stream(fragment.path, compression=compression) as file:
+            return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    except OSError:
+        return False  # reading it says why
+
+
+def _text_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    lines = _lines(corpus, fragment)
+    for raw in lines if corpus.sample_by == "line" else _joined(lines, corpus.sample_by == "paragraph"):
+        if isinstance(raw, str):
+            counts[raw] += 1
+        else:
+            try:
+                yield {corpus.column: raw.decode("utf-8-sig")}
             except UnicodeDecodeError:
                 counts["unreadable"] += 1
 
 
-def _plain_text(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[bytes]:
-    lines = _lines(corpus, fragment, counts)
-    if corpus.sample_by == "line":
-        yield from lines
-    elif corpus.sample_by == "document":
-        yield b"".join(lines)
-    else:
-        paragraph: list[bytes] = []
-        for line in lines:
-            if line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield b"".join(paragraph)
-                paragraph = []
-        if paragraph:
-            yield b"".join(paragraph)
+def _joined(lines: Iterator[bytes | str], paragraphs: bool) -> Iterator[bytes | str]:
+    """All lines as one document, or the paragraphs; the name of a counter where a part of one is left out or it is too long."""
+    text, left_out = bytearray(), ""
+    for line in lines:
+        if isinstance(line, str):
+            left_out = left_out or line
+        elif paragraphs and not line.strip():
+            if left_out or text:
+                yield left_out or bytes(text)
+            text, left_out = bytearray(), ""
+        elif not left_out:
+            text += line
+        if left_out or len(text) > limits.MAX_RECORD_BYTES:
+            text, left_out = bytearray(), left_out or "oversized"
+    if left_out or text:
+        yield left_out or bytes(text)
 
 
-def _parquet_records(corpus: Corpus, fragment: Fragment, counts: Counter, whole: bool = False) -> Iterator[dict[str, Any]]:
-    fs, _ = _filesystem(corpus)
+def _parquet_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    with _filesystem(corpus)[0].open_input_file(fragment.path) as file:
+        yield from text_records(file, _columns(corpus), counts)
+
+
+def _parquet_head(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    with _filesystem(corpus)[0].open_input_file(fragment.path) as file:
+        yield from first_rows(file, 20)
+
+
+def _hub_records(corpus: Corpus, fragment: Fragment) -> Iterator[dict[str, Any]]:
+    dataset = _hub_dataset(corpus)
     try:
-        with fs.open_input_file(fragment.path) as file:
-            parquet = pq.ParquetFile(file)
-            known = parquet.schema_arrow.names
-            wanted = known if whole else [c for c in _columns(corpus) if c in known]
-            if not wanted:  # nothing usable: show the columns once, for the error message
-                counts["missing_column"] += max(0, parquet.metadata.num_rows - 1)
-                yield dict.fromkeys(known)
-                return
-            columns = wanted if len(wanted) == len(_columns(corpus)) else None
-            for batch in parquet.iter_batches(batch_size=1024, columns=columns):
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError):
-        counts["unreadable"] += 1
+        yield from dataset.shard(num_shards=fragment.stop, index=fragment.start) if corpus.streaming else dataset
+    except Exception as error:  # a broken file or a lost connection, each a class of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorpusError(
+            f"corpus '{corpus.name}': cannot read {corpus.source} ({reason}); mend that and run it again."
+        ) from None
 
 
 def _hub_dataset(corpus: Corpus) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from align_ray.config import Config, Corpus, Embedding, digest
-from align_ray.errors import CorpusError, ProbeError
+from align_ray.errors import CorpusError, ProbeError, StoreError
 from align_ray.probe import Located, load_model, load_tokenizer
 from align_ray.progress import counted
 from align_ray.runtime import capacity
@@ -120,8 +120,8 @@ def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: 
     if len(batches) < 2:
         need = 2 * config.sampling.batch_size * config.sampling.sequence_length
         raise CorpusError(
-            f"corpus '{corpus.name}' gives {len(batches)} batches, an interval needs 2 ({need} tokens); give more text or lower "
-            "sampling.batch_size."
+            f"corpus '{corpus.name}' gives {len(batches)} batches ({counts['documents']} documents were read, {len(documents)} "
+            f"different ones drawn), an interval needs 2 ({need} tokens); give more text or lower sampling.batch_size."
         )
     return batches
 
@@ -156,8 +156,8 @@ def read_sample(store: Store, name: str) -> CorpusSample:
 class FisherActor:
     """Holds the probe; embeds one batch per call and writes it to the store.
 
-    A ProbeError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback. After `until`
-    (seconds since the epoch) nothing is computed any more.
+    A ProbeError or StoreError is returned, not raised: it is the user's to mend, and Ray would wrap it in the worker's traceback.
+    After `until` (seconds since the epoch) nothing is computed any more.
     """
 
     def __init__(
@@ -188,9 +188,9 @@ class FisherActor:
         try:
             self.model = self.model or self.load()
             unit, self.step = embed_batch(self.model, ids, self.settings, self.seed, self.pad, self.step)
-        except ProbeError as error:
-            return {"seconds": [0.0], "tokens": [0], "error": [str(error)]}
-        self.store.write_unit(self.key, rows["unit"][0], unit)
+            self.store.write_unit(self.key, rows["unit"][0], unit)
+        except (ProbeError, StoreError) as error:
+            return {"seconds": [0.0], "tokens": [0], "error": [f"{type(error).__name__}: {error}"]}
         return {"seconds": [unit.seconds], "tokens": [unit.tokens], "error": [""]}
 
 
@@ -260,7 +260,7 @@ def stored_units(store: Store, key: str) -> set[str]:
 def embed_batches(
     config: Config, store: Store, located: Located, batches: list[np.ndarray], dtype: str | None = None
 ) -> dict[str, Any]:
-    """Compute the units of batches (int32 [B, T] each) that the store does not hold; `dtype` of the probe: default, what `auto`
+    """Compute the units of batches (int32 [B, T] each) that the store does not hold whole; `dtype` of the probe: default, what `auto`
     means on the cluster as it is now.
 
     Raises CapReached where `cost.max_cost` is used up; returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
@@ -271,7 +271,7 @@ def embed_batches(
     room = capacity(config.cluster)
     dtype, head, key = unit_folder(config, store, located, dtype)
     planned = {unit_id(b): b for b in batches}
-    done = stored_units(store, key)
+    done = store.sound_units(key, planned)
     todo = [{"unit": u, "ids": b.ravel(), "shape": list(b.shape)} for u, b in planned.items() if u not in done]
     result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
     if todo:
@@ -288,7 +288,8 @@ def embed_batches(
         )
         for receipt in counted(receipts.iter_rows(), "batches embedded", len(todo)):
             if receipt["error"]:
-                raise ProbeError(receipt["error"])
+                kind, _, sentence = receipt["error"].partition(": ")
+                raise {"ProbeError": ProbeError, "StoreError": StoreError}[kind](sentence)
             result["tokens"] += receipt["tokens"]
             result["actor_seconds"] += receipt["seconds"]
         check_cap(config)

@@ -1,5 +1,7 @@
 """Errors a user can mend. Each message is one sentence that names the file or field and the remedy."""
 
+import errno
+
 
 class UserError(Exception):
     """Bad input: shown without a traceback; the command line exits with 2."""
@@ -13,6 +15,10 @@ class CorpusError(UserError):
     """A corpus cannot be read or is too small."""
 
 
+class StoreError(UserError):
+    """The output folder cannot be written (full, read-only), is in use by another run, or holds a damaged file."""
+
+
 class ProbeError(UserError):
     """The probe or its tokenizer cannot be loaded."""
 
@@ -23,3 +29,23 @@ class CapacityError(UserError):
 
 class CapReached(Exception):
     """The run has cost what it may (`cost.max_cost`); what is finished is stored. The command line exits with 3."""
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def mistake_behind(error: BaseException | None) -> UserError | None:
+    """The user's mistake that an error came of, through the wrappers of Ray and MLflow; None where there is none."""
+    seen = 0
+    while error is not None and seen < 20:
+        if isinstance(error, UserError) and not hasattr(error, "cause"):  # Ray gives its wrapper the type of what it wraps
+            return error
+        text = str(error)
+        full = isinstance(error, OSError) and error.errno in NO_ROOM
+        if full or "disk is full" in text or "attempt to write a readonly database" in text:  # SQLite's words
+            return StoreError(
+                f"a disk is full or read-only ({text.strip().splitlines()[-1]}); free some space and run it again: what was "
+                "finished is kept."
+            )
+        error, seen = getattr(error, "cause", None) or error.__cause__ or error.__context__, seen + 1
+    return None

@@ -50,8 +50,8 @@ class SequenceEmbeddings:
     """Sequences per pass that the memory held."""
 
     def finite(self) -> Tensor:
-        """bool [n]: the sequences whose embedding has no infinity and no NaN."""
-        return torch.isfinite(self.trunk).all(-1).all(0) & torch.isfinite(self.head).all(-1)
+        """bool [n]: the sequences whose embedding and loss have no infinity and no NaN."""
+        return torch.isfinite(self.trunk).all(-1).all(0) & torch.isfinite(self.head).all(-1) & torch.isfinite(self.loss)
 
 
 def trunk_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -95,6 +95,7 @@ def predicted_change(candidate: Sketches, target: Sketches, blocks: tuple[str, .
 def gradient_sketches(config: Config, store: Store, located: Located) -> tuple[dict[str, Sketches], dict[str, float]]:
     """Sketches of every corpus, and the seconds each took; one Ray task a corpus, results kept in the store."""
     import ray
+    from safetensors.numpy import load
 
     room = capacity(config.cluster)
     keys = {}
@@ -103,8 +104,7 @@ def gradient_sketches(config: Config, store: Store, located: Located) -> tuple[d
         count = min(SEQUENCES, len(rows) // MINI_BATCH * MINI_BATCH)
         ids = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
         keys[corpus.name] = (digest([located.digest, SIZE, ids.tolist()]), ids)
-    done = store.names("gradients")
-    todo = [(key, ids) for key, ids in keys.values() if f"{key}.safetensors" not in done]
+    todo = [(key, ids) for key, ids in keys.values() if store.find(f"gradients/{key}.safetensors", load) is None]
     task = ray.remote(**room.resources)(_sketch_task)
     ray.get([task.remote(located, store, key, ids) for key, ids in todo])
     found = {name: _read(store, key) for name, (key, _) in keys.items()}

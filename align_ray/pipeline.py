@@ -4,6 +4,7 @@ A stage reads what earlier stages stored and stores its own result, so that each
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -49,6 +50,17 @@ class Study:
     """Receives one line of progress per event."""
 
 
+def _alone(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """No other run may use the study's store meanwhile (see `Store.locked`)."""
+
+    @functools.wraps(stage)
+    def held(study: Study, *args: Any) -> Any:
+        with study.store.locked():
+            return stage(study, *args)
+
+    return held
+
+
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
     """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
 
@@ -56,7 +68,8 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     located, store = check_study(config), Store(config.output)
     if write:
         store.check_writable()
-        store.write_bytes("config.yaml", config.to_yaml().encode())
+        with store.locked():  # the configuration of a run that is going on stays
+            store.write_bytes("config.yaml", config.to_yaml().encode())
     return Study(config, store, located, say)
 
 
@@ -222,6 +235,7 @@ def predict(study: Study) -> dict[str, Any]:
     return _timed(study, "predict", work, on_workers=True)
 
 
+@_alone
 def report(study: Study) -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
     store = study.store
@@ -248,6 +262,7 @@ def plan(study: Study) -> dict[str, Any]:
     return estimate(config, study.store, study.probe, _finetune_model(config, study.probe), gpu)
 
 
+@_alone
 def run(study: Study) -> str:
     """All stages; returns where the report is.
 
@@ -297,6 +312,8 @@ class Stage:
     fields: tuple[str, ...]
 
 
+FORMAT = 1
+"""Of the stages' results; one of another format, of an older or newer version, is made again."""
 SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens")
 STAGES = {
     "embed": Stage("corpora", (), SAMPLE_FIELDS),
@@ -311,9 +328,10 @@ STAGES = {
 
 def stored(study: Study, stage: str) -> dict[str, Any] | None:
     """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
-    if costs(study.store).get(stage, {}).get("made_from") != _key(study, stage):
+    made = costs(study.store).get(stage, {})
+    if made.get("made_from") != _key(study, stage) or made.get("format", FORMAT) != FORMAT:
         return None
-    return study.store.read_json(f"{STAGES[stage].result}.json")
+    return study.store.find_json(f"{STAGES[stage].result}.json")
 
 
 def _key(study: Study, stage: str) -> str:
@@ -327,8 +345,8 @@ def _key(study: Study, stage: str) -> str:
         values.append(value)
     inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
     if not inputs:
-        samples = study.store.read_json("corpora.json") if study.store.exists("corpora.json") else {}
-        inputs = [study.probe.digest, {name: counts["sample_digest"] for name, counts in samples.items()}]
+        samples = study.store.find_mappings("corpora.json")
+        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
     return digest([values, inputs])
 
 
@@ -340,6 +358,7 @@ def need(study: Study, stage: str) -> None:
         )
 
 
+@_alone
 def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> Any:
     """Run a stage whose needs are met; record what it cost and what its result belongs to in cost.json; track its result."""
     for needed in STAGES[stage].needs:
@@ -370,7 +389,7 @@ def record(study: Study, stage: str, seconds: float, workers: int, result: dict[
     `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
     found = costs(study.store)
     before = found.get(stage, {})
-    made = {"made_from": _key(study, stage)} if result else {}
+    made = {"made_from": _key(study, stage), "format": FORMAT} if result else {}
     if result and stage == "embed":
         rate = {k: result["work"][k] for k in ("tokens", "actor_seconds")}
         made |= result["work"] | {"rate": rate if rate["tokens"] else before.get("rate")}

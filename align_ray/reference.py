@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.pytorch_utils import Conv1D
 
 from align_ray.config import Quirks
+from align_ray.errors import ProbeError
 from align_ray.fisher import trunk_modules
 
 
@@ -74,6 +75,8 @@ def _squared_gradients(probe: nn.Module, rows: TensorDataset, pad: int, quirks: 
     for ids, mask in loader:
         probe.zero_grad()
         logits = probe(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if not (logits < torch.inf).all():
+            raise ProbeError("the probe gives logits that are not finite numbers; its weights are not usable.")
         with torch.no_grad():
             labels = torch.stack([torch.multinomial(row.softmax(-1), 1).squeeze(1) for row in logits])
         if quirks.shifted_labels:

@@ -15,7 +15,7 @@ from scipy import stats
 from align_ray.alignment import batch_matrix
 from align_ray.config import Config, digest
 from align_ray.embedding import embed_missing, read_embeddings, sample_corpora
-from align_ray.errors import ConfigError
+from align_ray.errors import ConfigError, StoreError
 from align_ray.probe import load_model, locate_probe
 from align_ray.similarity import distance_matrix
 from align_ray.store import Store, Unit
@@ -39,12 +39,13 @@ def robustness(config: Config, probes: list[str], reference: bool, say: Callable
     """
     if len(config.candidates) < 3:
         raise ConfigError("field 'candidates': rank agreement needs at least 3.")
-    base = _scores(config, _embedded(config, say))
-    axes = {axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")}
-    for axis, label, variant in _variants(config, probes, reference):
-        say(f"{axis}: {label}")
-        axes[axis][label] = _scores(variant, _embedded(variant, say))
-    units = _embedded(config, say)
+    with Store(config.output).locked():
+        units = _embedded(config, say)
+        base = _scores(config, units)
+        axes = {axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")}
+        for axis, label, variant in _variants(config, probes, reference):
+            say(f"{axis}: {label}")
+            axes[axis][label] = _scores(variant, _embedded(variant, say))
     axes["rows"] = {label: _scores(config, units, blocks) for label, blocks in _row_sets(units).items()}
     axes["layers"] = {label: _scores(config, units, ("trunk",), rows) for label, rows in _layers(config).items()}
     return {"axes": {axis: _agreement(found) for axis, found in axes.items() if len(found) > 1}}
@@ -73,7 +74,9 @@ def _variants(config: Config, probes: list[str], reference: bool) -> list[tuple[
 def _embedded(config: Config, say: Callable[[str], None]) -> dict[str, list[Unit]]:
     name = digest(config.model_dump(mode="json", include={"targets", "candidates", "seed", "sampling", "probe", "embedding"}))
     store, located = Store(f"{Store(config.output).uri}/robustness/{name}"), locate_probe(config.probe)
-    if not store.exists("embedding.json"):
+    try:
+        return read_embeddings(config, store)
+    except StoreError:  # nothing there yet, or not whole
         sample_corpora(config, store, located)
         done = embed_missing(config, store, located)
         store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype")})

@@ -17,6 +17,7 @@ import numpy as np
 
 from align_ray.config import Corpus, Sampling
 from align_ray.corpora import Fragment, documents, plan_fragments
+from align_ray.errors import CorpusError
 from align_ray.progress import counted
 
 DOCUMENT_SEQUENCES = 8
@@ -91,18 +92,23 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
         index = int(batch["corpus"][0])
         fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
         texts = documents(wanted[index][0], fragments, counts)
-        kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index])
+        kept, mistake = [], ""
+        try:
+            kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index])
+        except CorpusError as error:  # returned, not raised: Ray would wrap it in the worker's traceback
+            mistake = str(error)
         return {
             "corpus": [index],
             "keys": [[key for key, _ in kept]],
             "texts": [[text.encode("utf-8", errors="replace") for _, text in kept]],
             "counts": [json.dumps(counts)],
+            "mistake": [mistake],
         }
 
     rows = [
         {"corpus": index, "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
         for index, (corpus, _) in enumerate(wanted)
-        for group in group_fragments(plan_fragments(corpus))
+        for group in group_fragments(plan_fragments(corpus)) or [[]]  # files may have become empty since they were checked
     ]
     parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=1)
     done = counted(parts.iter_rows(), "parts of corpora read", len(rows))
@@ -113,8 +119,10 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
 
 
 def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes, str]]:
-    """(key, text) of the rows of one corpus; adds up the tasks' counts."""
+    """(key, text) of the rows of one corpus; adds up the tasks' counts. Raises CorpusError where a task met one."""
     for row in part:
+        if row["mistake"]:
+            raise CorpusError(row["mistake"])
         counts.update(json.loads(row["counts"]))
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 

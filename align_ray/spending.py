@@ -16,7 +16,7 @@ from align_ray.store import Store
 
 def costs(store: Store) -> dict[str, Any]:
     """By stage, what it was made from and what it cost (cost.json); {} before the first stage."""
-    return store.read_json("cost.json") if store.exists("cost.json") else {}
+    return store.find_mappings("cost.json")
 
 
 def price(config: Config, worker_seconds: float) -> float | None:

@@ -8,21 +8,35 @@
     OUTPUT/finetune/KEY.json              the losses of one training
     OUTPUT/{corpora,embedding,alignment,search,finetune,prediction}.json, report.html, study.md
 
-A unit exists wholly or not at all, so that "run it again" is the recovery procedure.
+A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same (by a
+disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).
 """
 
 import dataclasses
 import json
+import os
+import socket
 import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from align_ray.errors import ConfigError
+from align_ray.errors import ConfigError, StoreError
+
+Parsed = TypeVar("Parsed")
+DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What the parsers of this module raise for a file that is not what it should be (broken JSON and UTF-8 are ValueErrors)."""
+READERS = 16
+"""Threads that look through the units of a store: on S3 the time is the network's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +65,10 @@ class Store:
 
     def __post_init__(self) -> None:
         if "://" not in self.uri:  # made absolute here: Ray Train's workers run in folders of their own
-            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().resolve()))
+            try:
+                object.__setattr__(self, "uri", str(Path(self.uri).expanduser().resolve()))
+            except (RuntimeError, ValueError) as error:  # an unknown user's home, a NUL
+                raise ConfigError(f"field 'output': {self.uri!r} is no path ({error}).") from None
 
     def _at(self, name: str) -> tuple[pafs.FileSystem, str]:
         fs, root = pafs.FileSystem.from_uri(self.uri) if "://" in self.uri else (pafs.LocalFileSystem(), self.uri)
@@ -60,11 +77,43 @@ class Store:
     def check_writable(self) -> None:
         """Raise ConfigError where nothing can be written."""
         try:
-            self.write_bytes(".writable", b"")
+            self._write(".writable", b"0")
             fs, path = self._at(".writable")
             fs.delete_file(path)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(f"field 'output': cannot write to {self.uri} ({error}); choose a writable folder.") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for this process and thread; within it, again, at no cost. Raises StoreError where another has it.
+
+        A lock of the operating system, which ends with the process however it dies; workers write units without it. Stores on
+        object storage have none: files appear whole and are named by their content, so that two runs there waste work but damage
+        nothing.
+        """
+        path = self.local_path(".lock")
+        if path is None:
+            yield
+            return
+        lock = filelock.FileLock(path, timeout=0, is_singleton=True, fallback_to_soft=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            raise StoreError(
+                f"{self.uri} is in use by {_holder(path)}; wait for it, stop it, or choose another 'output'."
+            ) from None
+        except NotImplementedError:  # a file system without locks is as object storage
+            yield
+            return
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            with suppress(OSError):
+                path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            yield
+        finally:
+            lock.release()
 
     def local_path(self, name: str = "") -> Path | None:
         """The path of a file where the store is a local folder, else None."""
@@ -82,13 +131,28 @@ class Store:
         return {i.base_name for i in infos if i.is_file and not i.base_name.endswith(".part")}
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write under another name, then rename: a reader sees all of a file or none of it."""
+        """Write under another name, then rename: a reader sees all of a file or none of it. Raises StoreError where that fails."""
+        try:
+            self._write(name, data)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _write(self, name: str, data: bytes) -> None:
         fs, path = self._at(name)
         fs.create_dir(path.rpartition("/")[0], recursive=True)
         part = f"{path}.{uuid.uuid4().hex}.part"
-        with fs.open_output_stream(part) as stream:
-            stream.write(data)
-        fs.move(part, path)
+        try:
+            with fs.open_output_stream(part) as stream:
+                stream.write(data)
+            fs.move(part, path)
+        except BaseException:
+            with suppress(OSError):
+                fs.delete_file(part)
+            raise
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+        return StoreError(f"cannot write to {self.uri} ({reason}); mend that and run it again: what was finished is kept.")
 
     def read_bytes(self, name: str) -> bytes:
         fs, path = self._at(name)
@@ -98,16 +162,42 @@ class Store:
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1).encode())
 
+    def find(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed | None:
+        """What `parse` makes of a file; None where there is none, or a torn one."""
+        try:
+            return parse(self.read_bytes(name))
+        except DAMAGED:
+            return None
+
+    def find_json(self, name: str) -> Any:
+        """A JSON value; None where there is no file, or a torn one."""
+        return self.find(name, json.loads)
+
+    def find_mappings(self, name: str) -> dict[str, dict[str, Any]]:
+        """A JSON object of objects; whatever else the file holds is taken as not there."""
+        value = self.find_json(name)
+        return {k: v for k, v in value.items() if isinstance(v, dict)} if isinstance(value, dict) else {}
+
+    def _read(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+        try:
+            return parse(self.read_bytes(name))
+        except DAMAGED as error:
+            state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+            raise StoreError(
+                f"{self.uri}/{name} is {state}; run the stages from 'embed' on again, which make it anew."
+            ) from None
+
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
+        """Raises StoreError where the file is missing or torn; so do `read_table` and `read_unit`."""
+        return self._read(name, json.loads)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def read_table(self, name: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+        return self._read(name, _table)
 
     def write_unit(self, key: str, unit_id: str, unit: Unit) -> None:
         scalars = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name not in ("blocks", "variances")}
@@ -118,16 +208,55 @@ class Store:
             "values": pa.array([values.ravel() for values in unit.blocks.values()], pa.list_(pa.float32())),
             "variance": pa.array([unit.variances.get(name, empty) for name in unit.blocks], pa.list_(pa.float32())),
         }
-        self.write_table(
-            f"embeddings/{key}/{unit_id}.parquet", pa.table(columns).replace_schema_metadata({"unit": json.dumps(scalars)})
-        )
+        metadata = {"unit": json.dumps(scalars), "crc32": str(_checksum(unit))}
+        self.write_table(f"embeddings/{key}/{unit_id}.parquet", pa.table(columns).replace_schema_metadata(metadata))
 
     def read_unit(self, key: str, unit_id: str) -> Unit:
-        table = self.read_table(f"embeddings/{key}/{unit_id}.parquet")
-        scalars = json.loads(table.schema.metadata[b"unit"])
-        blocks, variances = {}, {}
-        for i, name in enumerate(table["block"].to_pylist()):
-            blocks[name] = table["values"][i].values.to_numpy().reshape(table["draws"][i].as_py(), -1)
-            variance = table["variance"][i].values.to_numpy()
-            variances |= {name: variance} if len(variance) else {}
-        return Unit(blocks, variances, **{**scalars, "skipped": tuple(scalars["skipped"])})
+        return self._read(f"embeddings/{key}/{unit_id}.parquet", _unit)
+
+    def sound_units(self, key: str, unit_ids: Iterable[str]) -> set[str]:
+        """Those of `unit_ids` that are there and whole: every one is read and its checksums compared, READERS at a time."""
+        stored = self.names(f"embeddings/{key}")
+        there = [u for u in unit_ids if f"{u}.parquet" in stored]
+        with ThreadPoolExecutor(READERS) as pool:
+            whole = pool.map(lambda u: self.find(f"embeddings/{key}/{u}.parquet", _unit) is not None, there)
+            return {u for u, sound in zip(there, whole, strict=True) if sound}
+
+
+def _table(data: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def _unit(data: bytes) -> Unit:
+    table = _table(data)
+    scalars = json.loads(table.schema.metadata[b"unit"])
+    blocks, variances = {}, {}
+    for i, name in enumerate(table["block"].to_pylist()):
+        blocks[name] = table["values"][i].values.to_numpy().reshape(table["draws"][i].as_py(), -1)
+        variance = table["variance"][i].values.to_numpy()
+        variances |= {name: variance} if len(variance) else {}
+    unit = Unit(blocks, variances, **{**scalars, "skipped": tuple(scalars["skipped"])})
+    checksum = table.schema.metadata.get(b"crc32")  # older units have none
+    if checksum and int(checksum) != _checksum(unit):
+        raise ValueError("the unit's checksum differs")
+    return unit
+
+
+def _checksum(unit: Unit) -> int:
+    """CRC-32 of all of a unit: those of Parquet cover its pages, but neither their headers nor the footer."""
+    parts = {"blocks": unit.blocks, "variances": unit.variances}
+    shapes = {part: {name: list(values.shape) for name, values in arrays.items()} for part, arrays in parts.items()}
+    scalars = [unit.loss, unit.sequences, *unit.skipped, unit.tokens, unit.seconds]
+    total = zlib.crc32(json.dumps([shapes, scalars]).encode())
+    for arrays in parts.values():
+        for values in arrays.values():
+            total = zlib.crc32(np.ascontiguousarray(values, np.float32), total)
+    return total
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, *DAMAGED):
+        return "another process"

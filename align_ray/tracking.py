@@ -169,8 +169,8 @@ def start_tracking(config: Config, store: Store) -> Tracker:
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the pages take it for one of a chat application
         experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location, tags=kind)
     tracked = config.model_dump(mode="json", exclude={"tracking", "cluster", "cost"})
-    key, known = digest(tracked), store.read_json("mlflow-run.json") if store.exists("mlflow-run.json") else {}
-    runs = known.get("runs", {}) if known.get("uri") == uri else {}
+    key, known = digest(tracked), store.find_json("mlflow-run.json")
+    runs = known.get("runs", {}) if isinstance(known, dict) and known.get("uri") == uri else {}
     if key not in runs or not _exists(client, runs[key]):
         runs[key] = client.create_run(experiment_id, run_name=config.name, tags={"align_ray.kind": "study"}).info.run_id
         _log(client, runs[key], _study_params(tracked), {})

@@ -57,8 +57,7 @@ def train_jobs(
     `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
     """
     keys = job_keys(config, located, heldout, jobs)
-    done = store.names("finetune")
-    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if f"{k}.json" not in done}
+    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k)}
     if todo:
         _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
         check_cap(config)
@@ -88,6 +87,13 @@ def heldout_probabilities(
     train_jobs(config, store, located, heldout, jobs)
     parts = [load(store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(config, located, heldout, jobs)]
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
+
+
+def finished(store: Store, key: str) -> bool:
+    """Whether a job's losses are in the store, whole."""
+    from safetensors.numpy import load
+
+    return bool(store.find_json(f"finetune/{key}.json") and store.find(f"finetune/{key}.safetensors", load))
 
 
 def _trained(stored: dict[str, Any]) -> Trained:
@@ -143,7 +149,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
     with progress.steps("trainings done", len(jobs)):
         results = tuner.fit()
     for error in results.errors:
-        raise RuntimeError(f"fine-tuning failed: {error}")
+        raise RuntimeError(f"fine-tuning failed: {error}") from error
 
 
 def job_counter() -> Any:
@@ -196,7 +202,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     scratch = settings["scratch"]
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
-        if store.exists(f"finetune/{job['key']}.json"):
+        if finished(store, job["key"]):
             train.report({"job": job["key"]})
             continue
         torch.manual_seed(job["seed"])

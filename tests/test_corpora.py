@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from align_ray import corpora, installed
+from align_ray import corpora, installed, limits
 from align_ray.config import Corpus
 from align_ray.corpora import check_corpus, documents, plan_fragments
 from align_ray.errors import CorpusError
@@ -130,7 +130,7 @@ def test_every_line_is_read_once_whatever_the_size_of_the_byte_ranges(tmp_path, 
         (b'{"text": "\xff\xfe"}', "unreadable"),
         (b'["a list"]', "unreadable"),
         (b"[" * 100_000, "unreadable"),
-        (b'{"text": "' + b"x" * 500_000 + b'"}', "unreadable"),
+        (b'{"text": "' + b"x" * 500_000 + b'"}', "oversized"),
         (b'{"text": null}', "missing_column"),
         (b'{"text": 3}', "missing_column"),
         (b'{"txt": "a"}', "missing_column"),
@@ -140,7 +140,7 @@ def test_every_line_is_read_once_whatever_the_size_of_the_byte_ranges(tmp_path, 
     ],
 )
 def test_a_bad_record_is_counted_and_its_neighbours_are_read(tmp_path, monkeypatch, line, count):
-    monkeypatch.setattr(corpora, "MAX_LINE_BYTES", 200_000)
+    monkeypatch.setattr(limits, "MAX_RECORD_BYTES", 200_000)
     for size in (20_000, 2**26):
         monkeypatch.setattr(corpora, "FRAGMENT_BYTES", size)
         (tmp_path / "a.jsonl").write_bytes(lines(["before"]) + line + b"\n" + lines(["after"]))
