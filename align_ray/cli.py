@@ -108,6 +108,15 @@ def contamination(config: Path_, set_: Set = None) -> None:
 
 
 @app.command()
+def samples(config: Path_, set_: Set = None) -> None:
+    """Score single sequences of every corpus: the most and the least aligned ones of the report.
+
+    Example: [b]align-ray samples study.yaml[/b]
+    """
+    _stage("samples", config, set_)
+
+
+@app.command()
 def search(config: Path_, set_: Set = None) -> None:
     """Search the mixture weights, from stored embeddings.
 

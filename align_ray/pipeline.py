@@ -1,4 +1,4 @@
-"""The stages of a study, one plain function each: embed -> align -> contamination -> search -> finetune -> report.
+"""The stages of a study, one plain function each: embed -> align -> contamination -> samples -> search -> finetune -> report.
 
 A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again.
 """
@@ -24,6 +24,7 @@ from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.recipes import make_recipe
 from align_ray.runtime import connect
+from align_ray.sequence_scores import refuse_unscorable, score_samples
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
 from align_ray.store import Store
@@ -129,6 +130,26 @@ def contamination(study: Study) -> dict[str, Any]:
         return result
 
     return _timed(study, "contamination", work)
+
+
+def samples(study: Study) -> dict[str, Any]:
+    """The most and the least aligned sequences of every corpus (see `score_samples`); {} where single ones have no embedding."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        need(study, "embed")
+        try:
+            refuse_unscorable(config.embedding)
+        except ConfigError as reason:
+            study.say(f"no samples of text by alignment: {reason}")
+            result = {}
+        else:
+            connect(config.cluster)
+            result = score_samples(config, store, study.probe, study.say)
+        store.write_json("samples.json", result)
+        return result
+
+    return _timed(study, "samples", work)
 
 
 def search(study: Study) -> dict[str, Any]:
@@ -248,7 +269,7 @@ def report(study: Study) -> str:
     store = study.store
     need(study, "align")
     results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
-    for stage in ("embed", "align", "contamination", "search", "finetune"):  # validation is asked for by name
+    for stage in ("embed", "align", "contamination", "samples", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
     results["cost"] = store.read_json("cost.json")
@@ -267,7 +288,7 @@ def run(study: Study) -> str:
     """All stages; returns where the report is."""
     tracker = start_tracking(study.config, study.store)
     try:
-        for stage in (embed, align, contamination, search, finetune):
+        for stage in (embed, align, contamination, samples, search, finetune):
             stage(study)
         where = report(study)
     except BaseException as error:
@@ -309,6 +330,7 @@ STAGES = {
     "embed": Stage("corpora", (), SAMPLE_FIELDS),
     "align": Stage("alignment", ("embed",), ()),
     "contamination": Stage("contamination", ("embed",), ()),
+    "samples": Stage("samples", ("embed",), ()),
     "search": Stage("search", ("embed",), ("search",)),
     "finetune": Stage("finetune", ("search",), ("finetune",)),
     "validate": Stage("validation", ("search",), ("finetune",)),
