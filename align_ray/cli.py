@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align_ray import cli_mixture
+from align_ray import cli_mixture, cli_select
 from align_ray.commands import Path_, Set, guard, study_of
 from align_ray.terminal import (
     out,
@@ -37,7 +37,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> None:
 
 @app.command()
 def run(config: Path_, set_: Set = None) -> None:
-    """Run the whole study: embed, align, contamination, search, finetune, report.
+    """Run the whole study: embed, align, contamination, samples, search, finetune, report.
 
     Example: [b]align-ray run study.yaml --set seed=1[/b]
     """
@@ -226,7 +226,7 @@ def study(
     guard(work)
 
 
-for command in (cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose):
+for command in (cli_mixture.export, cli_mixture.materialise, cli_mixture.fit, cli_mixture.propose, cli_select.select):
     app.command()(command)
 
 
