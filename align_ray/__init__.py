@@ -19,7 +19,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_config": "config",
+    "load_config": "config_file",
     "Config": "config",
     "open_study": "pipeline",
     "Study": "pipeline",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from align_ray import cli_init, cli_mixture, cli_ui
+from align_ray import cli_init, cli_mixture, cli_select, cli_ui
 from align_ray.commands import OptionsAnywhere, Path_, Set, guard, set_output, study_of
 from align_ray.errors import CapReached
 from align_ray.terminal import (
@@ -69,7 +69,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check the configuration and show the plan and its cost; start nothing.")
     ] = False,
 ) -> None:
-    """Run the whole study: embed, align, contamination, search, finetune, report.
+    """Run the whole study: embed, align, contamination, samples, search, finetune, report.
 
     Example: [b]align-ray run study.yaml --set seed=1[/b]
     """
@@ -139,6 +139,15 @@ def contamination(config: Path_, set_: Set = None) -> None:
     Example: [b]align-ray contamination study.yaml[/b]
     """
     _stage("contamination", config, set_, show_contamination)
+
+
+@app.command()
+def samples(config: Path_, set_: Set = None) -> None:
+    """Score single sequences of every corpus: the most and the least aligned ones of the report.
+
+    Example: [b]align-ray samples study.yaml[/b]
+    """
+    _stage("samples", config, set_)
 
 
 @app.command()
@@ -261,6 +270,7 @@ COMMANDS = (
     cli_mixture.materialise,
     cli_mixture.fit,
     cli_mixture.propose,
+    cli_select.select,
     cli_ui.ui,
 )
 for command in COMMANDS:

@@ -122,7 +122,7 @@ def doctor(
 
     Example: [b]align-ray doctor study.yaml[/b]
     """
-    from align_ray.config import load_config
+    from align_ray.config_file import load_config
     from align_ray.doctor import diagnose
 
     rows: list[Any] = []

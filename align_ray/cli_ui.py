@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from align_ray.commands import guard
-from align_ray.config import load_config
+from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
 from align_ray.terminal import out
 

@@ -51,7 +51,7 @@ def set_output(
 
 def study_of(config: Path | None, overrides: list[str] | None, write: bool = True) -> Any:
     """The study of a configuration file (None: the embedded default) with `--set` applied."""
-    from align_ray.config import load_config
+    from align_ray.config_file import load_config
     from align_ray.errors import ConfigError
     from align_ray.pipeline import open_study
 

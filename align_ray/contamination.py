@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from align_ray.alignment import batch_matrix, measures
-from align_ray.config import Config, Corpus
-from align_ray.corpora import Fragment, documents
+from align_ray.config import Config
+from align_ray.corpora import documents
 from align_ray.cross_entropy import rank_by_cross_entropy
 from align_ray.embedding import embed_batches, read_embeddings, read_sample, unit_id
 from align_ray.intervals import two_sample_mean
 from align_ray.probe import Located, load_tokenizer
 from align_ray.progress import counted
-from align_ray.sampling import read_tasks
+from align_ray.sampling import read_task, read_tasks
 from align_ray.similarity import distance_matrix
 from align_ray.store import Store
 
@@ -68,7 +68,7 @@ def target_ngrams(config: Config) -> dict[str, np.ndarray]:
     import ray
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        corpus, fragments = _task(batch)
+        corpus, fragments = read_task(batch)
         found = _join(ngram_hashes(text) for text in documents(corpus, fragments, Counter()))
         return {"name": [corpus.name], "hashes": [found[:MOST_NGRAMS]]}
 
@@ -92,7 +92,7 @@ def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str
     shipped = ray.put(known)
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        corpus, fragments = _task(batch)
+        corpus, fragments = read_task(batch)
         targets = ray.get(shipped)
         hits: Counter = Counter()
         found: dict[str, list[np.ndarray]] = {t: [] for t in targets}
@@ -134,10 +134,6 @@ def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str
         }
         for name in hits
     }
-
-
-def _task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:
-    return Corpus(**json.loads(batch["corpus"][0])), [Fragment(**f) for f in json.loads(batch["fragments"][0])]
 
 
 def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.ndarray:

@@ -296,10 +296,12 @@ def embed_batches(
     return result
 
 
-def read_embeddings(config: Config, store: Store, embedded: dict[str, Any] | None = None) -> dict[str, list[Unit]]:
-    """The units of every corpus in the order of its batches. `embedded`: `key`, their folder, and where not all batches were
-    embedded `limits`, their number by corpus; default: what the embedding stage left in embedding.json."""
+def read_embeddings(
+    config: Config, store: Store, embedded: dict[str, Any] | None = None, corpora: list[Corpus] | None = None
+) -> dict[str, list[Unit]]:
+    """The units of `corpora` (default: all) in the order of their batches. `embedded`: `key`, their folder, and where not all
+    batches were embedded `limits`, their number by corpus; default: what the embedding stage left in embedding.json."""
     embedded = embedded or store.read_json("embedding.json")
     key, limits = embedded["key"], embedded.get("limits") or {}
-    batches = {c.name: read_sample(store, c.name).batches[: limits.get(c.name)] for c in config.corpora}
+    batches = {c.name: read_sample(store, c.name).batches[: limits.get(c.name)] for c in corpora or config.corpora}
     return {name: [store.read_unit(key, unit_id(b)) for b in rows] for name, rows in batches.items()}

@@ -64,6 +64,7 @@ def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Wo
         search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
     return {
         "embed": embedding(len(config.corpora) * sampling.batches),
+        "samples": embedding(len(config.corpora)),
         "search": search,
         "finetune": training(candidates + 2, tune.tokens),
         "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates, tune.tokens),

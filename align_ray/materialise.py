@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Corpus
-from align_ray.corpora import Fragment, documents
+from align_ray.corpora import documents
 from align_ray.errors import ConfigError
 from align_ray.probe import Located, load_tokenizer
-from align_ray.sampling import read_tasks
+from align_ray.sampling import read_task, read_tasks
 from align_ray.store import Store
 
 BINS = 2**14
@@ -67,8 +67,7 @@ def materialise(
     folder = store.uri
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        corpus = Corpus(**json.loads(batch["corpus"][0]))
-        fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+        corpus, fragments = read_task(batch)
         tokenizer = load_tokenizer(located)
         rows: dict[str, list] = {k: [] for k in ("shard", "place", "corpus", "epoch", "text", "tokens")}
         for text in documents(corpus, fragments, Counter()):
@@ -95,11 +94,8 @@ def materialise(
         order = np.lexsort((group["text"].astype(str), group["place"]))
         columns = ("text", "corpus", "epoch", "tokens")
         table = pa.table({k: pa.array(group[k][order].tolist()) for k in columns})
-        name, out = f"part-{int(group['shard'][0]):05d}.parquet", Store(folder)
-        out.write_table(name, table)
         by_corpus = {c: int(group["tokens"][group["corpus"] == c].sum()) for c in sorted(set(group["corpus"].tolist()))}
-        sha = hashlib.sha256(out.read_bytes(name)).hexdigest()
-        return {"file": [name], "rows": [len(order)], "sha256": [sha], "tokens": [json.dumps(by_corpus)]}
+        return {**write_shard(Store(folder), int(group["shard"][0]), table), "tokens": [json.dumps(by_corpus)]}
 
     rows = ray.data.from_items(read_tasks(chosen), override_num_blocks=len(read_tasks(chosen))).map_batches(read, batch_size=1)
     written = rows.groupby("shard").map_groups(write, batch_format="numpy").take_all()
@@ -115,10 +111,23 @@ def materialise(
         "total_tokens": sum(tokens.values()),
         "unique_tokens": {c.name: int(counted[c.name]["bins"][0].sum()) for c in chosen},
         "tokenizer": located.digest,
-        "files": sorted(({k: p[k] for k in ("file", "rows", "sha256")} for p in written), key=lambda p: p["file"]),
+        "files": shard_list(written),
     }
     store.write_json("manifest.json", manifest)
     return manifest
+
+
+def write_shard(store: Store, shard: int, table: pa.Table) -> dict[str, list]:
+    """Write part-NNNNN.parquet; returns its name, rows and SHA-256 as a batch of one row."""
+    name = f"part-{shard:05d}.parquet"
+    store.write_table(name, table)
+    sha = hashlib.sha256(store.read_bytes(name)).hexdigest()
+    return {"file": [name], "rows": [table.num_rows], "sha256": [sha]}
+
+
+def shard_list(written: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a manifest says of the shards, from the rows `write_shard` gave."""
+    return sorted(({k: part[k] for k in ("file", "rows", "sha256")} for part in written), key=lambda part: part["file"])
 
 
 def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict[str, Any]]:
@@ -126,8 +135,7 @@ def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict
     import ray
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        corpus = Corpus(**json.loads(batch["corpus"][0]))
-        fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+        corpus, fragments = read_task(batch)
         tokenizer, bins = load_tokenizer(located), np.zeros((2, BINS), np.int64)
         for text in documents(corpus, fragments, Counter()):
             tokens = len(_tokens(tokenizer, text))

@@ -1,19 +1,15 @@
-"""The stages of a study, one plain function each: embed -> align -> contamination -> search -> finetune -> report.
+"""The stages of a study, one plain function each: embed -> align -> contamination -> samples -> search -> finetune -> report.
 
 A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again.
 """
 
-import dataclasses
-import functools
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from align_ray.alignment import align_corpora
-from align_ray.config import Config, digest
+from align_ray.config import Config
 from align_ray.constraints import constraints
 from align_ray.contamination import contamination as find_contamination
 from align_ray.corpora import check_corpus
@@ -28,37 +24,15 @@ from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.recipes import make_recipe
-from align_ray.results import RESULTS, Alignment, Contamination, Corpora, Finetuned, Mixture, Validation
-from align_ray.runtime import capacity, connect
+from align_ray.results import Alignment, Contamination, Corpora, Finetuned, Mixture, Validation
+from align_ray.sequence_scores import refuse_unscorable, score_samples
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
-from align_ray.spending import costs, price, spending
+from align_ray.stages import STAGES, Study, alone, need, stored, timed, tracking
 from align_ray.store import Store
 from align_ray.study_report import study_files
-from align_ray.tracking import Tracker, start_tracking, track, tracking_uri
+from align_ray.tracking import tracking_uri
 from align_ray.validation import VALIDATED, validate_mixtures
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A checked configuration, ready to run."""
-
-    config: Config
-    store: Store
-    probe: Located
-    say: Callable[[str], None]
-    """Receives one line of progress per event."""
-
-
-def _alone(stage: Callable[..., Any]) -> Callable[..., Any]:
-    """No other run may use the study's store meanwhile (see `Store.locked`)."""
-
-    @functools.wraps(stage)
-    def held(study: Study, *args: Any) -> Any:
-        with study.store.locked():
-            return stage(study, *args)
-
-    return held
 
 
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
@@ -112,7 +86,7 @@ def embed(study: Study) -> Corpora:
         study.say(f"embedded {done['computed']} batches now; {done['planned']} of {most} are in the store")
         return {"corpora": corpora, "work": done}
 
-    return _timed(study, "embed", work, on_workers=True)
+    return timed(study, "embed", work, on_workers=True)
 
 
 def align(study: Study) -> Alignment:
@@ -135,7 +109,7 @@ def align(study: Study) -> Alignment:
         study.store.write_json("alignment.json", result)
         return result
 
-    return _timed(study, "align", work)
+    return timed(study, "align", work)
 
 
 def contamination(study: Study) -> Contamination:
@@ -149,7 +123,25 @@ def contamination(study: Study) -> Contamination:
             study.say(f"note: {line}")
         return result
 
-    return _timed(study, "contamination", work, on_workers=True)
+    return timed(study, "contamination", work, on_workers=True)
+
+
+def samples(study: Study) -> dict[str, Any]:
+    """The most and the least aligned sequences of every corpus (see `score_samples`); {} where single ones have no embedding."""
+    config, store = study.config, study.store
+
+    def work() -> dict[str, Any]:
+        try:
+            refuse_unscorable(config.embedding)
+        except ConfigError as reason:
+            study.say(f"no samples of text by alignment: {reason}")
+            result = {}
+        else:
+            result = score_samples(config, store, study.probe, study.say)
+        store.write_json("samples.json", result)
+        return result
+
+    return timed(study, "samples", work, on_workers=True)
 
 
 def search(study: Study) -> Mixture:
@@ -164,7 +156,7 @@ def search(study: Study) -> Mixture:
             study.say(f"note: {line}")
         return result
 
-    return _timed(study, "search", work, on_workers=True)
+    return timed(study, "search", work, on_workers=True)
 
 
 def recipe(study: Study) -> dict[str, Any]:
@@ -184,7 +176,7 @@ def finetune(study: Study) -> Finetuned:
         store.write_json("finetune.json", result)
         return result
 
-    return _timed(study, "finetune", work, on_workers=True)
+    return timed(study, "finetune", work, on_workers=True)
 
 
 def validate(study: Study, further: tuple[str, ...] = ()) -> Validation:
@@ -208,7 +200,7 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> Validation:
         store.write_json("validation.json", result)
         return result
 
-    return _timed(study, "validate", work, on_workers=True)
+    return timed(study, "validate", work, on_workers=True)
 
 
 def predict(study: Study) -> dict[str, Any]:
@@ -232,16 +224,16 @@ def predict(study: Study) -> dict[str, Any]:
             store.write_bytes(name, content)
         return result
 
-    return _timed(study, "predict", work, on_workers=True)
+    return timed(study, "predict", work, on_workers=True)
 
 
-@_alone
+@alone
 def report(study: Study) -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
     store = study.store
     need(study, "align")
     results = {STAGES[stage].result: value for stage in STAGES if (value := stored(study, stage))}
-    for stage in ("embed", "align", "contamination", "search", "finetune"):  # validation is asked for by name
+    for stage in ("embed", "align", "contamination", "samples", "search", "finetune"):  # validation is asked for by name
         if STAGES[stage].result not in results:
             study.say(f"no result of the stage '{stage}' belongs to this configuration: the report leaves it out")
     results |= {name: store.read_json(f"{name}.json") for name in ("cost", "estimate") if store.exists(f"{name}.json")}
@@ -262,7 +254,7 @@ def plan(study: Study) -> dict[str, Any]:
     return estimate(config, study.store, study.probe, _finetune_model(config, study.probe), gpu)
 
 
-@_alone
+@alone
 def run(study: Study) -> str:
     """All stages; returns where the report is.
 
@@ -270,7 +262,7 @@ def run(study: Study) -> str:
     """
     study.store.write_json("estimate.json", plan(study))
     capped: CapReached | None = None
-    for stage in (embed, align, contamination, search, finetune):
+    for stage in (embed, align, contamination, samples, search, finetune):
         if capped and any(stored(study, needed) is None for needed in STAGES[stage.__name__].needs):
             continue
         try:
@@ -285,11 +277,6 @@ def run(study: Study) -> str:
     return where
 
 
-def tracking(study: Study) -> Tracker:
-    """The study's MLflow parent run."""
-    return start_tracking(study.config, study.store)
-
-
 def _finetune_model(config: Config, probe: Located) -> Located:
     """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences."""
     if config.finetune.model is None or config.finetune.model == config.probe.model:
@@ -301,103 +288,3 @@ def _finetune_model(config: Config, probe: Located) -> Located:
             "use a model of the same family or make it the probe."
         )
     return located
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage's result file, the stages it reads and the fields of the configuration it depends on."""
-
-    result: str
-    needs: tuple[str, ...]
-    fields: tuple[str, ...]
-
-
-FORMAT = 1
-"""Of the stages' results; one of another format, of an older or newer version, is made again."""
-SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens")
-STAGES = {
-    "embed": Stage("corpora", (), SAMPLE_FIELDS),
-    "align": Stage("alignment", ("embed",), ()),
-    "contamination": Stage("contamination", ("embed",), ()),
-    "search": Stage("search", ("embed",), ("search",)),
-    "finetune": Stage("finetune", ("search",), ("finetune",)),
-    "validate": Stage("validation", ("search",), ("finetune",)),
-    "predict": Stage("prediction", ("embed",), ("finetune", "predict")),
-}
-
-
-def stored(study: Study, stage: str) -> dict[str, Any] | None:
-    """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
-    made = costs(study.store).get(stage, {})
-    if made.get("made_from") != _key(study, stage) or made.get("format", FORMAT) != FORMAT:
-        return None
-    return study.store.find_json(f"{STAGES[stage].result}.json")
-
-
-def _key(study: Study, stage: str) -> str:
-    """Digest of all that determines a stage's result."""
-    config = study.config.model_dump(mode="json")
-    values = []
-    for field in STAGES[stage].fields:
-        value = config
-        for part in field.split("."):
-            value = value[part]
-        values.append(value)
-    inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
-    if not inputs:
-        samples = study.store.find_mappings("corpora.json")
-        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
-    return digest([values, inputs])
-
-
-def need(study: Study, stage: str) -> None:
-    """Raise UserError where a stage has no result for this configuration."""
-    if stored(study, stage) is None:
-        raise UserError(
-            f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first."
-        )
-
-
-@_alone
-def _timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> Any:
-    """Run a stage whose needs are met; record what it cost and what its result belongs to in cost.json; track its result."""
-    for needed in STAGES[stage].needs:
-        need(study, needed)
-    tracker = tracking(study)
-    with tracker.running():
-        if on_workers:
-            study.say(f"{stage}: connecting to Ray")
-            connect(study.config.cluster)
-        start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
-        result: dict[str, Any] = {}
-        try:
-            with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
-                result = work()
-        finally:
-            seconds = time.perf_counter() - start
-            if on_workers:
-                workers.append(capacity(study.config.cluster))
-            record(study, stage, seconds, max((w.now for w in workers), default=0), result)
-        track(tracker, study.config, study.store, stage, result)
-    study.say(f"{stage}: {seconds:.1f} s")
-    return RESULTS.get(stage, dict)(result)
-
-
-def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any]) -> None:
-    """Write to cost.json what a stage cost and, where it has a result, what that was made from.
-
-    `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
-    found = costs(study.store)
-    before = found.get(stage, {})
-    made = {"made_from": _key(study, stage), "format": FORMAT} if result else {}
-    if result and stage == "embed":
-        rate = {k: result["work"][k] for k in ("tokens", "actor_seconds")}
-        made |= result["work"] | {"rate": rate if rate["tokens"] else before.get("rate")}
-    held = seconds * workers
-    now = {
-        "seconds": seconds,
-        "worker_seconds": held,
-        "cost": price(study.config, held),
-        "spent": before.get("spent", 0.0) + held,
-    }
-    study.store.write_json("cost.json", found | {stage: (made or before) | now})

@@ -136,6 +136,11 @@ def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
     ]
 
 
+def read_task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:
+    """What a row of `read_tasks` says, in a batch of one."""
+    return Corpus(**json.loads(batch["corpus"][0])), [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+
+
 def group_fragments(fragments: list[Fragment]) -> list[list[Fragment]]:
     """Consecutive fragments together up to TASK_BYTES, so that ten thousand small files are not ten thousand tasks."""
     groups: list[list[Fragment]] = []

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from align_ray.config import Config, Corpus, to_yaml, validated
+from align_ray.config import Config, Corpus, to_yaml
+from align_ray.config_file import validated
 from align_ray.corpora import check_corpus, first_records, plan_fragments
 from align_ray.errors import ConfigError
 

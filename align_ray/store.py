@@ -4,6 +4,7 @@
     OUTPUT/corpora/NAME.parquet           the batches of a corpus: token ids and document keys
     OUTPUT/embeddings/KEY/UNIT.parquet    one Fisher embedding per batch; KEY: probe, tokenizer, estimator, seed;
                                           UNIT: the batch's token ids
+    OUTPUT/selection/KEY/CHUNK.parquet    scores of 64 documents (or a batch's sequences), with their texts; CHUNK: their keys
     OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
     OUTPUT/finetune/KEY.json              the losses of one training
     OUTPUT/{corpora,embedding,alignment,search,finetune,prediction}.json, report.html, study.md
@@ -27,6 +28,7 @@ from typing import Any, TypeVar
 import filelock
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -198,6 +200,12 @@ class Store:
 
     def read_table(self, name: str) -> pa.Table:
         return self._read(name, _table)
+
+    def dataset(self, names: list[str]) -> pads.Dataset:
+        """Parquet files of one schema as a pyarrow data set, in this order: columns and rows are read as they are asked for."""
+        fs, root = self._at("")
+        schema = pq.read_schema(f"{root}{names[0]}", filesystem=fs)
+        return pads.dataset([f"{root}{name}" for name in names], schema=schema, filesystem=fs, format="parquet")
 
     def write_unit(self, key: str, unit_id: str, unit: Unit) -> None:
         scalars = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name not in ("blocks", "variances")}

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from align_ray.config import EMBEDDED_DEFAULT, Config, digest, load_config, without_secret
+from align_ray.config import Config, digest, without_secret
+from align_ray.config_file import EMBEDDED_DEFAULT, load_config
 from align_ray.errors import ConfigError
 
 STUDY = {

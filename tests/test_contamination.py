@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from align_ray import pipeline
-from align_ray.config import load_config
+from align_ray.config_file import load_config
 from align_ray.contamination import WORDS, ngram_hashes, shared
 from tests.conftest import write_jsonl
 

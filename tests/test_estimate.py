@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from align_ray import pipeline
+from align_ray import pipeline, stages
 from align_ray.cli import app
 from align_ray.config import Config, Probe
 from align_ray.errors import CapReached, ConfigError
@@ -37,7 +37,7 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
 
 
 def test_a_dry_run_shows_the_plan_starts_nothing_and_writes_nothing(small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", cost={"price_per_hour": 2.0})))
     shown = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml"), "--dry-run"])
     assert shown.exit_code == 0 and "finetune" in shown.stdout and "assumed" in shown.stdout, shown.output
@@ -91,7 +91,7 @@ def test_an_alignment_of_the_batches_that_were_embedded_before_the_cap(local_ray
 
 
 def test_a_negative_price_is_refused(small_config, tmp_path):
-    from align_ray.config import load_config
+    from align_ray.config_file import load_config
 
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", cost={"price_per_hour": -1})))
     with pytest.raises(ConfigError, match="cost.price_per_hour"):

@@ -19,9 +19,10 @@ import yaml
 import zstandard
 from typer.testing import CliRunner
 
-from align_ray import limits, pipeline, sampling
+from align_ray import limits, pipeline, sampling, stages
 from align_ray.cli import app
-from align_ray.config import Config, Corpus, Embedding, Sampling, load_config
+from align_ray.config import Config, Corpus, Embedding, Sampling
+from align_ray.config_file import load_config
 from align_ray.contamination import ngram_hashes, shared
 from align_ray.corpora import Fragment, check_corpus, documents, plan_fragments
 from align_ray.embedding import FisherActor, read_embeddings
@@ -451,7 +452,7 @@ def test_a_mistake_that_a_worker_meets_is_one_sentence(local_ray, small_config, 
 
 
 def test_a_read_only_output_is_refused_before_anything_is_read(mounted, small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
     for folder in (mounted("ro"), "/proc/here", "/sys/here"):
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(small_config(folder)))
@@ -620,7 +621,7 @@ def test_torn_and_foreign_results_count_as_not_there_and_the_stages_make_them_an
     assert pipeline.stored(study, "align") is not None
     if garbage == "newer":
         costs = json.loads(study.store.read_bytes("cost.json"))
-        costs["align"]["format"] = pipeline.FORMAT + 1
+        costs["align"]["format"] = stages.FORMAT + 1
         path, sound = study.store.local_path("cost.json"), study.store.read_bytes("cost.json")
         garbage = json.dumps(costs).encode()
     path.write_bytes(garbage)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from align_ray.cli import app
-from align_ray.config import Config, Corpus, load_config, validated
+from align_ray.config import Config, Corpus
+from align_ray.config_file import load_config, validated
 from align_ray.corpora import check_corpus
 from align_ray.errors import ConfigError, CorpusError
 from align_ray.starter import look, proposed_name, render, write

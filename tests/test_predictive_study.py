@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from align_ray import baselines, pipeline
 from align_ray.cli import app
-from align_ray.config import load_config
+from align_ray.config_file import load_config
 from align_ray.embedding import read_sample, unit_id
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.installed import INSTALLED

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align_ray import corpora, limits
-from align_ray.config import Config, Corpus, load_config
+from align_ray.config import Config, Corpus
+from align_ray.config_file import load_config
 from align_ray.corpora import documents, plan_fragments
 from align_ray.errors import ConfigError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align_ray.config import load_config
+from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
 from align_ray.robustness import _agreement, _layers, _row_sets, _scores, _variants, kendall_w, robustness
 from align_ray.store import Unit

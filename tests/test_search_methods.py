@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from align_ray import pipeline
-from align_ray.config import load_config
+from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")

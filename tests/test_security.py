@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from align_ray.cli import app
-from align_ray.config import Config, Corpus, load_config
+from align_ray.config import Config, Corpus
+from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
 from align_ray.export import EXPORTERS
 from align_ray.recipes import FORMAT, read_recipe

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from align_ray.config import load_config
+from align_ray.config_file import load_config
 from align_ray.html_report import render_report
 from align_ray.noise import needed
 

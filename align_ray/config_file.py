@@ -1,0 +1,76 @@
+"""Read a configuration: YAML in, a validated Config out, or one sentence that names the file, the field and the mend."""
+
+import difflib
+import reprlib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from align_ray.config import Config, Model
+from align_ray.errors import ConfigError
+
+EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")
+
+M = TypeVar("M", bound=Model)
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read and validate a YAML configuration; None gives the embedded default.
+
+    `overrides` maps dotted fields to values ({"search.trials": 8}); relative sources and outputs are taken from the
+    current directory. Raises ConfigError with one sentence that names the file and the field.
+    """
+    path = Path(path) if path else EMBEDDED_DEFAULT
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}); check the path.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, no date, nested without end
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend the syntax.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: the configuration must be a mapping of fields such as 'targets' and 'candidates'.")
+    for field, value in (overrides or {}).items():
+        *parents, last = field.split(".")
+        section = data
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {field}: '{parent}' is not a section; name one field of a section.")
+        section[last] = value
+    return validated(Config, data, str(path))
+
+
+def validated(model: type[M], data: Any, where: str) -> M:
+    """`data` as a `model`; raises ConfigError with one sentence that begins with `where` and names the field."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error, model)}") from None
+
+
+def _sentence(error: ValidationError, model: Any) -> str:
+    """The first validation error as one sentence with a remedy."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, key = first["loc"]
+        for part in parents:  # a list's numbers and a mapping's own keys leave it as it is
+            if part in getattr(model, "model_fields", {}):
+                annotation = model.model_fields[part].annotation
+                model = [annotation, *get_args(annotation)][-1]
+        known = list(getattr(model, "model_fields", {}))
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known fields: {', '.join(known)}."
+        return f"unknown field {field!r}; {hint}"
+    if first["type"] == "missing":
+        return f"the field '{field}' is missing; add it."
+    message = first["msg"].removeprefix("Value error, ")
+    if not field:
+        return f"{message}."
+    sentence = message if message.startswith("the URI") else message[0].lower() + message[1:]
+    shown = reprlib.repr(first["input"])  # cut short: aliases can make a small file's value endless
+    if "://" in shown:  # not repeated: a URI may carry a credential, wherever it stands
+        return f"field {field!r}: {sentence}."
+    return f"field {field!r} is {shown}: {sentence}."

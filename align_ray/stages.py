@@ -1,0 +1,145 @@
+"""What a stage is: its result file, what it reads, what determines it, and how it is run, timed, priced and tracked."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from align_ray.config import Config, digest
+from align_ray.errors import UserError
+from align_ray.probe import Located
+from align_ray.results import RESULTS
+from align_ray.runtime import capacity, connect
+from align_ray.spending import costs, price, spending
+from align_ray.store import Store
+from align_ray.tracking import Tracker, start_tracking, track
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A checked configuration, ready to run."""
+
+    config: Config
+    store: Store
+    probe: Located
+    say: Callable[[str], None]
+    """Receives one line of progress per event."""
+
+
+def alone(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """No other run may use the study's store meanwhile (see `Store.locked`)."""
+
+    @functools.wraps(stage)
+    def held(study: Study, *args: Any) -> Any:
+        with study.store.locked():
+            return stage(study, *args)
+
+    return held
+
+
+def tracking(study: Study) -> Tracker:
+    """The study's MLflow parent run."""
+    return start_tracking(study.config, study.store)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage's result file, the stages it reads and the fields of the configuration it depends on."""
+
+    result: str
+    needs: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+FORMAT = 1
+"""Of the stages' results; one of another format, of an older or newer version, is made again."""
+SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens")
+STAGES = {
+    "embed": Stage("corpora", (), SAMPLE_FIELDS),
+    "align": Stage("alignment", ("embed",), ()),
+    "contamination": Stage("contamination", ("embed",), ()),
+    "samples": Stage("samples", ("embed",), ()),
+    "search": Stage("search", ("embed",), ("search",)),
+    "finetune": Stage("finetune", ("search",), ("finetune",)),
+    "validate": Stage("validation", ("search",), ("finetune",)),
+    "predict": Stage("prediction", ("embed",), ("finetune", "predict")),
+}
+
+
+def stored(study: Study, stage: str) -> dict[str, Any] | None:
+    """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
+    made = costs(study.store).get(stage, {})
+    if made.get("made_from") != _key(study, stage) or made.get("format", FORMAT) != FORMAT:
+        return None
+    return study.store.find_json(f"{STAGES[stage].result}.json")
+
+
+def _key(study: Study, stage: str) -> str:
+    """Digest of all that determines a stage's result."""
+    config = study.config.model_dump(mode="json")
+    values = []
+    for field in STAGES[stage].fields:
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        values.append(value)
+    inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
+    if not inputs:
+        samples = study.store.find_mappings("corpora.json")
+        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
+    return digest([values, inputs])
+
+
+def need(study: Study, stage: str) -> None:
+    """Raise UserError where a stage has no result for this configuration."""
+    if stored(study, stage) is None:
+        raise UserError(
+            f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first."
+        )
+
+
+@alone
+def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> Any:
+    """Run a stage whose needs are met; record what it cost and what its result belongs to in cost.json; track its result."""
+    for needed in STAGES[stage].needs:
+        need(study, needed)
+    tracker = tracking(study)
+    with tracker.running():
+        if on_workers:
+            study.say(f"{stage}: connecting to Ray")
+            connect(study.config.cluster)
+        start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
+        result: dict[str, Any] | None = None
+        try:
+            with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
+                result = work()
+        finally:
+            seconds = time.perf_counter() - start
+            if on_workers:
+                workers.append(capacity(study.config.cluster))
+            record(study, stage, seconds, max((w.now for w in workers), default=0), result)
+        track(tracker, study.config, study.store, stage, result)
+    study.say(f"{stage}: {seconds:.1f} s")
+    return RESULTS.get(stage, dict)(result)
+
+
+def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any] | None) -> None:
+    """Write to cost.json what a stage cost and, where it has a result, what that was made from.
+
+    `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
+    found = costs(study.store)
+    before = found.get(stage, {})
+    made = {"made_from": _key(study, stage), "format": FORMAT} if result is not None else {}
+    if result is not None and stage == "embed":
+        rate = {k: result["work"][k] for k in ("tokens", "actor_seconds")}
+        made |= result["work"] | {"rate": rate if rate["tokens"] else before.get("rate")}
+    held = seconds * workers
+    now = {
+        "seconds": seconds,
+        "worker_seconds": held,
+        "cost": price(study.config, held),
+        "spent": before.get("spent", 0.0) + held,
+    }
+    study.store.write_json("cost.json", found | {stage: (made or before) | now})

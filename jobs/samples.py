@@ -1,0 +1,9 @@
+"""Score single sequences of every corpus, as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/samples.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+"""
+
+from align_ray.cli import job
+
+if __name__ == "__main__":
+    job("samples")
