@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 from align_ray.config import Cluster
 from align_ray.errors import CapacityError
@@ -29,7 +30,7 @@ DRIVER_ENVIRONMENT = {
 }
 
 
-def connect(cluster: Cluster) -> None:
+def connect(cluster: Cluster, say: Callable[[str], None] = lambda line: None) -> None:
     """Use the Ray that is there (this process', `cluster.address` or RAY_ADDRESS), else start one on this machine.
 
     An existing connection is left as it is and is never shut down.
@@ -42,6 +43,7 @@ def connect(cluster: Cluster) -> None:
     if not ray.is_initialized():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
         runtime_env = {"env_vars": WORKER_ENVIRONMENT}
+        say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
         if address:
             ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
         else:

@@ -32,9 +32,9 @@ def alone(stage: Callable[..., Any]) -> Callable[..., Any]:
     """No other run may use the study's store meanwhile (see `Store.locked`)."""
 
     @functools.wraps(stage)
-    def held(study: Study, *args: Any) -> Any:
+    def held(study: Study, *args: Any, **options: Any) -> Any:
         with study.store.locked():
-            return stage(study, *args)
+            return stage(study, *args, **options)
 
     return held
 
@@ -108,8 +108,7 @@ def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_worke
     tracker = tracking(study)
     with tracker.running():
         if on_workers:
-            study.say(f"{stage}: connecting to Ray")
-            connect(study.config.cluster)
+            connect(study.config.cluster, study.say)
         start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
         result: dict[str, Any] | None = None
         try:

@@ -41,7 +41,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_exit_status_is_2_and_one_sentence_names_the_mistake(case, small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    monkeypatch.setattr(stages, "connect", lambda *_: pytest.fail("a cluster was asked for"))
     monkeypatch.chdir(tmp_path)
     mapping = small_config(tmp_path / "out")
     change, expected = CASES[case]

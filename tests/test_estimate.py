@@ -37,7 +37,7 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
 
 
 def test_a_dry_run_shows_the_plan_starts_nothing_and_writes_nothing(small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "connect", lambda _: pytest.fail("a cluster was asked for"))
+    monkeypatch.setattr(stages, "connect", lambda *_: pytest.fail("a cluster was asked for"))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", cost={"price_per_hour": 2.0})))
     shown = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml"), "--dry-run"])
     assert shown.exit_code == 0 and "finetune" in shown.stdout and "assumed" in shown.stdout, shown.output
