@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from align_ray.config import Config
+from align_ray.errors import StoreError
 from align_ray.store import Store
 
 
@@ -57,8 +58,12 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new store reports each of its migrations
     folder = store.local_path()
     uri = config.tracking.uri or f"sqlite:///{folder}/mlflow.db"
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    try:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(config.tracking.experiment)
+    except Exception as error:  # no server, no data base, one of another version: SQLAlchemy's and MLflow's own classes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(f"MLflow's store {uri} cannot be opened ({reason}); mend it, or move it away to start a new one.") from None
     if experiment:
         experiment_id = experiment.experiment_id
     else:
