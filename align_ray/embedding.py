@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors.torch import load
 
 from align_ray.config import Config, Corpus, Embedding, digest
 from align_ray.errors import CorpusError, ProbeError, StoreError
@@ -196,8 +197,6 @@ class FisherActor:
 
 def probe_with_head(located: Located, device: str, dtype: str, store: Store, head: str | None) -> Any:
     """The probe, checked, with its own head or the stored one."""
-    from safetensors.torch import load
-
     from align_ray.fisher import check_probe
     from align_ray.head_tuning import with_head
 
@@ -276,7 +275,7 @@ def embed_batches(
     result = {"key": key, "dtype": dtype, "planned": len(planned), "computed": len(todo), "tokens": 0, "actor_seconds": 0.0}
     if todo:
         most = min(room.most, len(todo))
-        if head and not store.exists(head):
+        if head and store.find(head, load) is None:
             _tune_shared_head(config, store, located, dtype, head, room.resources)
         receipts = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             FisherActor,

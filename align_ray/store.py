@@ -31,12 +31,13 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from align_ray.errors import ConfigError, StoreError
 
 Parsed = TypeVar("Parsed")
-DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What the parsers of this module raise for a file that is not what it should be (broken JSON and UTF-8 are ValueErrors)."""
+DAMAGED = (pa.ArrowException, SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What parsers raise for a file that is not what it should be (broken JSON and UTF-8 are ValueErrors)."""
 READERS = 16
 """Threads that look through the units of a store: on S3 the time is the network's."""
 
@@ -90,8 +91,8 @@ class Store:
         """Hold the store for this process and thread; within it, again, at no cost. Raises StoreError where another has it.
 
         A lock of the operating system, which ends with the process however it dies; workers write units without it. Stores on
-        object storage have none: files appear whole and are named by their content, so that two runs there waste work but damage
-        nothing.
+        object storage have none: files appear whole and units are named by their content, so that two runs of one configuration
+        waste work but damage nothing.
         """
         path = self.local_path(".lock")
         if path is None:

@@ -17,7 +17,7 @@ from string import Formatter
 from typing import Any
 
 from align_ray.config import Config, digest
-from align_ray.errors import CapReached, ConfigError
+from align_ray.errors import CapReached, ConfigError, StoreError
 from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
@@ -156,11 +156,15 @@ def start_tracking(config: Config, store: Store) -> Tracker:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new store reports each of its migrations
     uri = tracking_uri(config)
-    client = MlflowClient(uri)
     try:
+        client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(config.tracking.experiment)
-    except MlflowException as error:
-        raise ConfigError(f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it.") from None
+    except Exception as error:  # no server, no data base, one of another version: SQLAlchemy's and MLflow's own classes
+        if config.tracking.uri:
+            raise ConfigError(f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it.") from None
+        raise StoreError(
+            f"MLflow's store {uri} cannot be opened ({_reason(error)}); mend it, or move it away to start a new one."
+        ) from None
     if experiment:
         experiment_id = experiment.experiment_id
     else:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 import zstandard
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from align_ray import limits, pipeline, sampling, stages
@@ -32,6 +33,8 @@ from align_ray.parquet import text_records
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.sampling import document_key, make_batches, smallest
 from align_ray.store import Store, Unit
+from align_ray.tracking import start_tracking
+from align_ray.training import finished
 from tests.tiny import tiny_model
 
 # --- records and files ------------------------------------------------------------------------------------------------
@@ -514,6 +517,15 @@ def test_stages_nest_within_a_run_but_threads_and_object_storage_do_not_share_a_
         pass
 
 
+def test_an_mlflow_store_that_is_none_is_one_sentence(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(
+        StoreError, match=r"mlflow\.db cannot be opened \(.*not a database\); mend it, or move it away"
+    ) as caught:
+        start_tracking(load_config(None, {"output": str(tmp_path)}), Store(str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
 def flipped(data, at):
     return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
@@ -540,6 +552,18 @@ def test_a_torn_unit_is_not_taken_for_a_whole_one(tmp_path, how):
         store.read_unit("key", "torn")
 
 
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+@pytest.mark.parametrize("data", [b"", b'{"targets"', b"\xff" * 20])
+def test_a_training_whose_files_are_torn_is_not_finished(tmp_path, suffix, data):
+    store = Store(str(tmp_path))
+    assert not finished(store, "key")
+    store.write_json("finetune/key.json", {"targets": {}, "seconds": 1.0})
+    store.write_bytes("finetune/key.safetensors", save({"target": np.ones((2, 3), np.float32)}))
+    assert finished(store, "key")
+    store.write_bytes(f"finetune/key.{suffix}", data)
+    assert not finished(store, "key")
+
+
 def test_whichever_bit_of_a_unit_is_bent_it_is_found_or_makes_no_difference(tmp_path):
     store = Store(str(tmp_path))
     store.write_unit("key", "u", some_unit(4))
@@ -562,7 +586,7 @@ def test_whichever_bit_of_a_unit_is_bent_it_is_found_or_makes_no_difference(tmp_
 def embedded(small_config, tmp_path_factory, local_ray):
     """A study that is embedded and aligned, one of whose files vanished between planning and reading."""
     folder = tmp_path_factory.mktemp("hostile")
-    mapping = small_config(folder / "out")
+    mapping = small_config(folder / "out", embedding={"estimator": "head"})
     licences = mapping["candidates"][1]
     sources = folder / "licences"
     sources.mkdir()
@@ -605,7 +629,7 @@ def test_torn_units_are_computed_again_and_equal_the_first(embedded):
     after = read_embeddings(study.config, study.store)
     for name in before:
         for a, b in zip(before[name], after[name], strict=True):
-            np.testing.assert_allclose(a.blocks["trunk"], b.blocks["trunk"], rtol=1e-4, atol=1e-10)
+            np.testing.assert_allclose(a.blocks["head"], b.blocks["head"], rtol=1e-4, atol=1e-10)
 
 
 @pytest.mark.parametrize(
