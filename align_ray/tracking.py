@@ -152,7 +152,6 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     Raises ConfigError where `tracking.uri` does not answer.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new store reports each of its migrations
     uri = tracking_uri(config)
