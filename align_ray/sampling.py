@@ -27,6 +27,9 @@ CHARACTERS_PER_TOKEN = 12
 PADDING = -1
 """Stands for padding in token ids."""
 TASK_BYTES = 64 * 2**20
+"""Read by one task, or more where a corpus would be more than MOST_TASKS tasks."""
+MOST_TASKS = 8192
+"""The driver starts some 75 tasks a second (docs/scaling.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +110,8 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
 
     rows = [
         {"corpus": index, "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
-        for index, (corpus, _) in enumerate(wanted)
-        for group in group_fragments(plan_fragments(corpus)) or [[]]  # files may have become empty since they were checked
+        for index, groups in enumerate(grouped_fragments([corpus for corpus, _ in wanted]))
+        for group in groups or [[]]  # files may have become empty since they were checked
     ]
     parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=1)
     done = counted(parts.iter_rows(), "parts of corpora read", len(rows))
@@ -128,11 +131,11 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
 
 
 def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
-    """Rows of a Ray Data set whose tasks read the corpora, about 64 MiB each: `corpus` and `fragments` as JSON."""
+    """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as JSON."""
     return [
         {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
-        for corpus in corpora
-        for group in group_fragments(plan_fragments(corpus))
+        for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)
+        for group in groups
     ]
 
 
@@ -141,12 +144,19 @@ def read_task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:
     return Corpus(**json.loads(batch["corpus"][0])), [Fragment(**f) for f in json.loads(batch["fragments"][0])]
 
 
-def group_fragments(fragments: list[Fragment]) -> list[list[Fragment]]:
-    """Consecutive fragments together up to TASK_BYTES, so that ten thousand small files are not ten thousand tasks."""
+def grouped_fragments(corpora: list[Corpus]) -> list[list[list[Fragment]]]:
+    """By corpus, what each task reads: TASK_BYTES, or more where there would be more than MOST_TASKS tasks in all."""
+    plans = [plan_fragments(corpus) for corpus in corpora]
+    total = sum(fragment.bytes for plan in plans for fragment in plan)
+    return [group_fragments(plan, max(TASK_BYTES, total // MOST_TASKS)) for plan in plans]
+
+
+def group_fragments(fragments: list[Fragment], most: int) -> list[list[Fragment]]:
+    """Consecutive fragments together up to `most` bytes, so that ten thousand small files are not ten thousand tasks."""
     groups: list[list[Fragment]] = []
-    size = TASK_BYTES
+    size = most
     for fragment in fragments:
-        if size + fragment.bytes > TASK_BYTES or fragment.kind in ("hub", "installed"):
+        if size + fragment.bytes > most or fragment.kind in ("hub", "installed"):
             groups.append([])
             size = 0
         groups[-1].append(fragment)

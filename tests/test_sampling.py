@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from align_ray import sampling
 from align_ray.config import Sampling
 from align_ray.corpora import Fragment
-from align_ray.sampling import DOCUMENT_SEQUENCES, TASK_BYTES, document_key, group_fragments, make_batches, smallest
+from align_ray.sampling import DOCUMENT_SEQUENCES, MOST_TASKS, TASK_BYTES, document_key, group_fragments, make_batches, smallest
 from tests.tiny import Characters
 
 SAMPLING = Sampling(sequence_length=8, batch_size=2)
@@ -130,4 +131,12 @@ def test_small_files_share_a_task_and_large_or_foreign_ones_do_not():
         return Fragment(kind, f"{size}", 0, size, size)
 
     small, large, hub = fragment(TASK_BYTES // 3), fragment(TASK_BYTES), fragment(0, "hub")
-    assert group_fragments([small, small, small, small, large, hub, hub]) == [[small] * 3, [small], [large], [hub], [hub]]
+    assert group_fragments([small, small, small, small, large, hub, hub], TASK_BYTES) == [[small] * 3, [small], [large], [hub], [hub]]
+
+
+def test_corpora_of_terabytes_are_read_in_thousands_of_tasks_together(monkeypatch):
+    pieces = [Fragment("json", "x", i, i + 1, TASK_BYTES) for i in range(50_000)]
+    monkeypatch.setattr(sampling, "plan_fragments", lambda corpus: pieces)
+    groups = [group for of_corpus in sampling.grouped_fragments([None, None, None]) for group in of_corpus]
+    assert MOST_TASKS // 2 < len(groups) <= 2 * MOST_TASKS
+    assert sum(map(len, groups)) == 150_000
