@@ -66,7 +66,7 @@ def select(
 
 
 def job() -> None:
-    """Entry point of jobs/select.py: `--config FILE` and the options of `align-ray select`."""
+    """Entry point of jobs/select_documents.py: `--config FILE` and the options of `align-ray select`."""
 
     def command(
         config: Annotated[Path, typer.Option(help="The study's configuration (YAML).")],
@@ -104,8 +104,12 @@ def show_selection(result: dict[str, Any], where: str) -> None:
             f"Kolmogorov-Smirnov distance to the scores of {match['documents']:,} held-out documents of {settings['target']}: "
             f"{match['before']:.3f} before, {match['after']:.3f} after"
         )
+    if (work := result["work"])["computed"]:
+        rate = work["computed"] / work["wall_seconds"]
+        lines.append(f"{work['computed']:,} documents scored in {work['wall_seconds']:.0f} s, {rate:.0f} a second")
     lines += [f"note: {note}" for note in result["notes"]]
-    lines.append(f"{len(result['files'])} shards and manifest.json in {where}")
+    shards = "1 shard" if len(result["files"]) == 1 else f"{len(result['files'])} shards"
+    lines.append(f"{shards} and manifest.json in {where}")
     out.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     table = plain_table("most and least aligned documents")
     table.add_column("align", justify="right", no_wrap=True)

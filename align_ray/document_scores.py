@@ -66,7 +66,8 @@ def score_corpus(
 
     Returns the files of its chunks in the store, the counts of what was read (those of `documents`; `in_target`, left out
     because a target holds the same text; `duplicate`, exact ones met by one task; `in_chunks`, the others) and the work:
-    documents `computed`, actor `seconds`."""
+    documents `computed` in how many `chunks`, actor `seconds`, `wall_seconds`.
+    """
     import ray
 
     shared = ray.put((target_keys(config), store.names(reference.folder)))
@@ -75,12 +76,13 @@ def score_corpus(
 
     def read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         in_targets, stored = ray.get(shared)
-        tokenizer, counts, seen = load_tokenizer(located), Counter(), set()
+        tokenizer, size = load_tokenizer(located), 0
+        counts: Counter = Counter()
+        seen: set[bytes] = set()
         pending: list[tuple[bytes, str]] = []
-        size = 0
         for text in documents(*read_task(batch), counts):
             key = document_key(seed, text)
-            at = min(np.searchsorted(in_targets, key), max(0, len(in_targets) - 1))
+            at = min(int(np.searchsorted(in_targets, key)), max(0, len(in_targets) - 1))
             if key in seen or (len(in_targets) and in_targets[at] == np.bytes_(key)):
                 counts["duplicate" if key in seen else "in_target"] += 1
                 continue
@@ -115,7 +117,7 @@ def score_corpus(
         if time.perf_counter() - said > SAY_EVERY:
             said = time.perf_counter()
             say(f"scored {work['computed']:,} documents, {work['computed'] / (said - start):.0f} a second")
-    return sorted(files), counts, work
+    return sorted(files), counts, {**work, "wall_seconds": time.perf_counter() - start}
 
 
 def heldout_scores(config: Config, store: Store, located: Located, reference: Reference, target: Corpus) -> np.ndarray:

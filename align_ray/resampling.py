@@ -2,10 +2,10 @@
 
 The second is DSIR's (Xie et al. 2023, arXiv 2302.03169) on the score s instead of hashed n-grams: the documents with the
 highest log w(s) + G, with w = q_target / q_corpus and G Gumbel noise, are a sample without replacement with probabilities in
-proportion to w, so that the selection's scores are distributed as the target's are, while the corpus has enough of each."""
+proportion to w, so that the selection's scores are distributed as the target's are, while the corpus has enough of each.
+"""
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ MOST_BINS = 64
 class Amount:
     """How much to select: `documents`, `tokens` (whole documents until they hold so many) or a `fraction` of the documents."""
 
-    unit: Literal["documents", "tokens", "fraction"]
+    unit: str
     value: float
 
 

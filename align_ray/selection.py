@@ -15,7 +15,7 @@ held-out sequences would not do, since `pack` fills them with several documents 
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,17 +111,18 @@ def select(
     target: Corpus,
     amount: Amount,
     out: Store,
-    method: Literal["top", "gumbel"] = "top",
+    method: str = "top",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write the documents of `corpus` most aligned with `target` to `out`: shards (see `write_selection`) and manifest.json.
+    """Write the documents of `corpus` most aligned with `target` to `out` by one of METHODS: shards and manifest.json.
 
     Returns the manifest: `settings`, all that determines the selection; `counts` of the documents read, of those left out by
     reason and `scored`, what remains, distinct; `available` and `selected`, documents and tokens; `alignment`, means `before`
     and `after` and the `lowest` taken; `threshold`, the priority of the last one taken; for `gumbel` also `match`, the
     Kolmogorov-Smirnov distance of the scores before and after to the target's; `notes`; `files`. Beside it `work` and
     `examples`, the most and least aligned documents scored, `taken` or not. Raises ConfigError for a folder that is in use,
-    ProbeError without a finite score."""
+    ProbeError without a finite score.
+    """
     reference = score_reference(config, store, located)
     settings = {
         "corpus": corpus.name,

@@ -4,7 +4,8 @@ The score of a sequence s with a target T is 1 - d(f_s, f_T): f_s its Fisher emb
 mean of the target's stored batch embeddings, d the scaled cosine distance, rows those of the main measure
 (`alignment.measures`). It is no alignment coefficient: one sequence is far noisier than a batch, so that scores lie lower than
 `align` and are to be compared with each other alone. They also grow with the number of tokens, since what a short document says
-of its distribution is little."""
+of its distribution is little.
+"""
 
 import dataclasses
 import time
@@ -193,7 +194,8 @@ def score_samples(config: Config, store: Store, located: Located, say: Callable[
 
     `role`, and by target: `of`, sequences scored (the first batches, SAMPLES sequences at least); `quantiles` of their
     alignment (minimum, quartiles, maximum); `most` and `least`, SHOWN each with `text`, `alignment` and `loss` (None below two
-    tokens). A target's own sequences are scored against the mean of its other batches."""
+    tokens). A target's own sequences are scored against the mean of its other batches.
+    """
     import ray
 
     reference = score_reference(config, store, located)

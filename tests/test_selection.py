@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import random
-import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -227,6 +228,11 @@ def test_a_folder_with_other_shards_is_refused_and_ones_own_unfinished_selection
             selection.check_free(out, settings)
 
 
+def test_no_job_script_hides_a_module_of_the_standard_library():
+    jobs = {file.stem for file in (Path(__file__).resolve().parents[1] / "jobs").glob("*.py")}
+    assert "select_documents" in jobs and not jobs & sys.stdlib_module_names, "a script's folder is first on its path"
+
+
 # --- on Ray -----------------------------------------------------------------------------------------------------------
 
 
@@ -316,24 +322,30 @@ def test_a_lost_chunk_alone_is_scored_again_and_the_other_method_needs_no_other_
     assert len({r["key"] for r in written}) == len(written) == result["selected"]["documents"]
 
 
-def test_two_workers_shuffled_files_and_other_chunks_give_the_same_selection(study, selected, tmp_path, monkeypatch):
-    opened, (first, out) = study[0], selected
-    lines = open(opened.config.candidates[-1].source).read().splitlines(keepends=True)
+def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_order(study, selected, tmp_path, monkeypatch):
+    opened, (first, _) = study[0], selected
+    config, store = opened.config, opened.store
+    lines = open(config.candidates[-1].source).read().splitlines(keepends=True)
     random.Random(0).shuffle(lines)
     (tmp_path / "mixed").mkdir()
     for part in range(3):
         (tmp_path / "mixed" / f"{part}.jsonl").write_text("".join(lines[part::3]))
-    shutil.copytree(opened.store.uri, tmp_path / "out", ignore=shutil.ignore_patterns("selection"))
-    mixed = opened.config.candidates[-1].model_copy(update={"source": str(tmp_path / "mixed")})
-    other = dataclasses.replace(opened, store=Store(str(tmp_path / "out")))
+    mixed = config.candidates[-1].model_copy(update={"source": str(tmp_path / "mixed")})
+    two = config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_actors": 2})})
     monkeypatch.setattr(document_scores, "CHUNK_DOCUMENTS", 7)
-    cluster = opened.config.cluster.model_copy(update={"max_actors": 2})
-    result = run_select(other, tmp_path / "chosen", candidates=[*opened.config.candidates[:-1], mixed], cluster=cluster)
-    assert result["work"]["computed"] == 48 and result["counts"] == first["counts"]
-    mine, reference = rows_of(tmp_path / "chosen"), rows_of(out)
-    assert {r["key"] for r in mine} == {r["key"] for r in reference}
-    scores = {r["key"]: r["alignment"] for r in reference}
-    np.testing.assert_allclose([r["alignment"] for r in mine], [scores[r["key"]] for r in mine], atol=1e-5)
+    reference = score_reference(config, store, opened.probe)
+    apart = dataclasses.replace(reference, folder="selection/apart")
+    files, counts, work = document_scores.score_corpus(two, store, opened.probe, apart, mixed, print)
+    assert work["computed"] == 48 and counts["documents"] == first["counts"]["documents"]
+    folder = first["settings"]["scores"]
+    before = [f"{folder}/{name}" for name in sorted(store.names(folder))]
+    mine, reference = (document_scores.read_scores(store, names, 0)[0] for names in (files, before))
+    known = np.isin(reference.keys, mine.keys)  # the folder has the target's held-out documents too
+    assert known.sum() == len(mine.keys) == 48
+    np.testing.assert_allclose(mine.alignment, reference.alignment[known], atol=1e-5)
+    order, _ = ranked(mine.keys, mine.alignment, None)
+    other, _ = ranked(reference.keys[known], reference.alignment[known], None)
+    assert set(order[:20]) == set(other[:20])
 
 
 def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study, monkeypatch):
