@@ -18,11 +18,12 @@ from align_ray.goals import target_weights
 from align_ray.mixture import Goal, penalties, solve
 from align_ray.objectives import Objective
 from align_ray.probe import Located
+from align_ray.progress import steps
 from align_ray.proxies import heldout_sequences, mixture_jobs, validation_half
 from align_ray.runtime import capacity
 from align_ray.store import Store
 from align_ray.surrogates import SURROGATES, LogLinear, Predict, cross_validated, default_surrogate
-from align_ray.training import driver_resources, runs_at_once, scaling, train_jobs, train_model, trainable_model
+from align_ray.training import driver_resources, job_counter, runs_at_once, scaling, train_jobs, train_model, trainable_model
 from align_ray.tune_search import sampler
 
 RUNGS = (0.25, 0.5, 1.0)
@@ -96,10 +97,15 @@ def tune_loss(
                 max_concurrent_trials=runs_at_once(config, room),
             ),
             run_config=tune.RunConfig(
-                name=name, storage_path=storage, verbose=0, failure_config=tune.FailureConfig(max_failures=2)
+                name=name,
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[job_counter()],
             ),
         )
-    results = tuner.fit()
+    with steps("parts of proxy trainings done", config.search.trials * len(RUNGS)):
+        results = tuner.fit()
     for error in results.errors:
         raise RuntimeError(f"a proxy training failed: {error}")
     whole = [r.metrics for r in results if r.metrics and r.metrics.get("rung") == len(RUNGS)]

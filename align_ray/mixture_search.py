@@ -229,7 +229,7 @@ def _pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, A
         return []
     targets = [t.name for t in config.targets]
     points = []
-    for share, w in pareto_front(goal.objectives, without_prior(limits), 5 if len(targets) < 5 else 3):
+    for share, w in pareto_front(goal.objectives, without_prior(limits), 11 if len(targets) < 5 else 3):
         values = [float(o.values(w[None])[0]) for o in goal.objectives]
         points.append(
             {

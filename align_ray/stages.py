@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from align_ray.config import Config, digest
@@ -110,6 +110,8 @@ def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_worke
         if on_workers:
             connect(study.config.cluster, study.say)
         start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
+        if on_workers and workers[0].now < 1:
+            study.say(f"no worker is there yet: waiting for the cluster to start one, at most {workers[0].most}")
         result: dict[str, Any] | None = None
         try:
             with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
@@ -117,7 +119,8 @@ def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_worke
         finally:
             seconds = time.perf_counter() - start
             if on_workers:
-                workers.append(capacity(study.config.cluster))
+                with suppress(Exception):  # the cluster may be what failed
+                    workers.append(capacity(study.config.cluster))
             record(study, stage, seconds, max((w.now for w in workers), default=0), result)
         track(tracker, study.config, study.store, stage, result)
     study.say(f"{stage}: {seconds:.1f} s")
