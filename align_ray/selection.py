@@ -166,7 +166,7 @@ def select(
         **head,
         "counts": {
             "documents": counts["documents"],
-            **{k: counts[k] for k in ("unreadable", "missing_column", "empty", *LEFT_OUT)},
+            **{k: counts[k] for k in ("unreadable", "oversized", "vanished", "missing_column", "empty", *LEFT_OUT)},
             "scored": n,
         },
         "available": {"documents": n, "tokens": int(scored.tokens.sum())},
