@@ -75,7 +75,8 @@ def score_corpus(
 
     def read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         in_targets, stored = ray.get(shared)
-        tokenizer, counts, seen = load_tokenizer(located), Counter(), set()
+        tokenizer, counts = load_tokenizer(located), Counter[str]()
+        seen: set[bytes] = set()
         pending: list[tuple[bytes, str]] = []
         size = 0
         for text in documents(*read_task(batch), counts):

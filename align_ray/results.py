@@ -33,7 +33,7 @@ class Result(dict[str, Any]):
 
     def plot(self) -> Any:
         """The values with their 95% intervals as a plotly Figure, one panel a target."""
-        from plotly.subplots import make_subplots  # type: ignore[import-untyped]
+        from plotly.subplots import make_subplots
 
         (label, value), parts = self.DRAWN, list(self._by_target())
         titles = [target for target, _ in parts]
