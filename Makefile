@@ -1,9 +1,9 @@
-# make demo: the main job on the embedded default. make test: the tests. Both create .venv first.
+# make demo: the main job on the embedded default. make test: the tests. make lint: ruff and mypy. All create .venv first.
 # PYTHON picks the interpreter (3.11 or newer); TORCH picks the torch build, for example TORCH="torch==2.13.0+cpu".
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test clean
+.PHONY: demo test lint clean
 
 .venv/.installed: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -11,11 +11,19 @@ TORCH ?= torch==2.13.0
 	.venv/bin/python -m pip install --quiet -e '.[test]'
 	touch $@
 
+.venv/.dev: .venv/.installed
+	.venv/bin/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
 demo: .venv/.installed
 	.venv/bin/align-ray demo
 
 test: .venv/.installed
 	.venv/bin/python -m pytest
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/mypy
 
 clean:
 	rm -rf .venv runs

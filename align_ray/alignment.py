@@ -43,7 +43,7 @@ def measures(units: list[Unit]) -> dict[str, tuple[str, ...]]:
     """The blocks behind each coefficient that these embeddings give, the main one first: trunk rows before head rows; of
     the reference procedure all rows as published, then trunk and vocabulary apart."""
     blocks = tuple(units[0].blocks)
-    apart = {name: (name,) for name in sorted(blocks, key=lambda name: name != "trunk")}
+    apart: dict[str, tuple[str, ...]] = {name: (name,) for name in sorted(blocks, key=lambda name: name != "trunk")}
     return {"published": blocks, **apart} if "vocabulary" in blocks else apart
 
 
@@ -111,9 +111,9 @@ def _align(embeddings: dict[str, list[Unit]], blocks: tuple[str, ...], targets: 
         if a == b:
             own, free = one_sample_mean(raw[a, a]), corrected(a, a)
             diversity[a] = {**dataclasses.asdict(own), "corrected": _json(None if free is None else one_sample_mean(free))}
-            matrix[a][a] = _json(complement(own))
+            matrix[a][a] = dataclasses.asdict(complement(own))
         else:
-            matrix[a][b] = _json(two_sample_mean(1 - raw[a, b]))
+            matrix[a][b] = dataclasses.asdict(two_sample_mean(1 - raw[a, b]))
     candidates = [n for n in names if n not in targets]
     rankings = {}
     for target in targets:

@@ -44,8 +44,8 @@ def select(
         from align_ray.sequence_scores import refuse_unscorable
         from align_ray.store import Store
 
-        asked = {"documents": documents, "tokens": tokens, "fraction": fraction}
-        given = [Amount(unit, value) for unit, value in asked.items() if value]
+        asked = (Amount("documents", documents or 0), Amount("tokens", tokens or 0), Amount("fraction", fraction or 0))
+        given = [amount for amount in asked if amount.value]
         if len(given) != 1:
             raise ConfigError("give one of --documents, --tokens and --fraction (above 0), the amount to select.")
         if method not in METHODS:

@@ -347,7 +347,7 @@ class Config(Model):
             for name in given if isinstance(given, dict) else ():
                 if name not in known:
                     raise ValueError(f"search.{field} names '{name}', which is not one of {', '.join(sorted(known))}")
-            if field != "weights" and isinstance(given, dict) and not sum(given.values()) > 0:
+            if field != "weights" and isinstance(given, dict) and not any(given.values()):
                 raise ValueError(f"search.{field} has no positive weight; give at least one")
         if search.objective == "loss" and search.method == "closed_form":
             raise ValueError("search.objective 'loss' needs trainings; set search.method to tune or swarm")

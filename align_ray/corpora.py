@@ -136,8 +136,9 @@ def _columns(corpus: Corpus) -> list[str]:
 
 
 def _render(corpus: Corpus, record: dict[str, Any]) -> str | None:
-    values = {column: record.get(column) for column in _columns(corpus)}
-    if not all(isinstance(value, str) for value in values.values()):
+    columns = _columns(corpus)
+    values = {column: value for column in columns if isinstance(value := record.get(column), str)}
+    if len(values) < len(columns):
         return None
     text = corpus.template.format(**values) if corpus.template is not None else values[corpus.column]
     # NUL and lone surrogates are legal in JSON; a tokenizer and Arrow take neither

@@ -135,13 +135,13 @@ def _sequences(documents: list, tokenizer: Any, config: Config, tokens: int) -> 
 
 
 def _write_sample(store: Store, name: str, sample: CorpusSample) -> None:
-    parts = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
-    rows = {"part": [], "shape": [], "ids": []}
-    for part, array in parts.items():
-        rows["part"].append(part)
-        rows["shape"].append(list(array.shape))
-        rows["ids"].append(array.ravel())
-    store.write_table(f"corpora/{name}.parquet", pa.table({**rows, "ids": pa.array(rows["ids"], pa.list_(pa.int32()))}))
+    parts: dict[str, np.ndarray] = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+    rows = {
+        "part": list(parts),
+        "shape": [list(array.shape) for array in parts.values()],
+        "ids": pa.array([array.ravel() for array in parts.values()], pa.list_(pa.int32())),
+    }
+    store.write_table(f"corpora/{name}.parquet", pa.table(rows))
 
 
 def read_sample(store: Store, name: str) -> CorpusSample:

@@ -151,7 +151,7 @@ def render_report(config: Config, results: dict[str, Any]) -> str:
         pairs=pairs,
         front=results["search"]["pareto"] if pairs else [],
         # data, not script: a "<" in a name must not end the element
-        figures="{%s}" % ",".join(f'"{name}":{json}' for name, json in figures.items()).replace("<", "\\u003c"),
+        figures="{" + ",".join(f'"{name}":{json}' for name, json in figures.items()).replace("<", "\\u003c") + "}",
         style=resources.files("align_ray").joinpath("report.css").read_text(encoding="utf-8"),
         scripts=scripts,
         # the browser runs these scripts alone and loads nothing, whatever the data holds

@@ -6,18 +6,21 @@ candidate `python-stdlib`, one quarter is the target `python-stdlib-heldout`.
 """
 
 import ast
+import email.message
 import hashlib
 import importlib.metadata
 import importlib.util
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 PIECE = 4000  # characters of one document; longer files are cut at line ends
 
 
 def _pieces(text: str) -> Iterator[str]:
-    piece, size = [], 0
+    piece: list[str] = []
+    size = 0
     for line in text.splitlines(keepends=True):
         for start in range(0, len(line), PIECE):  # minified JavaScript has lines of a megabyte
             part = line[start : start + PIECE]
@@ -128,7 +131,8 @@ def javascript() -> Iterator[str]:
 def package_descriptions() -> Iterator[str]:
     """Descriptions (Markdown, reStructuredText) of the installed packages."""
     for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"].lower()):
-        yield from _pieces(distribution.metadata.get_payload() or distribution.metadata["Description"] or "")
+        metadata = cast(email.message.Message, distribution.metadata)  # what importlib.metadata parses into
+        yield from _pieces(str(metadata.get_payload() or metadata["Description"] or ""))
 
 
 def licences() -> Iterator[str]:

@@ -205,8 +205,9 @@ def propose(
     chosen = surrogate or default_surrogate(len(weights))
     quality = {kind: {m: cross_validated(features, v, kind, seed) for m, v in metrics.items()} for kind in SURROGATES}
     fitted = {m: SURROGATES[chosen](features, v) for m, v in metrics.items()}
-    if all(isinstance(law, LogLinear) for law in fitted.values()):
-        goal = Goal([_on_weights(law.objective(), new) for law in fitted.values()], share)
+    laws = [law for law in fitted.values() if isinstance(law, LogLinear)]
+    if len(laws) == len(fitted):
+        goal = Goal([_on_weights(law.objective(), new) for law in laws], share)
         best = solve(goal, limits).weights
     else:
         best = _best_of_many(lambda w: _total(w @ new, fitted, share) + penalties(limits, w), limits, seed)

@@ -8,6 +8,7 @@ and from the choice of text together; the label's share of it is noise that more
 import dataclasses
 import itertools
 import math
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from align_ray.intervals import interval
 from align_ray.similarity import scaled_cosine_distance
 from align_ray.store import Unit
 
+Value = TypeVar("Value", float, np.ndarray)
 
-def relative_variance(distance: np.ndarray | float) -> np.ndarray | float:
+
+def relative_variance(distance: Value) -> Value:
     """v of d = v / (1 + v)."""
     return distance / np.maximum(1 - distance, 1e-12)
 

@@ -24,7 +24,7 @@ from align_ray.prediction import FEWEST
 from align_ray.predictive_study import predictive_study
 from align_ray.probe import Located, load_tokenizer, locate_probe
 from align_ray.recipes import make_recipe
-from align_ray.results import Alignment, Contamination, Corpora, Finetuned, Mixture, Validation
+from align_ray.results import Alignment, Contamination, Corpora, Finetuned, Mixture, Samples, Validation
 from align_ray.sequence_scores import refuse_unscorable, score_samples
 from align_ray.sequential import embed_until_settled
 from align_ray.similarity import PUBLISHED_EPSILON
@@ -126,7 +126,7 @@ def contamination(study: Study) -> Contamination:
     return timed(study, "contamination", work, on_workers=True)
 
 
-def samples(study: Study) -> dict[str, Any]:
+def samples(study: Study) -> Samples:
     """The most and the least aligned sequences of every corpus (see `score_samples`); {} where single ones have no embedding."""
     config, store = study.config, study.store
 

@@ -57,7 +57,7 @@ def quality(scores: np.ndarray, losses: np.ndarray, seed: int = 0) -> Quality:
         _bootstrap(ranks, draws),
         _bootstrap(linear, draws),
         _bootstrap(regrets, draws),
-        _interval(_correlation(products.sum(0)), _correlation(products[draws].sum(1))),
+        _interval(float(_correlation(products.sum(0))), _correlation(products[draws].sum(1))),
         float(_safe(stats.pearsonr, scores[known], losses[known]) ** 2),
         ranks.tolist(),
     )

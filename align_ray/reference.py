@@ -45,7 +45,8 @@ def reference_blocks(model: nn.Module, embedding: Tensor, quirks: Quirks = Quirk
     tokens = [m is model.get_input_embeddings() for _, m in _kept_modules(model, quirks)]
     parts = list(zip(embedding.split(sizes), tokens, strict=True))
     trunk = torch.cat([part for part, is_tokens in parts if not is_tokens])
-    return {"trunk": trunk, **{"vocabulary": part for part, is_tokens in parts if is_tokens}}
+    vocabulary = [part for part, is_tokens in parts if is_tokens]
+    return {"trunk": trunk, "vocabulary": vocabulary[-1]} if vocabulary else {"trunk": trunk}
 
 
 def _outputs(module: nn.Module) -> int:

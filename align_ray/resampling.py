@@ -9,7 +9,8 @@ import dataclasses
 
 import numpy as np
 
-METHODS = ("top", "gumbel")
+Method = Literal["top", "gumbel"]
+METHODS: tuple[Method, ...] = ("top", "gumbel")
 MOST_BINS = 64
 
 

@@ -33,7 +33,7 @@ class Result(dict[str, Any]):
 
     def plot(self) -> Any:
         """The values with their 95% intervals as a plotly Figure, one panel a target."""
-        from plotly.subplots import make_subplots  # type: ignore[import-untyped]
+        from plotly.subplots import make_subplots
 
         (label, value), parts = self.DRAWN, list(self._by_target())
         titles = [target for target, _ in parts]
@@ -287,10 +287,32 @@ class Contamination(Result):
         return pd.DataFrame(rows).sort_values(["target", "rank"], kind="stable", ignore_index=True)
 
 
+class Samples(Result):
+    """What `samples` returns."""
+
+    TITLE = "Alignment of single sequences"
+    SHOWN = {"corpus": "", "of": ",", "smallest": ".4f", "median": ".4f", "largest": ".4f"}
+    DRAWN = ("corpus", "median")
+    AXIS = "median alignment of a sequence with the target; lines: smallest to largest"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a target and corpus: `of`, sequences scored, and the quantiles of their alignment with the target; texts are in
+        the result itself, `most` and `least`. Empty where the estimator has no embedding of a single sequence."""
+        names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
+        rows = []
+        for corpus, found in self.items():
+            for target, scores in found["targets"].items():
+                values = dict(zip(names, scores["quantiles"], strict=True))
+                ends = {"median_low": values["smallest"], "median_high": values["largest"]}
+                rows.append({"target": target, "corpus": corpus, "of": scores["of"], **values, **ends})
+        return pd.DataFrame(rows, columns=None if rows else ["target", "corpus", "of", *names])
+
+
 RESULTS: dict[str, type[Result]] = {
     "embed": Corpora,
     "align": Alignment,
     "contamination": Contamination,
+    "samples": Samples,
     "search": Mixture,
     "finetune": Finetuned,
     "validate": Validation,

@@ -173,7 +173,10 @@ def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, 
     """
     length, size = sampling.sequence_length, sampling.batch_size
     separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    ids, keys, batch, batch_keys = [], [], [], []
+    ids: list[np.ndarray] = []
+    keys: list[list[str]] = []
+    batch: list[int] = []
+    batch_keys: list[str] = []
     for key, text in drawn:
         if len(ids) == batches:
             break

@@ -27,7 +27,7 @@ from align_ray.document_scores import Scored, heldout_scores, read_scores, score
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.materialise import SHARD_TOKENS, shard_list, write_shard
 from align_ray.probe import Located
-from align_ray.resampling import Amount, number_taken, ranked
+from align_ray.resampling import Amount, Method, number_taken, ranked
 from align_ray.sequence_scores import score_reference
 from align_ray.store import Store
 
@@ -111,7 +111,7 @@ def select(
     target: Corpus,
     amount: Amount,
     out: Store,
-    method: str = "top",
+    method: Method = "top",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write the documents of `corpus` most aligned with `target` to `out` by one of METHODS: shards and manifest.json.

@@ -37,7 +37,7 @@ def spending(config: Config, store: Store, workers: int) -> Iterator[None]:
     until = None
     if cost.max_cost and cost.price_per_hour:
         spent = sum(c.get("spent", 0.0) for c in costs(store).values())
-        left = (cost.max_cost - price(config, spent)) / cost.price_per_hour * 3600 / max(1, workers)
+        left = (cost.max_cost / cost.price_per_hour * 3600 - spent) / max(1, workers)
         if left <= 0:
             raise CapReached(_stopped(config))
         until = time.time() + left

@@ -92,12 +92,14 @@ def _key(study: Study, stage: str) -> str:
     return digest([values, inputs])
 
 
-def need(study: Study, stage: str) -> None:
-    """Raise UserError where a stage has no result for this configuration."""
-    if stored(study, stage) is None:
+def need(study: Study, stage: str) -> dict[str, Any]:
+    """The stored result of a stage; raises UserError where it has none for this configuration."""
+    result = stored(study, stage)
+    if result is None:
         raise UserError(
             f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first."
         )
+    return result
 
 
 @alone

@@ -239,7 +239,8 @@ def _table(data: bytes) -> pa.Table:
 def _unit(data: bytes) -> Unit:
     table = _table(data)
     scalars = json.loads(table.schema.metadata[b"unit"])
-    blocks, variances = {}, {}
+    blocks: dict[str, np.ndarray] = {}
+    variances: dict[str, np.ndarray] = {}
     for i, name in enumerate(table["block"].to_pylist()):
         blocks[name] = table["values"][i].values.to_numpy().reshape(table["draws"][i].as_py(), -1)
         variance = table["variance"][i].values.to_numpy()
@@ -259,7 +260,7 @@ def _checksum(unit: Unit) -> int:
     total = zlib.crc32(json.dumps([shapes, scalars]).encode())
     for arrays in parts.values():
         for values in arrays.values():
-            total = zlib.crc32(np.ascontiguousarray(values, np.float32), total)
+            total = zlib.crc32(np.ascontiguousarray(values, np.float32).data, total)
     return total
 
 

@@ -111,14 +111,13 @@ def fit_log_linear(weights: np.ndarray, metric: np.ndarray) -> "LogLinear":
         rows = np.c_[np.ones(len(weights)), growth, growth * weights] / scale
         return np.r_[rows, np.c_[np.zeros((k, 2)), 1e-2 * (np.eye(k) - 1 / k)]]
 
-    best = None
+    fits = []
     for start in (0.1, 0.5, 2.0):
         offset = low - start * spread
         design = np.c_[np.ones(len(weights)), weights]
         slope = np.linalg.solve(design.T @ design + 1e-3 * np.eye(k + 1), design.T @ np.log(metric - offset))
-        found = least_squares(residuals, np.r_[offset, slope], jac=jacobian, loss="soft_l1", max_nfev=300)
-        if best is None or found.cost < best.cost:
-            best = found
+        fits.append(least_squares(residuals, np.r_[offset, slope], jac=jacobian, loss="soft_l1", max_nfev=300))
+    best = min(fits, key=lambda fit: fit.cost)
     return LogLinear(float(best.x[0]), float(best.x[1]), best.x[2:])
 
 

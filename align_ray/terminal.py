@@ -24,9 +24,9 @@ def plain_table(title: str) -> Table:
 
 def show_ranking(study: Any) -> None:
     """Print the ranked table of every target from what is stored."""
-    from align_ray.pipeline import stored
+    from align_ray.pipeline import need, stored
 
-    alignment = stored(study, "align")
+    alignment = need(study, "align")
     finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
     for target, rows in alignment["predicted"]["ranking"].items():
         by_name = {row["candidate"]: row for row in alignment["ranking"][target]}
@@ -99,9 +99,9 @@ def show_mixture(study: Any) -> None:
 def show_noise(study: Any, floor: float) -> None:
     """Print every corpus' noise floor from what is stored, and what would bring it to `floor`."""
     from align_ray.noise import needed
-    from align_ray.pipeline import stored
+    from align_ray.pipeline import need
 
-    alignment = stored(study, "align")
+    alignment = need(study, "align")
     table = plain_table(f"label noise ({alignment['measure']} rows)")
     table.add_column("corpus", no_wrap=True)
     for column in ("floor of d", "95% interval", "share of div", f"draws for {floor:g}", f"sequences for {floor:g}"):
@@ -124,9 +124,9 @@ def show_noise(study: Any, floor: float) -> None:
 
 def show_contamination(study: Any) -> None:
     """Print what candidates share with each target, from what is stored."""
-    from align_ray.pipeline import stored
+    from align_ray.pipeline import need
 
-    result = stored(study, "contamination")
+    result = need(study, "contamination")
     for target in next(iter(result["overlap"].values())):
         table = plain_table(f"runs of {result['words']} words shared with {target}")
         table.add_column("candidate", overflow="fold")
@@ -144,9 +144,9 @@ def show_contamination(study: Any) -> None:
 
 def show_validation(study: Any) -> None:
     """Print the losses after training on every mixture, from what is stored."""
-    from align_ray.pipeline import stored
+    from align_ray.pipeline import need
 
-    result = stored(study, "validate")
+    result = need(study, "validate")
     targets = list(result["before"])
     for target in [t for t in targets if t != "all"] + (["all"] if len(targets) > 2 else []):
         table = plain_table(
@@ -165,10 +165,10 @@ def show_validation(study: Any) -> None:
 
 def show_prediction(study: Any) -> None:
     """Print how well the leading measures predict the losses, from what is stored."""
-    from align_ray.pipeline import stored
+    from align_ray.pipeline import need
     from align_ray.study_report import leading_measures
 
-    result = stored(study, "predict")
+    result = need(study, "predict")
     for tokens, setting in result["settings"].items():
         results, versus = setting["results"]["others"], setting["versus"]["others"]
         table = plain_table(f"{tokens} tokens: rank correlation with the loss within a target, its own corpus left out")

@@ -265,9 +265,9 @@ def train_model(
     checkpoint = None if rungs else train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
-            key, _, epoch = (Path(folder) / "position").read_text().partition(" ")
+            key, _, finished = (Path(folder) / "position").read_text().partition(" ")
             if key == job["key"]:
-                first = int(epoch)
+                first = int(finished)
                 model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
                 _load_optimiser(optimiser, load_file(Path(folder) / "optimiser.safetensors"))
     for epoch in range(first, settings["epochs"]):

@@ -41,9 +41,11 @@ def main() -> None:
                     "cluster.max_actors": actors,
                 }
                 lines: list[tuple[float, str]] = []
-                study = align_ray.open_study(
-                    align_ray.load_config(overrides=overrides), say=lambda line: lines.append((time.perf_counter(), line))
-                )  # noqa: B023
+
+                def say(line: str, lines: list[tuple[float, str]] = lines) -> None:
+                    lines.append((time.perf_counter(), line))
+
+                study = align_ray.open_study(align_ray.load_config(overrides=overrides), say=say)
                 start = time.perf_counter()
                 work = align_ray.embed(study)["work"]
                 wall = time.perf_counter() - start

@@ -15,7 +15,7 @@ import yaml
 from scipy import stats
 from typer.testing import CliRunner
 
-from align_ray import document_scores, pipeline, selection
+from align_ray import document_scores, pipeline, selection, stages
 from align_ray.chunks import tokenised
 from align_ray.cli import app
 from align_ray.config import Config, Embedding
@@ -377,5 +377,5 @@ def test_samples_are_left_out_with_one_line_where_the_estimator_has_none(small_c
     said = []
     mapping = small_config(tmp_path, embedding={"estimator": "reference"})
     opened = pipeline.open_study(Config.model_validate(mapping), said.append)
-    monkeypatch.setattr(pipeline, "need", lambda study, stage: None)
-    assert pipeline.samples(opened) == {} and "embedding.estimator" in said[0]
+    monkeypatch.setattr(stages, "need", lambda study, stage: {})
+    assert pipeline.samples(opened) == {} and any("embedding.estimator" in line for line in said)

@@ -46,7 +46,7 @@ def tiny_model(family, vocabulary=29, tied=True, dtype=torch.float64):
     """A causal LM in evaluation mode whose random weights are large enough for uneven predictions."""
     torch.manual_seed(0)
     model = MODELS[family](vocabulary, tied).to(dtype).eval()
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
