@@ -6,6 +6,7 @@ proportion to w, so that the selection's scores are distributed as the target's 
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
