@@ -170,7 +170,7 @@ class FisherActor:
         seed: int,
         dtype: str,
         head: str | None,
-        until: float | None,
+        until: float | None = None,
     ):
         torch.set_num_threads(1)
         self.until = until

@@ -17,7 +17,7 @@ from string import Formatter
 from typing import Any
 
 from align_ray.config import Config, digest
-from align_ray.errors import CapReached, ConfigError, StoreError
+from align_ray.errors import CapReached, ConfigError, StoreError, mistake_behind
 from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
@@ -159,6 +159,8 @@ def start_tracking(config: Config, store: Store) -> Tracker:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(config.tracking.experiment)
     except Exception as error:  # no server, no data base, one of another version: SQLAlchemy's and MLflow's own classes
+        if full := mistake_behind(error):
+            raise full from None
         if config.tracking.uri:
             raise ConfigError(f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it.") from None
         raise StoreError(

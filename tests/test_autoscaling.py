@@ -104,4 +104,4 @@ def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
     assert found["seen"][0] == 0, "nodes before there was work"
     assert max(found["seen"]) >= 1, "no node came"
     assert found["left"] == 0, "a node stayed"
-    assert found["planned"] >= 12
+    assert found["planned"] >= 12, "too little work to see anything"

@@ -412,7 +412,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_old_files_whole_and_no_new_ones(
 def test_a_full_disk_under_workers_ends_a_run_with_exit_status_2_and_one_sentence(mounted, small_config, tmp_path, local_ray):
     folder = mounted("size=700k")
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(small_config(folder / "out")))
+    elsewhere = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    path.write_text(yaml.safe_dump(small_config(folder / "out", tracking=elsewhere)))
     result = CliRunner().invoke(app, ["embed", str(path)])
     assert result.exit_code == 2, result.output
     assert (

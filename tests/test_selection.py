@@ -278,7 +278,7 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     (opened, good), (result, out) = study, selected
     config, store = opened.config, opened.store
     assert result["counts"] == {
-        "documents": 55, "unreadable": 1, "missing_column": 1, "empty": 1, "duplicate": 4, "in_target": 3, "no_tokens": 0,
+        "documents": 55, "unreadable": 1, "oversized": 0, "vanished": 0, "missing_column": 1, "empty": 1, "duplicate": 4, "in_target": 3, "no_tokens": 0,
         "non_finite": 0, "scored": 48,
     }  # fmt: skip
     reference = score_reference(config, store, opened.probe)
