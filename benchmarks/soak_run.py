@@ -26,7 +26,7 @@ import psutil
 import typer
 import yaml
 
-DRIVER = [sys.executable, "-c", "from align_ray.cli import app; app()", "run"]
+DRIVER = [sys.executable, "-c", "from align_ray.cli import app; app()"]
 STUDY: dict[str, Any] = {
     "targets": [{"name": "target", "source": "installed:python-stdlib-heldout"}],
     "candidates": [{"name": n, "source": f"installed:{n}"} for n in ("python-stdlib", "licences")],
@@ -47,10 +47,11 @@ def workers(roots: list[int]) -> list[psutil.Process]:
     return found
 
 
-def start_driver(config: Path, address: str) -> subprocess.Popen:
-    """`align-ray run CONFIG` on the cluster; its output goes beside the configuration."""
+def start_driver(config: Path, address: str, command: str = "run") -> subprocess.Popen:
+    """`align-ray run CONFIG`, or one stage of it, on the cluster; its output goes beside the configuration."""
+    line, environment = [*DRIVER, command, str(config)], os.environ | {"RAY_ADDRESS": address}
     with config.with_suffix(".log").open("a") as log:
-        return subprocess.Popen([*DRIVER, str(config)], env=os.environ | {"RAY_ADDRESS": address}, stdout=log, stderr=log)
+        return subprocess.Popen(line, env=environment, stdout=log, stderr=log)
 
 
 def results(out: Path) -> dict[str, Any]:
