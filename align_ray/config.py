@@ -2,36 +2,15 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from align_ray.credentials import Place
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-SECRETS = re.compile(r"(?i)secret|token|password|passwd|pwd|signature|^sig$|credential|(access|api)_?key")
-USER_AND_PASSWORD = re.compile(r"[^/@:?#]*:(?!\d+([/?#]|$))[^@]*@")
-"""At the head of a URI's rest, whatever characters the password has; `host:port/` is none."""
-
-
-def without_secret(value: str) -> str:
-    """Refuse a URI with a password, a web address with a user, or a credential in the query: configurations are stored, logged
-    and sent to MLflow."""
-    scheme, separator, rest = value.partition("://")
-    if separator:
-        place, *query = re.split("[?#]", rest)
-        user = scheme.lower() in ("http", "https") and "@" in place.partition("/")[0]
-        if user or USER_AND_PASSWORD.match(rest) or any(SECRETS.search(key) for key, _ in parse_qsl("&".join(query))):
-            raise ValueError("the URI carries a credential; leave it out and put it in the environment")
-    return value
-
-
-Place = Annotated[str, AfterValidator(without_secret)]
-"""A path or URI without a credential in it."""
 
 
 class Model(BaseModel):

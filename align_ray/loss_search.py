@@ -20,10 +20,20 @@ from align_ray.objectives import Objective
 from align_ray.probe import Located
 from align_ray.progress import steps
 from align_ray.proxies import heldout_sequences, mixture_jobs, validation_half
+from align_ray.resuming import restorable
 from align_ray.runtime import capacity
 from align_ray.store import Store
 from align_ray.surrogates import SURROGATES, LogLinear, Predict, cross_validated, default_surrogate
-from align_ray.training import driver_resources, job_counter, runs_at_once, scaling, train_jobs, train_model, trainable_model
+from align_ray.training import (
+    driver_resources,
+    job_counter,
+    job_keys,
+    runs_at_once,
+    scaling,
+    train_jobs,
+    train_model,
+    trainable_model,
+)
 from align_ray.tune_search import sampler
 
 RUNGS = (0.25, 0.5, 1.0)
@@ -48,8 +58,9 @@ def tune_loss(
     starts: list[np.ndarray],
     storage: str,
 ) -> list[dict[str, Any]]:
-    """Ray Train inside Ray Tune; resumes. Returns the trials that reached the last rung, best first: `weights`, `loss` (`combined`,
-    nats per token on the validation half of the held-out sequences), `losses` by target. Raises RuntimeError where Ray gives one up."""
+    """Ray Train inside Ray Tune; resumes, and a proxy trained to its end is kept in the store. Returns the trials that reached the
+    last rung, best first: `weights`, `loss` (`combined`, nats per token on the validation half of the held-out sequences), `losses`
+    by target. Raises RuntimeError where Ray gives one up."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -60,15 +71,20 @@ def tune_loss(
     names = limits.names
     heldout = {t: validation_half(rows) for t, rows in heldout_sequences(config, store).items()}
     share = scaling(config, room.use_gpu)
-    settings = {**config.finetune.model_dump(), "located": located, "targets": heldout}
+    settings = {**config.finetune.model_dump(), "located": located, "targets": heldout, "store": store, "config": config}
 
     def trial(point: dict[str, float]) -> None:
         weights = from_unit_cube(np.array([point[n] for n in names]), limits)
         named = dict(zip(names, weights.tolist(), strict=True))
         job = mixture_jobs(config, store, tokens, [named], config.search.proxy_tokens, range(1))[0]
+        (key,) = job_keys(config, located, heldout, [job])
+        if done := store.find_json(f"proxies/{key}.json"):
+            for rung, losses in enumerate(done, start=1):
+                tune.report(metrics(config, named, rung, losses))
+            return
         TorchTrainer(
             proxy_loop,
-            train_loop_config={**settings, "job": {"key": digest(named), **vars(job)}, "weights": named, "config": config},
+            train_loop_config={**settings, "job": {"key": key, **vars(job)}, "weights": named},
             scaling_config=share,
             run_config=train.RunConfig(
                 name=f"trial-{tune.get_context().get_trial_id()}",
@@ -81,7 +97,7 @@ def tune_loss(
     fixed = [located.digest, {t: r.tolist() for t, r in heldout.items()}, limits.lower.tolist(), limits.upper.tolist()]
     what = config.model_dump(mode="json", include={"search", "finetune", "seed"})
     name = f"loss-{digest([fixed, what, tokens])}"
-    if tune.Tuner.can_restore(f"{storage}/{name}"):
+    if restorable(f"{storage}/{name}"):
         tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trial, resume_errored=True)
     else:
         points = [dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)) for w in starts]
@@ -119,6 +135,12 @@ def tune_loss(
     ]
 
 
+def metrics(config: Config, weights: dict[str, float], rung: int, losses: dict[str, float]) -> dict[str, float]:
+    """What a trial reports at a rung: the `combined` loss, the targets' losses (nats per token) and the weights."""
+    named = {f"loss/{t}": v for t, v in losses.items()} | {f"weight/{n}": w for n, w in weights.items()}
+    return {"rung": rung, "loss": combined(config, losses), **named}
+
+
 def proxy_loop(settings: dict[str, Any]) -> None:
     """What each Ray Train worker of a trial runs: train on the mixture, report the loss at every rung."""
     import torch
@@ -127,18 +149,21 @@ def proxy_loop(settings: dict[str, Any]) -> None:
 
     from align_ray.training import sequence_losses
 
-    device, config = get_device(), settings["config"]
+    device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(settings["job"]["seed"])
     heldout = {t: torch.as_tensor(rows, dtype=torch.long, device=device) for t, rows in settings["targets"].items()}
     model = trainable_model(settings, device)
 
+    reported: list[dict[str, float]] = []
+
     def report(rung: int) -> None:
         model.eval()
-        losses = {t: float(sequence_losses(model, rows).mean()) for t, rows in heldout.items()}
-        weights = {f"weight/{n}": w for n, w in settings["weights"].items()}
-        train.report({"rung": rung, "loss": combined(config, losses), **{f"loss/{t}": v for t, v in losses.items()}, **weights})
+        reported.append({t: float(sequence_losses(model, rows).mean()) for t, rows in heldout.items()})
+        if rung == len(RUNGS) and train.get_context().get_world_rank() == 0:
+            settings["store"].write_json(f"proxies/{settings['job']['key']}.json", reported)
+        train.report(metrics(settings["config"], settings["weights"], rung, reported[-1]))
         model.train()
 
     train_model(model, settings["job"], settings, device, RUNGS, report)

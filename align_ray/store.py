@@ -7,6 +7,7 @@
     OUTPUT/selection/KEY/CHUNK.parquet    scores of 64 documents (or a batch's sequences), with their texts; CHUNK: their keys
     OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
     OUTPUT/finetune/KEY.json              the losses of one training
+    OUTPUT/proxies/KEY.json               the losses of one proxy of a search on real loss
     OUTPUT/{corpora,embedding,alignment,search,finetune,prediction}.json, report.html, study.md
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same (by a

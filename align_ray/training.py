@@ -18,6 +18,7 @@ import numpy as np
 from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.probe import Located, load_model, random_model
+from align_ray.resuming import drop_torn, restorable
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.store import Store
@@ -115,12 +116,14 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
 
     def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
         share = jobs[point["share"] :: slots]
+        run = f"share-{digest([job['key'] for job in share])}"
+        drop_torn(f"{storage}/{run}/checkpoint_manager_snapshot.json")
         TorchTrainer(
             train_loop,
             train_loop_config={**settings, "jobs": share},
             scaling_config=scaling(config, room.use_gpu),
             run_config=train.RunConfig(
-                name=f"share-{digest([job['key'] for job in share])}",
+                name=run,
                 storage_path=storage,
                 failure_config=train.FailureConfig(max_failures=2),
                 checkpoint_config=train.CheckpointConfig(num_to_keep=1),
@@ -131,7 +134,7 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
     name = f"finetune-{digest([slots, [job['key'] for job in jobs], config.cost.max_cost])}"
     space = {"share": tune.grid_search(list(range(slots)))}
     trainable = tune.with_parameters(trial, jobs=jobs)  # through the object store: rows of many jobs are megabytes
-    if tune.Tuner.can_restore(f"{storage}/{name}"):
+    if restorable(f"{storage}/{name}"):
         tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
     else:
         tuner = tune.Tuner(

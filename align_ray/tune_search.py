@@ -9,6 +9,7 @@ import numpy as np
 from align_ray.config import Config, digest
 from align_ray.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
 from align_ray.mixture import Goal, Optimum, penalties
+from align_ray.resuming import restorable
 
 AROUND = 256
 """Mixtures of a trial: the suggested one, and draws of a Dirichlet distribution around it."""
@@ -82,7 +83,7 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
     name = f"search-{digest([inputs, settings, limits.lower.tolist(), limits.upper.tolist(), seed])}"
     trainable = tune.with_parameters(MixtureTrial, problem=(goal, limits))
     path = f"{storage}/{name}"
-    if tune.Tuner.can_restore(path):
+    if restorable(path):
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
     else:
         tuner = tune.Tuner(

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from align_ray.config import Config, digest, without_secret
+from align_ray.config import Config, digest
 from align_ray.config_file import EMBEDDED_DEFAULT, load_config
+from align_ray.credentials import without_secret
 from align_ray.errors import ConfigError
 
 STUDY = {
