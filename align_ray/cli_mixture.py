@@ -138,7 +138,8 @@ def propose(
     study: Annotated[
         Path | None,
         typer.Option(
-            help="A study whose candidates and constraints are used, and whose embeddings join the weights as content coordinates; it must hold the runs' domains."
+            help="A study whose candidates and constraints are used, and whose embeddings join the weights as content coordinates; "
+            "it must hold the runs' domains."
         ),
     ] = None,
     prior_strength: Annotated[

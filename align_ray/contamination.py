@@ -63,19 +63,22 @@ def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
     return unique[known[at] == unique] if len(known) else unique[:0]
 
 
-def target_ngrams(config: Config) -> dict[str, np.ndarray]:
-    """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes."""
+def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
+    """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes. Adds to `lost`, by
+    corpus, the parts of its files that vanished."""
     import ray
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
-        found = _join(ngram_hashes(text) for text in documents(corpus, fragments, Counter()))
-        return {"name": [corpus.name], "hashes": [found[:MOST_NGRAMS]]}
+        counts: Counter = Counter()
+        found = _join(ngram_hashes(text) for text in documents(corpus, fragments, counts))
+        return {"name": [corpus.name], "vanished": [counts["vanished"]], "hashes": [found[:MOST_NGRAMS]]}
 
     tasks = read_tasks(config.targets)
     parts: dict[str, list[np.ndarray]] = {t.name: [] for t in config.targets}
     for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(collect, batch_size=1).iter_rows():
         parts[row["name"]].append(np.asarray(row["hashes"], np.uint64))
+        lost[row["name"]] += row["vanished"]
     return {name: np.unique(np.concatenate(found))[:MOST_NGRAMS] for name, found in parts.items()}
 
 
@@ -84,9 +87,9 @@ def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
-def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, Any]]]:
+def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dict[str, dict[str, dict[str, Any]]]:
     """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents in all, and
-    `covered`, the share of the target's n-grams that occur in the candidate."""
+    `covered`, the share of the target's n-grams that occur in the candidate. `lost`: as for `target_ngrams`."""
     import ray
 
     shipped = ray.put(known)
@@ -95,8 +98,9 @@ def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str
         corpus, fragments = read_task(batch)
         targets = ray.get(shipped)
         hits: Counter = Counter()
+        counts: Counter = Counter()
         found: dict[str, list[np.ndarray]] = {t: [] for t in targets}
-        for text in documents(corpus, fragments, Counter()):
+        for text in documents(corpus, fragments, counts):
             hits["of"] += 1
             hashes = ngram_hashes(text)
             for target, grams in targets.items():
@@ -109,6 +113,7 @@ def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str
         return {
             "name": [corpus.name],
             "hits": [json.dumps(hits)],
+            "vanished": [counts["vanished"]],
             "targets": [json.dumps(names)],
             "sizes": [[len(covered[t]) for t in names]],
             "hashes": [np.concatenate([covered[t] for t in names])],
@@ -120,6 +125,7 @@ def overlaps(config: Config, known: dict[str, np.ndarray]) -> dict[str, dict[str
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows()
     for row in counted(rows, "parts of candidates compared", len(tasks)):
         hits[row["name"]].update(json.loads(row["hits"]))
+        lost[row["name"]] += row["vanished"]
         edges = np.cumsum(np.asarray(row["sizes"]))[:-1]
         for target, part in zip(json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True):
             covered[row["name"]][target].append(part)
@@ -147,11 +153,13 @@ def contamination(config: Config, store: Store, located: Located, say: Callable[
 
     Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences that hold an
     n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one (None where fewer than
-    two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked text explains a rank.
+    two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked text explains a rank or files
+    vanished.
     """
     say("reading every document again, for n-grams shared with the targets")
-    known = target_ngrams(config)
-    found = overlaps(config, known)
+    lost: Counter = Counter()
+    known = target_ngrams(config, lost)
+    found = overlaps(config, known, lost)
     tokenizer = load_tokenizer(located)
     embedded = store.read_json("embedding.json")
     limits = embedded.get("limits") or {}
@@ -188,7 +196,7 @@ def contamination(config: Config, store: Store, located: Located, say: Callable[
                 "rank": places[0][c.name][0],
                 "rank_clean": places[1][c.name][0] if c.name in places[1] else None,
             }
-    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": _warnings(found, clean)}
+    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": [*_losses(lost), *_warnings(found, clean)]}
 
 
 def _rows(batches: np.ndarray) -> np.ndarray:
@@ -197,6 +205,12 @@ def _rows(batches: np.ndarray) -> np.ndarray:
 
 def _rebatched(rows: np.ndarray, size: int) -> np.ndarray:
     return rows[: len(rows) // size * size].reshape(-1, size, rows.shape[-1])
+
+
+def _losses(lost: Counter) -> list[str]:
+    """One sentence for each corpus of which something was gone when it was read again."""
+    words = "{} parts of the files of '{}' vanished before they were compared: what they held is left out."
+    return [words.format(parts, name) for name, parts in lost.items() if parts]
 
 
 def _warnings(found: dict[str, Any], clean: dict[str, Any]) -> list[str]:

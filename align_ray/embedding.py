@@ -259,10 +259,11 @@ def stored_units(store: Store, key: str) -> set[str]:
 def embed_batches(
     config: Config, store: Store, located: Located, batches: list[np.ndarray], dtype: str | None = None
 ) -> dict[str, Any]:
-    """Compute the units of batches (int32 [B, T] each) that the store does not hold whole; `dtype` of the probe: default, what `auto`
-    means on the cluster as it is now.
+    """Compute the units of batches (int32 [B, T] each) that the store does not hold whole; `dtype` of the probe: default, what
+    `auto` means on the cluster as it is now.
 
-    Raises CapReached where `cost.max_cost` is used up; returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
+    Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
+    Raises CapReached where `cost.max_cost` is used up.
     """
     import ray
     from ray.data import ActorPoolStrategy

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from align_ray.config import Corpus
 from align_ray.corpora import documents
-from align_ray.errors import ConfigError
+from align_ray.errors import ConfigError, CorpusError
 from align_ray.probe import Located, load_tokenizer
 from align_ray.sampling import read_task, read_tasks
 from align_ray.store import Store
@@ -45,13 +45,15 @@ def materialise(
     """Write `part-NNNNN.parquet` (columns text, corpus, epoch, tokens) and manifest.json to the store; returns the manifest.
 
     Rows are in random order, so that a trainer may read them as they come. Exact duplicates within a corpus are written as often as
-    they occur. Raises ConfigError where a corpus would be repeated more than `most_epochs` times.
+    they occur. Raises ConfigError where a corpus would be repeated more than `most_epochs` times, CorpusError where one changes
+    while it is read.
     """
     import ray
 
     chosen = [c for c in corpora if weights.get(c.name, 0) > 0]
     counted = _count(chosen, located, seed)
     passes: dict[str, list[tuple[int, float]]] = {}
+    due: dict[str, int] = {}
     for corpus in chosen:
         bins = counted[corpus.name]["bins"]
         total, wanted = int(bins[0].sum()), round(weights[corpus.name] * budget)
@@ -61,8 +63,9 @@ def materialise(
                 f"{wanted / max(1, total):.1f} times, above {most_epochs:g}; lower the budget."
             )
         whole, rest = divmod(wanted, max(1, total))
-        share = int(np.searchsorted(np.cumsum(bins[1]), rest)) / BINS if rest else 0.0
-        passes[corpus.name] = [(epoch, 1.0) for epoch in range(whole)] + ([(-1, share)] if share else [])
+        taken = int(np.searchsorted(np.cumsum(bins[1]), rest)) if rest else 0
+        passes[corpus.name] = [(epoch, 1.0) for epoch in range(whole)] + ([(-1, taken / BINS)] if taken else [])
+        due[corpus.name] = whole * total + int(bins[1][:taken].sum())
     shards = max(1, round(budget / SHARD_TOKENS))
     folder = store.uri
 
@@ -102,6 +105,11 @@ def materialise(
     tokens: Counter = Counter()
     for part in written:
         tokens.update(json.loads(part["tokens"]))
+    for name, wanted in due.items():
+        if tokens[name] != wanted:
+            raise CorpusError(
+                f"corpus '{name}' changed while it was read ({wanted} tokens counted, {tokens[name]} written); run it again."
+            )
     manifest = {
         "format": "align-ray materialised mixture 1",
         "token_budget": budget,
@@ -136,16 +144,21 @@ def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
-        tokenizer, bins = load_tokenizer(located), np.zeros((2, BINS), np.int64)
-        for text in documents(corpus, fragments, Counter()):
+        tokenizer, bins, counts = load_tokenizer(located), np.zeros((2, BINS), np.int64), Counter[str]()
+        for text in documents(corpus, fragments, counts):
             tokens = len(_tokens(tokenizer, text))
             for row, epoch in enumerate((0, -1)):
                 bins[row, place(seed, corpus.name, epoch, text) * BINS >> 63] += tokens
-        return {"name": [corpus.name], "bins": [bins.ravel()]}
+        return {"name": [corpus.name], "vanished": [counts["vanished"]], "bins": [bins.ravel()]}
 
     total = {c.name: {"bins": np.zeros((2, BINS), np.int64)} for c in corpora}
     tasks = read_tasks(corpora)
     for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows():
+        if row["vanished"]:
+            raise CorpusError(
+                f"corpus '{row['name']}': {row['vanished']} parts of its files vanished while they were read; restore them and run "
+                "it again."
+            )
         total[row["name"]]["bins"] += np.asarray(row["bins"]).reshape(2, BINS)
     return total
 

@@ -33,7 +33,8 @@ def scaled_cosine_distance(a: np.ndarray, b: np.ndarray, absolute: float | None 
 def distance_matrix(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
     """d of all pairs (see `scaled_cosine_distance`): [n, D] and [m, D] give float64 [n, m].
 
-    Entries are float32, block sums float64 (error about 1e-7). Compiled on first use and run on all cores. Memory beside the input: 24 n m bytes.
+    Entries are float32, block sums float64 (error about 1e-7). Compiled on first use and run on all cores. Memory beside the input:
+    24 n m bytes.
     """
     a, b = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b))
     epsilons = [EPSILON * x.mean(1, dtype=np.float64) if absolute is None else np.full(len(x), absolute / 2) for x in (a, b)]

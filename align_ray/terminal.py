@@ -219,7 +219,8 @@ def show_plan(study: Any, plan: dict[str, Any]) -> None:
     rate = plan["rate"]
     cap = f"; stops at {config.cost.max_cost:g} {plan['currency']}" if config.cost.max_cost else ""
     out.print(
-        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, {rate['source']}){cap}\noutput: {study.store.uri}",
+        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, {rate['source']}){cap}\n"
+        f"output: {study.store.uri}",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +22,9 @@ import zstandard
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
-from align_ray import limits, pipeline, sampling, stages
+from align_ray import limits, materialise, pipeline, sampling, stages
 from align_ray.cli import app
-from align_ray.config import Config, Corpus, Embedding, Sampling
+from align_ray.config import Config, Corpus, Embedding, Probe, Sampling
 from align_ray.config_file import load_config
 from align_ray.contamination import ngram_hashes, shared
 from align_ray.corpora import Fragment, check_corpus, documents, plan_fragments
@@ -593,27 +595,66 @@ def embedded(small_config, tmp_path_factory, local_ray):
     sources.mkdir()
     (sources / "a.jsonl").write_bytes(open(licences["source"], "rb").read())
     licences["source"] = str(sources)
-
-    def plan(corpus):
-        found = plan_fragments(corpus)
-        (sources / "b.jsonl").unlink(missing_ok=True)
-        return found
-
     study = pipeline.open_study(Config.model_validate(mapping))
-    (sources / "b.jsonl").write_bytes(lines("gone"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sampling, "plan_fragments", lambda corpus: plan(corpus) if corpus.name == "licences" else plan_fragments(corpus)
-        )
+    with vanishing(sources / "b.jsonl"):
         result = pipeline.embed(study)
     pipeline.align(study)
     return study, result
+
+
+@contextmanager
+def vanishing(file):
+    """A file that is there while the reading of its corpus is planned, and gone when it is read."""
+
+    def plan(corpus):
+        if corpus.source == str(file.parent):
+            file.write_bytes(lines("gone"))
+        found = plan_fragments(corpus)
+        file.unlink(missing_ok=True)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "plan_fragments", plan)
+        yield
 
 
 def test_a_file_that_vanished_during_the_run_is_counted_in_its_corpus(embedded):
     _, result = embedded
     assert result["corpora"]["licences"]["vanished"] == 1
     assert "vanished" not in result["corpora"]["python-stdlib"] and result["corpora"]["licences"]["documents"] > 10
+
+
+def test_a_file_that_vanished_before_the_comparison_is_named_in_a_warning(embedded):
+    study, _ = embedded
+    with vanishing(Path(study.config.candidates[1].source) / "b.jsonl"):
+        result = pipeline.contamination(study)
+    assert [w for w in result["warnings"] if "vanished" in w] == [
+        "1 parts of the files of 'licences' vanished before they were compared: what they held is left out."
+    ]
+
+
+def test_a_mixture_of_files_that_vanish_is_not_written(embedded, tmp_path):
+    study, _ = embedded
+    licences = study.config.candidates[1]
+    with vanishing(Path(licences.source) / "b.jsonl"), pytest.raises(CorpusError, match="'licences': 1 parts .* vanished"):
+        materialise.materialise([licences], {"licences": 1.0}, 1000, study.probe, 0, Store(str(tmp_path / "mixture")))
+    assert not (tmp_path / "mixture").exists()
+
+
+def test_a_corpus_that_shrinks_between_the_passes_of_a_mixture_is_refused(tmp_path, monkeypatch, local_ray):
+    source, count = tmp_path / "a.jsonl", materialise._count
+    source.write_bytes(lines(*(f"document {i} of many" for i in range(50))))
+
+    def then_shorten(*args):
+        counted = count(*args)
+        source.write_bytes(lines("document 1 of many"))
+        return counted
+
+    monkeypatch.setattr(materialise, "_count", then_shorten)
+    store = Store(str(tmp_path / "mixture"))
+    with pytest.raises(CorpusError, match="'a' changed while it was read"):
+        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 300, locate_probe(Probe()), 0, store)
+    assert not store.exists("manifest.json")
 
 
 def test_torn_units_are_computed_again_and_equal_the_first(embedded):
