@@ -67,6 +67,12 @@ def keys_of(batch: pa.RecordBatch) -> np.ndarray:
     return np.array(batch["key"].to_pylist(), "S16")
 
 
+def holds(keys: np.ndarray, key: bytes) -> bool:
+    """Whether a document's key is among the sorted `keys`, S16 [n]."""
+    at = int(np.searchsorted(keys, key))
+    return at < len(keys) and keys[at] == key.rstrip(b"\0")  # numpy gives a key without the zeros at its end
+
+
 def aligned_with(batch: pa.RecordBatch, target: int) -> np.ndarray:
     """Alignment with the target in that place of the configuration, float64 [n]."""
     values = batch["alignment"]

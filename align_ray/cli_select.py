@@ -40,8 +40,8 @@ def select(
     def work() -> dict[str, Any]:
         from align_ray import pipeline, selection
         from align_ray.resampling import METHODS, Amount
-        from align_ray.runtime import connect
         from align_ray.sequence_scores import refuse_unscorable
+        from align_ray.stages import charged
         from align_ray.store import Store
 
         asked = (Amount("documents", documents or 0), Amount("tokens", tokens or 0), Amount("fraction", fraction or 0))
@@ -56,9 +56,9 @@ def select(
         goal = selection.named(study.targets, target, "--target", "targets")
         refuse_unscorable(study.embedding)
         pipeline.need(opened, "embed")
-        connect(study.cluster)
         place = Store(folder)
-        result = selection.select(study, opened.store, opened.probe, chosen, goal, given[0], place, method, opened.say)
+        with charged(opened, "select"):
+            result = selection.select(study, opened.store, opened.probe, chosen, goal, given[0], place, method, opened.say)
         show_selection(result, place.uri)
         return result
 

@@ -256,7 +256,9 @@ class Cost(Model):
     currency: str = "USD"
     """Of the prices."""
     max_cost: PositiveFloat | None = None
-    """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there."""
+    """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there. What is charged
+    is the time of the workers that were there; when to stop is reckoned with all that a growing cluster may have, so that there it
+    comes early. Embedding, scoring and training stop in their middle; reading corpora is charged but not stopped."""
     tflops: PositiveFloat | None = None
     """Achieved TFLOP/s of one worker, for the estimate. Default: as measured by what the output folder holds, else 0.1 of a
     CPU and 50 of a GPU, which are assumed."""

@@ -70,7 +70,8 @@ def _sentence(error: ValidationError, model: Any) -> str:
     if not field:
         return f"{message}."
     sentence = message if message.startswith("the URI") else message[0].lower() + message[1:]
-    shown = reprlib.repr(first["input"])  # cut short: aliases can make a small file's value endless
-    if "://" in shown:  # not repeated: a URI may carry a credential, wherever it stands
+    value = first["input"]
+    # not repeated: a URI, wherever it stands, may carry a credential, and aliases can make a small file's list endless
+    if (isinstance(value, dict | list) and value) or "://" in str(value):
         return f"field {field!r}: {sentence}."
-    return f"field {field!r} is {shown}: {sentence}."
+    return f"field {field!r} is {reprlib.repr(value)}: {sentence}."

@@ -22,7 +22,7 @@ from align_ray.embedding import embed_batches, read_embeddings, read_sample, uni
 from align_ray.intervals import two_sample_mean
 from align_ray.probe import Located, load_tokenizer
 from align_ray.progress import counted
-from align_ray.sampling import read_task, read_tasks
+from align_ray.sampling import on_tasks, read_task, read_tasks
 from align_ray.similarity import distance_matrix
 from align_ray.store import Store
 
@@ -44,10 +44,12 @@ def ngram_hashes(text: str) -> np.ndarray:
     words = WORD.findall(text.lower())
     if len(words) < WORDS:
         return np.zeros(0, np.uint64)
-    values = np.array([_word_hash(word) for word in words], dtype=np.uint64)
-    runs = np.lib.stride_tricks.sliding_window_view(values, WORDS)
+    values = np.fromiter((_word_hash(word) for word in words), np.uint64, len(words))
+    runs = len(words) - WORDS + 1
+    mixed = np.zeros(runs, np.uint64)
     with np.errstate(over="ignore"):
-        mixed = (runs * _POWERS).sum(1, dtype=np.uint64)
+        for i, power in enumerate(_POWERS):  # one column after the other: all at once would be WORDS times the memory
+            mixed += values[i : i + runs] * power
         return mixed ^ (mixed >> np.uint64(29))
 
 
@@ -66,7 +68,6 @@ def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
 def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
     """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes. Adds to `lost`, by
     corpus, the parts of its files that vanished."""
-    import ray
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
@@ -74,9 +75,8 @@ def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
         found = _join(ngram_hashes(text) for text in documents(corpus, fragments, counts))
         return {"name": [corpus.name], "vanished": [counts["vanished"]], "hashes": [found[:MOST_NGRAMS]]}
 
-    tasks = read_tasks(config.targets)
     parts: dict[str, list[np.ndarray]] = {t.name: [] for t in config.targets}
-    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(collect, batch_size=1).iter_rows():
+    for row in on_tasks(read_tasks(config.targets), collect).iter_rows():
         parts[row["name"]].append(np.asarray(row["hashes"], np.uint64))
         lost[row["name"]] += row["vanished"]
     return {name: np.unique(np.concatenate(found))[:MOST_NGRAMS] for name, found in parts.items()}
@@ -119,11 +119,10 @@ def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dic
             "hashes": [np.concatenate([covered[t] for t in names])],
         }
 
-    tasks = read_tasks(config.candidates)
     hits: dict[str, Counter] = {c.name: Counter() for c in config.candidates}
     covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in config.candidates}
-    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows()
-    for row in counted(rows, "parts of candidates compared", len(tasks)):
+    tasks = read_tasks(config.candidates)
+    for row in counted(on_tasks(tasks, count).iter_rows(), "parts of candidates compared", len(tasks)):
         hits[row["name"]].update(json.loads(row["hits"]))
         lost[row["name"]] += row["vanished"]
         edges = np.cumsum(np.asarray(row["sizes"]))[:-1]

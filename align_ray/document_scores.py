@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from align_ray.chunks import aligned_with, chunk_of, chunk_to_score, keys_of
+from align_ray.chunks import aligned_with, chunk_of, chunk_to_score, holds, keys_of
 from align_ray.config import Config, Corpus
 from align_ray.corpora import documents
 from align_ray.errors import CorpusError
 from align_ray.probe import Located, load_tokenizer
 from align_ray.resampling import distinct
-from align_ray.sampling import document_key, draw_corpora, read_task, read_tasks
+from align_ray.sampling import document_key, draw_corpora, on_tasks, read_task, read_tasks
 from align_ray.sequence_scores import Reference, score_chunks
 from align_ray.store import Store
 
@@ -48,14 +48,12 @@ class Scored:
 
 def target_keys(config: Config) -> np.ndarray:
     """Keys of all documents of all targets, sorted, S16 [n]."""
-    import ray
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, list]:
         found = {document_key(config.seed, text) for text in documents(*read_task(batch), Counter())}
         return {"keys": [b"".join(found)]}
 
-    tasks = read_tasks(config.targets)
-    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(collect, batch_size=1).iter_rows()
+    rows = on_tasks(read_tasks(config.targets), collect).iter_rows()
     return np.unique(np.frombuffer(b"".join(row["keys"] for row in rows), "S16"))
 
 
@@ -70,7 +68,7 @@ def score_corpus(
     """
     import ray
 
-    shared = ray.put((target_keys(config), store.names(reference.folder)))
+    shared = ray.put((target_keys(config), store.sound_tables(reference.folder)))
     seed, length, folder = config.seed, config.sampling.sequence_length, reference.folder
     most, characters = CHUNK_DOCUMENTS, CHUNK_CHARACTERS
 
@@ -82,8 +80,7 @@ def score_corpus(
         pending: list[tuple[bytes, str]] = []
         for text in documents(*read_task(batch), counts):
             key = document_key(seed, text)
-            at = min(int(np.searchsorted(in_targets, key)), max(0, len(in_targets) - 1))
-            if key in seen or (len(in_targets) and in_targets[at] == np.bytes_(key)):
+            if key in seen or holds(in_targets, key):
                 counts["duplicate" if key in seen else "in_target"] += 1
                 continue
             seen.add(key)
@@ -129,7 +126,7 @@ def heldout_scores(config: Config, store: Store, located: Located, reference: Re
     by_document = config.sampling.model_copy(update={"packing": "pad"})
     ((_, drawn),) = draw_corpora([(target, 2 * TARGET_DOCUMENTS * length)], by_document, config.seed)
     heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
-    tokenizer, stored = load_tokenizer(located), store.names(reference.folder)
+    tokenizer, stored = load_tokenizer(located), store.sound_tables(reference.folder)
     parts = [heldout[i : i + CHUNK_DOCUMENTS] for i in range(0, len(heldout), CHUNK_DOCUMENTS)]
     rows = [chunk_to_score(reference.folder, part, stored, tokenizer, length) for part in parts]
     files = [row["file"][0].as_py() for row in rows]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load
 
 from align_ray.config import Config, Corpus, Embedding, digest
-from align_ray.errors import CorpusError, ProbeError, StoreError
+from align_ray.errors import CorpusError, ProbeError, StoreError, mistake
 from align_ray.probe import Located, load_model, load_tokenizer
 from align_ray.progress import counted
 from align_ray.runtime import capacity
@@ -288,8 +288,7 @@ def embed_batches(
         )
         for receipt in counted(receipts.iter_rows(), "batches embedded", len(todo)):
             if receipt["error"]:
-                kind, _, sentence = receipt["error"].partition(": ")
-                raise {"ProbeError": ProbeError, "StoreError": StoreError}[kind](sentence)
+                raise mistake(receipt["error"])
             result["tokens"] += receipt["tokens"]
             result["actor_seconds"] += receipt["seconds"]
         check_cap(config)

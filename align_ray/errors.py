@@ -1,6 +1,7 @@
 """Errors a user can mend. Each message is one sentence that names the file or field and the remedy."""
 
 import errno
+import re
 
 
 class UserError(Exception):
@@ -34,6 +35,16 @@ class CapReached(Exception):
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
+def mistake(named: str) -> UserError:
+    """The error that "CorpusError: sentence" stands for: the form in which workers return one."""
+    kind, _, sentence = named.partition(": ")
+    return {error.__name__: error for error in UserError.__subclasses__()}[kind](sentence)
+
+
+OWN = re.compile(r"^align_ray\.errors\.(\w+Error: .+)$", re.MULTILINE)
+"""A line of a traceback that names a user's mistake."""
+
+
 def mistake_behind(error: BaseException | None) -> UserError | None:
     """The user's mistake that an error came of, through the wrappers of Ray and MLflow; None where there is none."""
     seen = 0
@@ -41,6 +52,8 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
         if isinstance(error, UserError) and not hasattr(error, "cause"):  # Ray gives its wrapper the type of what it wraps
             return error
         text = str(error)
+        if named := OWN.search(text):  # of an error in a function of Ray Data only the worker's traceback arrives
+            return mistake(named[1])
         full = isinstance(error, OSError) and error.errno in NO_ROOM
         if full or "disk is full" in text or "attempt to write a readonly database" in text:  # SQLite's words
             return StoreError(

@@ -22,6 +22,7 @@ from align_ray.progress import steps
 from align_ray.proxies import heldout_sequences, mixture_jobs, validation_half
 from align_ray.resuming import restorable
 from align_ray.runtime import capacity
+from align_ray.spending import check_cap, seconds_left
 from align_ray.store import Store
 from align_ray.surrogates import SURROGATES, LogLinear, Predict, cross_validated, default_surrogate
 from align_ray.training import (
@@ -60,7 +61,7 @@ def tune_loss(
 ) -> list[dict[str, Any]]:
     """Ray Train inside Ray Tune; resumes, and a proxy trained to its end is kept in the store. Returns the trials that reached the
     last rung, best first: `weights`, `loss` (`combined`, nats per token on the validation half of the held-out sequences), `losses`
-    by target. Raises RuntimeError where Ray gives one up."""
+    by target. Raises RuntimeError where Ray gives one up, CapReached where `cost.max_cost` is used up."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -96,8 +97,8 @@ def tune_loss(
 
     fixed = [located.digest, {t: r.tolist() for t, r in heldout.items()}, limits.lower.tolist(), limits.upper.tolist()]
     what = config.model_dump(mode="json", include={"search", "finetune", "seed"})
-    name = f"loss-{digest([fixed, what, tokens])}"
-    if restorable(f"{storage}/{name}"):
+    name = f"loss-{digest([fixed, what, tokens, config.cost.max_cost])}"
+    if config.cost.max_cost is None and restorable(f"{storage}/{name}"):  # see training._train
         tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trial, resume_errored=True)
     else:
         points = [dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)) for w in starts]
@@ -111,6 +112,7 @@ def tune_loss(
                 search_alg=OptunaSearch(sampler=sampler(config), points_to_evaluate=points),
                 scheduler=ASHAScheduler(time_attr="rung", max_t=len(RUNGS), grace_period=1, reduction_factor=2),
                 max_concurrent_trials=runs_at_once(config, room),
+                time_budget_s=seconds_left(),
             ),
             run_config=tune.RunConfig(
                 name=name,
@@ -122,6 +124,7 @@ def tune_loss(
         )
     with steps("parts of proxy trainings done", config.search.trials * len(RUNGS)):
         results = tuner.fit()
+    check_cap(config)
     for error in results.errors:
         raise RuntimeError(f"a proxy training failed: {error}")
     whole = [r.metrics for r in results if r.metrics and r.metrics.get("rung") == len(RUNGS)]

@@ -17,7 +17,7 @@ from align_ray.config import Corpus
 from align_ray.corpora import documents
 from align_ray.errors import ConfigError, CorpusError
 from align_ray.probe import Located, load_tokenizer
-from align_ray.sampling import read_task, read_tasks
+from align_ray.sampling import on_tasks, read_task, read_tasks
 from align_ray.store import Store
 
 BINS = 2**14
@@ -25,6 +25,8 @@ BINS = 2**14
 one document."""
 SHARD_TOKENS = 32_000_000
 """About 128 MB of text."""
+MOST_EPOCHS = 16
+"""A corpus is not repeated more often: the gain of a repetition is gone long before (see `search.max_epochs`)."""
 
 
 def place(seed: int, corpus: str, epoch: int, text: str) -> int:
@@ -40,33 +42,34 @@ def materialise(
     located: Located,
     seed: int,
     store: Store,
-    most_epochs: float = 16,
 ) -> dict[str, Any]:
     """Write `part-NNNNN.parquet` (columns text, corpus, epoch, tokens) and manifest.json to the store; returns the manifest.
 
     Rows are in random order, so that a trainer may read them as they come. Exact duplicates within a corpus are written as often as
-    they occur. Raises ConfigError where a corpus would be repeated more than `most_epochs` times, CorpusError where one changes
-    while it is read.
+    they occur. Raises ConfigError where a corpus would be repeated more than MOST_EPOCHS times or the folder holds other shards,
+    CorpusError where a corpus changes while it is read.
     """
-    import ray
-
     chosen = [c for c in corpora if weights.get(c.name, 0) > 0]
+    settings = {"token_budget": budget, "weights": weights, "seed": seed, "tokenizer": located.digest}
+    head = {"format": "align-ray materialised mixture 1", **settings}
+    check_free(store, settings)
     counted = _count(chosen, located, seed)
     passes: dict[str, list[tuple[int, float]]] = {}
     due: dict[str, int] = {}
     for corpus in chosen:
         bins = counted[corpus.name]["bins"]
         total, wanted = int(bins[0].sum()), round(weights[corpus.name] * budget)
-        if wanted > most_epochs * total:
+        if wanted > MOST_EPOCHS * total:
             raise ConfigError(
                 f"corpus '{corpus.name}' holds {total} tokens; {wanted} of a budget of {budget} would repeat it "
-                f"{wanted / max(1, total):.1f} times, above {most_epochs:g}; lower the budget."
+                f"{wanted / max(1, total):.1f} times, above {MOST_EPOCHS}; lower the budget."
             )
         whole, rest = divmod(wanted, max(1, total))
         taken = int(np.searchsorted(np.cumsum(bins[1]), rest)) if rest else 0
         passes[corpus.name] = [(epoch, 1.0) for epoch in range(whole)] + ([(-1, taken / BINS)] if taken else [])
         due[corpus.name] = whole * total + int(bins[1][:taken].sum())
     shards = max(1, round(budget / SHARD_TOKENS))
+    store.write_json("manifest.json", {**head, "files": []})  # from here on the folder is this mixture's
     folder = store.uri
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -94,14 +97,13 @@ def materialise(
         return {k: np.array(v, dtype=object if k in ("corpus", "text") else np.int64) for k, v in rows.items()}
 
     def write(group: dict[str, np.ndarray]) -> dict[str, Any]:
-        order = np.lexsort((group["text"].astype(str), group["place"]))
+        order = np.array(sorted(range(len(group["place"])), key=lambda i: (group["place"][i], group["text"][i])))
         columns = ("text", "corpus", "epoch", "tokens")
         table = pa.table({k: pa.array(group[k][order].tolist()) for k in columns})
         by_corpus = {c: int(group["tokens"][group["corpus"] == c].sum()) for c in sorted(set(group["corpus"].tolist()))}
         return {**write_shard(Store(folder), int(group["shard"][0]), table), "tokens": [json.dumps(by_corpus)]}
 
-    rows = ray.data.from_items(read_tasks(chosen), override_num_blocks=len(read_tasks(chosen))).map_batches(read, batch_size=1)
-    written = rows.groupby("shard").map_groups(write, batch_format="numpy").take_all()
+    written = on_tasks(read_tasks(chosen), read).groupby("shard").map_groups(write, batch_format="numpy").take_all()
     tokens: Counter = Counter()
     for part in written:
         tokens.update(json.loads(part["tokens"]))
@@ -111,18 +113,22 @@ def materialise(
                 f"corpus '{name}' changed while it was read ({wanted} tokens counted, {tokens[name]} written); run it again."
             )
     manifest = {
-        "format": "align-ray materialised mixture 1",
-        "token_budget": budget,
-        "weights": weights,
-        "seed": seed,
+        **head,
         "tokens": {c.name: tokens[c.name] for c in chosen},
         "total_tokens": sum(tokens.values()),
         "unique_tokens": {c.name: int(counted[c.name]["bins"][0].sum()) for c in chosen},
-        "tokenizer": located.digest,
         "files": shard_list(written),
     }
     store.write_json("manifest.json", manifest)
     return manifest
+
+
+def check_free(out: Store, settings: dict[str, Any]) -> None:
+    """Raise ConfigError where the folder holds shards whose manifest, or its `settings`, does not say the same."""
+    manifest = out.find_json("manifest.json")
+    held = manifest.get("settings", manifest) if isinstance(manifest, dict) else {}
+    if any(name.startswith("part-") for name in out.names("")) and {k: held.get(k) for k in settings} != settings:
+        raise ConfigError(f"--out {out.uri}: the folder holds shards of something else; name another folder or empty it.")
 
 
 def write_shard(store: Store, shard: int, table: pa.Table) -> dict[str, list]:
@@ -140,7 +146,6 @@ def shard_list(written: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict[str, Any]]:
     """Tokens of every corpus by the hash of its documents, `bins` int64 [2, BINS]: in the first pass, and in a part of one."""
-    import ray
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
@@ -152,8 +157,7 @@ def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict
         return {"name": [corpus.name], "vanished": [counts["vanished"]], "bins": [bins.ravel()]}
 
     total = {c.name: {"bins": np.zeros((2, BINS), np.int64)} for c in corpora}
-    tasks = read_tasks(corpora)
-    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(count, batch_size=1).iter_rows():
+    for row in on_tasks(read_tasks(corpora), count).iter_rows():
         if row["vanished"]:
             raise CorpusError(
                 f"corpus '{row['name']}': {row['vanished']} parts of its files vanished while they were read; restore them and run "

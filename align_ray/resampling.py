@@ -65,7 +65,7 @@ def number_taken(tokens: np.ndarray, amount: Amount) -> int:
     """How many of the documents, in their order with `tokens` each, the amount takes: all where there are too few."""
     if amount.unit == "tokens":
         return min(len(tokens), int(np.searchsorted(np.cumsum(tokens), amount.value)) + 1)
-    wanted = amount.value if amount.unit == "documents" else np.ceil(amount.value * len(tokens))
+    wanted = amount.value if amount.unit == "documents" else np.ceil(round(amount.value * len(tokens), 6))
     return min(len(tokens), int(wanted))
 
 

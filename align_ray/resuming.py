@@ -12,13 +12,15 @@ from collections import defaultdict
 
 from pyarrow import fs as pafs
 
+from align_ray.store import file_system
+
 SEARCHERS = ({"basic-variant-state"}, {"search_gen_state", "searcher-state"})
 """Kinds of file in which Tune keeps what it tries next: of a grid, or of a searcher such as Optuna."""
 
 
 def restorable(folder: str) -> bool:
     """Whether Ray Tune can go on in `folder` (a path or pyarrow URI), from the newest of its snapshots that is whole."""
-    fs, path = pafs.FileSystem.from_uri(folder) if "://" in folder else (pafs.LocalFileSystem(), folder)
+    fs, path = file_system(folder)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     snapshots: dict[str, dict[str, str]] = defaultdict(dict)  # time -> kind -> path
     for info in found:
@@ -41,7 +43,7 @@ def restorable(folder: str) -> bool:
 
 def drop_torn(file: str) -> None:
     """Remove a JSON file (a path or pyarrow URI) that is not whole, if it is there."""
-    fs, path = pafs.FileSystem.from_uri(file) if "://" in file else (pafs.LocalFileSystem(), file)
+    fs, path = file_system(file)
     if fs.get_file_info(path).is_file and not _sound(fs, path):
         fs.delete_file(path)
 

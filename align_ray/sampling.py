@@ -11,7 +11,8 @@ import heapq
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -135,8 +136,15 @@ def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
     return [
         {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
         for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)
-        for group in groups
+        for group in groups or [[]]  # files may have become empty since they were checked
     ]
+
+
+def on_tasks(tasks: list[dict[str, str]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
+    """The Ray Data set of what `read` makes of the rows of `read_tasks`, a task a row."""
+    import ray
+
+    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
 
 
 def read_task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:

@@ -25,7 +25,7 @@ from align_ray.chunks import aligned_with, keys_of
 from align_ray.config import Config, Corpus, digest
 from align_ray.document_scores import Scored, heldout_scores, read_scores, score_corpus
 from align_ray.errors import ConfigError, ProbeError
-from align_ray.materialise import SHARD_TOKENS, shard_list, write_shard
+from align_ray.materialise import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.probe import Located
 from align_ray.resampling import Amount, Method, number_taken, ranked
 from align_ray.sequence_scores import score_reference
@@ -83,13 +83,6 @@ def write_selection(
     tasks = [{"files": json.dumps(files[i : i + FILES_PER_TASK])} for i in range(0, len(files), FILES_PER_TASK)]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
     return shard_list(rows.groupby("shard").map_groups(write, batch_format="pyarrow").take_all())
-
-
-def check_free(out: Store, settings: dict[str, Any]) -> None:
-    """Raise ConfigError where the folder holds shards that are not of this selection."""
-    held = out.read_json("manifest.json").get("settings", {}) if out.exists("manifest.json") else {}
-    if any(name.startswith("part-") for name in out.names("")) and {k: held.get(k) for k in settings} != settings:
-        raise ConfigError(f"--out {out.uri}: the folder holds shards of something else; name another folder or empty it.")
 
 
 def named(corpora: list[Corpus], name: str | None, option: str, kind: str) -> Corpus:

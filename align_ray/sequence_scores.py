@@ -21,12 +21,13 @@ from align_ray.alignment import batch_matrix, measures
 from align_ray.chunks import chunk_of, scored_schema
 from align_ray.config import Config, Embedding, digest
 from align_ray.embedding import head_name, probe_with_head, read_embeddings, read_sample, unit_id
-from align_ray.errors import ConfigError, ProbeError
+from align_ray.errors import ConfigError, ProbeError, StoreError, mistake
 from align_ray.fisher import fisher_embeddings
 from align_ray.pooling import pooled_rows
 from align_ray.probe import Located, load_tokenizer
 from align_ray.runtime import capacity
 from align_ray.similarity import scaled_cosine_distance
+from align_ray.spending import check_cap, deadline
 from align_ray.store import Store
 
 VERSION = 1
@@ -113,7 +114,8 @@ def sequence_scores(
 
 
 class ScoringActor:
-    """Holds the probe; scores one chunk per call and writes it to the store. A ProbeError is returned (see FisherActor)."""
+    """Holds the probe; scores one chunk per call and writes it to the store. After `until` nothing is computed any more, and a
+    ProbeError or StoreError is returned (see FisherActor)."""
 
     def __init__(
         self,
@@ -123,8 +125,10 @@ class ScoringActor:
         seed: int,
         against: dict[str, np.ndarray],
         reference: Reference,
+        until: float | None,
     ):
         torch.set_num_threads(1)
+        self.until = until
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.load = lambda: probe_with_head(located, device, reference.dtype, store, reference.head)
         self.store, self.settings, self.seed, self.against, self.block = store, settings, seed, against, reference.block
@@ -134,13 +138,13 @@ class ScoringActor:
     def __call__(self, chunk: pa.Table) -> dict[str, list]:
         (row,) = chunk.to_pylist()
         start, computed, error = time.perf_counter(), 0, ""
-        if row["ids"]:
+        if row["ids"] and not (self.until and time.time() > self.until):
             computed = len(row["keys"])
             try:
                 self.model = self.model or self.load()
                 self._score(row)
-            except ProbeError as reason:
-                error = str(reason)
+            except (ProbeError, StoreError) as reason:
+                error = f"{type(reason).__name__}: {reason}"
         receipt = {"file": row["file"], "documents": len(row["keys"]), "computed": computed, "counts": row["counts"]}
         return {k: [v] for k, v in {**receipt, "seconds": time.perf_counter() - start, "error": error}.items()}
 
@@ -166,7 +170,7 @@ def score_chunks(
     against: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`, `documents`, how many
-    of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D] by name; default: their means as
+    of them were `computed`, `counts` and actor `seconds`. Raises CapReached where `cost.max_cost` is used up. `against`: target embeddings [M, D] by name; default: their means as
     ""."""
     from ray.data import ActorPoolStrategy
 
@@ -178,15 +182,16 @@ def score_chunks(
         compute=ActorPoolStrategy(min_size=1, max_size=room.most, initial_size=max(1, room.now)),
         fn_constructor_args=(
             located, store, config.embedding, config.seed, against or {"": reference.means()},
-            dataclasses.replace(reference, rows={}),
+            dataclasses.replace(reference, rows={}), deadline(),
         ),
         num_cpus=room.resources["num_cpus"],
         num_gpus=room.resources["num_gpus"],
     )  # fmt: skip
     for receipt in receipts.iter_rows():
         if receipt["error"]:
-            raise ProbeError(receipt["error"])
+            raise mistake(receipt["error"])
         yield receipt
+    check_cap(config)
 
 
 def score_samples(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
@@ -201,7 +206,7 @@ def score_samples(config: Config, store: Store, located: Located, say: Callable[
     reference = score_reference(config, store, located)
     tokenizer = load_tokenizer(located)
     limits = store.read_json("embedding.json").get("limits") or {}
-    stored, against, todo = store.names(reference.folder), {"": reference.means()}, []
+    stored, against, todo = store.sound_tables(reference.folder), {"": reference.means()}, []
     files: dict[str, list[str]] = {}
     for corpus in config.corpora:
         batches = read_sample(store, corpus.name).batches[: limits.get(corpus.name)]

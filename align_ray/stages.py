@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from align_ray.config import Config, digest
@@ -68,6 +68,10 @@ STAGES = {
 }
 
 
+TRAINED = ("loss", "mixmin")
+"""Objectives that train models, so that the search depends on how."""
+
+
 def stored(study: Study, stage: str) -> dict[str, Any] | None:
     """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
     made = costs(study.store).get(stage, {})
@@ -85,6 +89,8 @@ def _key(study: Study, stage: str) -> str:
         for part in field.split("."):
             value = value[part]
         values.append(value)
+    if stage == "search" and study.config.search.objective in TRAINED:
+        values.append(config["finetune"])
     inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
     if not inputs:
         samples = study.store.find_mappings("corpora.json")
@@ -127,6 +133,19 @@ def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_worke
         track(tracker, study.config, study.store, stage, result)
     study.say(f"{stage}: {seconds:.1f} s")
     return RESULTS.get(stage, dict)(result)
+
+
+@contextmanager
+def charged(study: Study, work: str) -> Iterator[None]:
+    """Connect to Ray; what runs within counts towards `cost.max_cost` and is recorded in cost.json, but is no stage of the study."""
+    with study.store.locked():
+        connect(study.config.cluster, study.say)
+        start, room = time.perf_counter(), capacity(study.config.cluster)
+        try:
+            with spending(study.config, study.store, room.most):
+                yield
+        finally:
+            record(study, work, time.perf_counter() - start, room.now, None)
 
 
 def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any] | None) -> None:

@@ -43,6 +43,11 @@ READERS = 16
 """Threads that look through the units of a store: on S3 the time is the network's."""
 
 
+def file_system(place: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or pyarrow URI, and the path on it."""
+    return pafs.FileSystem.from_uri(place) if "://" in place else (pafs.LocalFileSystem(), place)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit:
     """The embedding of one batch, by blocks that are never mixed silently: `trunk` and `head`, or of the reference
@@ -75,7 +80,7 @@ class Store:
                 raise ConfigError(f"field 'output': {self.uri!r} is no path ({error}).") from None
 
     def _at(self, name: str) -> tuple[pafs.FileSystem, str]:
-        fs, root = pafs.FileSystem.from_uri(self.uri) if "://" in self.uri else (pafs.LocalFileSystem(), self.uri)
+        fs, root = file_system(self.uri)
         return fs, f"{root}/{name}"
 
     def check_writable(self) -> None:
@@ -167,9 +172,13 @@ class Store:
         self.write_bytes(name, json.dumps(value, indent=1).encode())
 
     def find(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed | None:
-        """What `parse` makes of a file; None where there is none, or a torn one."""
+        """What `parse` makes of a file; None where there is none, or a torn one. A store that does not answer is an error."""
         try:
-            return parse(self.read_bytes(name))
+            data = self.read_bytes(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return parse(data)
         except DAMAGED:
             return None
 
@@ -231,6 +240,19 @@ class Store:
         with ThreadPoolExecutor(READERS) as pool:
             whole = pool.map(lambda u: self.find(f"embeddings/{key}/{u}.parquet", _unit) is not None, there)
             return {u for u, sound in zip(there, whole, strict=True) if sound}
+
+    def sound_tables(self, folder: str) -> set[str]:
+        """Names of the Parquet files of a folder whose footer is whole: a file that was cut off has none."""
+        fs, path = self._at(folder)
+
+        def sound(name: str) -> bool:
+            with suppress(*DAMAGED):
+                return pq.read_metadata(f"{path}/{name}", filesystem=fs).num_rows >= 0
+            return False
+
+        stored = sorted(self.names(folder))
+        with ThreadPoolExecutor(READERS) as pool:
+            return {name for name, whole in zip(stored, pool.map(sound, stored), strict=True) if whole}
 
 
 def _table(data: bytes) -> pa.Table:

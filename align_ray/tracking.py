@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
 from string import Formatter
 from typing import Any
 
@@ -169,8 +170,7 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     if experiment:
         experiment_id = experiment.experiment_id
     else:
-        folder = store.local_path("mlartifacts")
-        location = folder.as_uri() if folder and not config.tracking.uri else None
+        location = _artefacts(config, store)
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the pages take it for one of a chat application
         experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location, tags=kind)
     tracked = config.model_dump(mode="json", exclude={"tracking", "cluster", "cost"})
@@ -181,6 +181,16 @@ def start_tracking(config: Config, store: Store) -> Tracker:
         _log(client, runs[key], _study_params(tracked), {})
     store.write_json("mlflow-run.json", {"uri": uri, "experiment_id": experiment_id, "run_id": runs[key], "runs": runs})
     return Tracker(uri, experiment_id, runs[key])
+
+
+def _artefacts(config: Config, store: Store) -> str | None:
+    """Where a new experiment's files go: into the output, or beside the SQLite file of `tracking.uri` (MLflow's own default would be
+    the folder in which the command was typed). None for a server, which knows its place."""
+    uri = config.tracking.uri
+    if uri and not uri.startswith("sqlite:///"):
+        return None
+    folder = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" if uri else store.local_path("mlartifacts")
+    return folder.as_uri() if folder else None
 
 
 def _reason(error: Exception) -> str:

@@ -134,7 +134,8 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
     name = f"finetune-{digest([slots, [job['key'] for job in jobs], config.cost.max_cost])}"
     space = {"share": tune.grid_search(list(range(slots)))}
     trainable = tune.with_parameters(trial, jobs=jobs)  # through the object store: rows of many jobs are megabytes
-    if restorable(f"{storage}/{name}"):
+    # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the store
+    if config.cost.max_cost is None and restorable(f"{storage}/{name}"):
         tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
     else:
         tuner = tune.Tuner(

@@ -63,7 +63,7 @@ def test_a_configuration_cannot_be_changed_after_it_was_validated(tmp_path):
         ({"targets": [{"name": "a", "source": "b", "colum": "c"}]}, "'targets.0.colum'; did you mean 'column'?"),
         ({"targets": [{"name": "a"}]}, "the field 'targets.0.source' is missing; add it."),
         ({"targets": []}, "field 'targets' is []"),
-        ({"candidates": STUDY["candidates"][:1]}, "field 'candidates' is "),
+        ({"candidates": STUDY["candidates"][:1]}, "field 'candidates': list should have at least 2 items"),
         ({"search": {"token_budget": -5}}, "field 'search.token_budget' is -5: input should be greater than 0."),
         ({"sampling": {"packing": "glue"}}, "field 'sampling.packing' is 'glue': input should be 'pack', 'cut' or 'pad'."),
         ({"embedding": {"draws": 0}}, "field 'embedding.draws' is 0: input should be greater than 0."),

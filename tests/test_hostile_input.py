@@ -29,7 +29,7 @@ from align_ray.config_file import load_config
 from align_ray.contamination import ngram_hashes, shared
 from align_ray.corpora import Fragment, check_corpus, documents, plan_fragments
 from align_ray.embedding import FisherActor, read_embeddings
-from align_ray.errors import CorpusError, ProbeError, StoreError, UserError, mistake_behind
+from align_ray.errors import ConfigError, CorpusError, ProbeError, StoreError, UserError, mistake_behind
 from align_ray.estimators import embed_batch
 from align_ray.parquet import text_records
 from align_ray.probe import Located, load_tokenizer, locate_probe
@@ -654,7 +654,28 @@ def test_a_corpus_that_shrinks_between_the_passes_of_a_mixture_is_refused(tmp_pa
     store = Store(str(tmp_path / "mixture"))
     with pytest.raises(CorpusError, match="'a' changed while it was read"):
         materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 300, locate_probe(Probe()), 0, store)
-    assert not store.exists("manifest.json")
+    assert store.read_json("manifest.json")["files"] == [], "the folder is marked, and not as finished"
+    with pytest.raises(ConfigError, match="shards of something else"):
+        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 10, locate_probe(Probe()), 0, store)
+
+
+@pytest.mark.parametrize("kind", [StoreError, CorpusError])
+def test_a_mistake_met_in_a_function_of_ray_data_is_still_one_sentence(local_ray, kind):
+    def fail(batch):
+        raise kind("cannot write to s3://b/x (No space left on device); mend that and run it again.")
+
+    with pytest.raises(Exception, match="No space left") as caught:
+        local_ray.data.from_items([1]).map_batches(fail).take_all()
+    found = mistake_behind(caught.value)
+    assert type(found) is kind and str(found) == "cannot write to s3://b/x (No space left on device); mend that and run it again."
+
+
+def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    store.write_json("cost.json", {"embed": {"spent": 3.0}})
+    monkeypatch.setattr(Store, "read_bytes", lambda *_: (_ for _ in ()).throw(OSError("When reading information: timeout")))
+    with pytest.raises(OSError, match="timeout"):
+        store.find_mappings("cost.json")
 
 
 def test_torn_units_are_computed_again_and_equal_the_first(embedded):

@@ -50,7 +50,7 @@ def test_a_study_lives_in_a_bucket_and_goes_on_there(bucket, small_config, tmp_p
 
     def run(stage: str) -> str:
         command = [sys.executable, "-c", "from align_ray.cli import app; app()", stage, str(config)]
-        done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
         assert PLANTED not in done.stdout + done.stderr
         return done.stdout
@@ -63,3 +63,4 @@ def test_a_study_lives_in_a_bucket_and_goes_on_there(bucket, small_config, tmp_p
     assert "embedded 0 batches now" in again
     after = {i.path: i.mtime_ns for i in store.get_file_info(pafs.FileSelector("bucket/study/embeddings", recursive=True)) if i.is_file}
     assert {path: after[path] for path in kept} == kept, "a finished batch was computed again"
+    assert (tmp_path / "mlartifacts").is_dir() and not (tmp_path / "mlruns").exists(), "MLflow's files are beside its data base"

@@ -47,13 +47,15 @@ def test_a_torn_snapshot_alone_means_a_new_experiment(searched, tmp_path, patter
     assert not restorable(str(folder)) and not folder.exists()
 
 
+@pytest.mark.parametrize("torn", [True, False])
 @pytest.mark.parametrize("kind", ["experiment_state", "search_gen_state", "searcher-state"])
-def test_a_torn_or_missing_snapshot_gives_way_to_the_one_before(searched, tmp_path, kind):
+def test_a_torn_or_missing_snapshot_gives_way_to_the_one_before(searched, tmp_path, kind, torn):
     folder = copied(searched[2], tmp_path)
     for file in list(folder.glob("*-20*")):
         later = file.with_name(file.name.partition("-20")[0] + "-2099-01-01_00-00-00" + file.suffix)
         shutil.copy(file, later)
-    (folder / next(folder.glob(f"{kind}-2099*")).name).unlink()
+    (last,) = folder.glob(f"{kind}-2099*")
+    last.write_bytes(last.read_bytes()[:-1]) if torn else last.unlink()
     assert restorable(str(folder)) and not list(folder.glob("*-2099*")) and list(folder.glob(f"{kind}-20*"))
 
 

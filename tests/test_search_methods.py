@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from align_ray import pipeline
+from align_ray.config import Config
 from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
+from align_ray.stages import _key
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
 
@@ -40,6 +42,16 @@ def embedded(small_config, tmp_path_factory, local_ray):
 
 def weights_of(result, name="recommended"):
     return np.array(list(result["mixtures"][name]["weights"].values()))
+
+
+@pytest.mark.parametrize(("objective", "method", "depends"), [("loss", "tune", True), ("mixmin", "tune", True), ("kl", "tune", False)])
+def test_a_search_that_trains_depends_on_how(small_config, tmp_path, objective, method, depends):
+    def key(rate):
+        search = {"token_budget": 10_000, "objective": objective, "method": method, "proxy_tokens": 512}
+        mapping = small_config(tmp_path / "out", search=search, finetune={"tokens": 1024, "eval_tokens": 512, "learning_rate": rate})
+        return _key(pipeline.open_study(Config.model_validate(mapping)), "search")
+
+    assert (key(1e-3) != key(1e-4)) == depends
 
 
 @pytest.mark.slow

@@ -16,17 +16,19 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from align_ray import document_scores, pipeline, selection, stages
-from align_ray.chunks import tokenised
+from align_ray.chunks import holds, tokenised
 from align_ray.cli import app
-from align_ray.config import Config, Embedding
+from align_ray.config import Config, Cost, Embedding
 from align_ray.embedding import read_sample
-from align_ray.errors import ConfigError
+from align_ray.errors import CapReached, ConfigError
 from align_ray.fisher import fisher_embeddings
 from align_ray.probe import load_model, load_tokenizer
 from align_ray.resampling import Amount, distinct, gumbel_noise, log_weights, number_taken, ranked
 from align_ray.sampling import document_key
 from align_ray.sequence_scores import Reference, refuse_unscorable, score_reference, sequence_scores
 from align_ray.similarity import scaled_cosine_distance
+from align_ray.spending import costs
+from align_ray.stages import charged
 from align_ray.store import Store
 from tests.tiny import tiny_model
 
@@ -182,6 +184,17 @@ def test_the_amount_is_whole_documents_up_to_all_there_are():
     assert number_taken(tokens, Amount("fraction", 0.34)) == 2 and number_taken(tokens, Amount("fraction", 1.0)) == 3
 
 
+def test_a_fraction_is_not_rounded_up_by_the_arithmetic():
+    assert number_taken(np.ones(100, np.int64), Amount("fraction", 0.07)) == 7
+    assert number_taken(np.ones(100, np.int64), Amount("fraction", 0.071)) == 8
+
+
+def test_a_key_that_ends_in_zeros_is_found():
+    keys = np.unique(np.array([b"a" * 15 + b"\0", b"b" * 14 + b"\0\0", b"c" * 16], "S16"))
+    assert holds(keys, b"a" * 15 + b"\0") and holds(keys, b"b" * 14 + b"\0\0") and holds(keys, b"c" * 16)
+    assert not holds(keys, b"a" * 16) and not holds(keys, b"z" * 16) and not holds(keys[:0], b"c" * 16)
+
+
 def test_of_equal_documents_one_is_kept_whatever_the_order():
     keys, scores = np.array([b"b", b"a", b"b", b"c"], "S16"), np.array([0.1, 0.2, 0.3, -np.inf])
     assert distinct(keys, scores).tolist() == [1, 2, 3]
@@ -304,16 +317,17 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     assert file["rows"] == 20 and file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
 
 
-def test_a_lost_chunk_alone_is_scored_again_and_the_other_method_needs_no_other_scores(study, selected, tmp_path, monkeypatch):
+def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_needs_no_other_scores(study, selected, tmp_path, monkeypatch):
     opened, (first, _) = study[0], selected
     folder = opened.store.local_path(first["settings"]["scores"])
     chunks = sorted(folder.glob("*.parquet"))
     assert first["work"]["computed"] == 48 and first["work"]["chunks"] == len(chunks) == 6
-    rows = pq.read_table(chunks[3]).num_rows
+    rows = sum(pq.read_table(chunk).num_rows for chunk in chunks[2:4])
+    chunks[2].write_bytes(chunks[2].read_bytes()[:-20])
     chunks[3].unlink()
     monkeypatch.setattr(document_scores, "CHUNK_DOCUMENTS", 8)
     result = run_select(opened, tmp_path, Amount("tokens", 3000), "gumbel")
-    assert result["work"]["computed"] == rows and result["work"]["chunks"] == 1 and chunks[3].exists()
+    assert result["work"]["computed"] == rows and result["work"]["chunks"] == 2 and chunks[3].exists()
     assert result["counts"] == first["counts"]
     written = rows_of(tmp_path)
     total = sum(r["tokens"] for r in written)
@@ -346,6 +360,19 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     order, _ = ranked(mine.keys, mine.alignment, None)
     other, _ = ranked(reference.keys[known], reference.alignment[known], None)
     assert set(order[:20]) == set(other[:20])
+
+
+def test_a_selection_stops_at_the_cap_and_is_charged(study, selected, tmp_path):
+    opened, (first, _) = study[0], selected
+    priced = {"price_per_hour": 3600.0, "max_cost": sum(row.get("spent", 0.0) for row in costs(opened.store).values()) + 0.2}
+    capped = dataclasses.replace(opened, config=opened.config.model_copy(update={"cost": Cost(**priced)}))
+    for chunk in opened.store.local_path(first["settings"]["scores"]).glob("*.parquet"):
+        chunk.unlink()
+    with pytest.raises(CapReached), charged(capped, "select"):
+        run_select(capped, tmp_path)
+    assert not list(tmp_path.glob("part-*")) and costs(opened.store)["select"]["spent"] > 0.2
+    with charged(opened, "select"):
+        assert run_select(opened, tmp_path)["counts"] == first["counts"]
 
 
 def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study, monkeypatch):
