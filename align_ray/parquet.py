@@ -33,13 +33,17 @@ def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dic
             counts["missing_column"] += rows - 1
             yield dict.fromkeys(schema.names)
         return
+    leaves = [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path in columns]
     for group in range(parquet.num_row_groups):
         metadata, seen = parquet.metadata.row_group(group), 0
-        size = _rows_at_once(metadata, columns)
-        if size == 0:
-            counts["oversized"] += metadata.num_rows
-            continue
         try:
+            # Opens the columns without reading a row: in a broken footer that is an error here, but where pyarrow is asked for a
+            # column's metadata a C++ exception that ends the process.
+            next(parquet.reader.iter_batches(0, row_groups=[group], column_indices=leaves), None)
+            size = _rows_at_once([metadata.column(i) for i in leaves])
+            if size == 0:
+                counts["oversized"] += metadata.num_rows
+                continue
             for batch in parquet.iter_batches(size, row_groups=[group], columns=columns):
                 yield from _records(batch, counts)
                 seen += len(batch)
@@ -71,15 +75,15 @@ def _is_text(schema: pa.Schema, name: str) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _rows_at_once(group: Any, columns: list[str]) -> int:
-    """Rows of a row group to decode together, so that a batch stays below BATCH_BYTES; 0 for a compression bomb."""
+def _rows_at_once(columns: list[Any]) -> int:
+    """Rows of a row group to decode together, so that a batch stays below BATCH_BYTES; 0 for a compression bomb. `columns`: the
+    metadata of those that are read."""
     rows = 1024
-    for column in map(group.column, range(group.num_columns)):
-        if column.path_in_schema in columns:
-            if column.total_uncompressed_size > limits.most_inflated(column.total_compressed_size):
-                return 0
-            if any("DICTIONARY" in e or "DELTA" in e for e in column.encodings):  # no value is longer than all pages together
-                rows = min(rows, limits.BATCH_BYTES // max(1, column.total_uncompressed_size))
+    for column in columns:
+        if column.total_uncompressed_size > limits.most_inflated(column.total_compressed_size):
+            return 0
+        if any("DICTIONARY" in e or "DELTA" in e for e in column.encodings):  # no value is longer than all pages together
+            rows = min(rows, limits.BATCH_BYTES // max(1, column.total_uncompressed_size))
     return max(1, rows)
 
 

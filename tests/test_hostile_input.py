@@ -255,6 +255,35 @@ def test_a_million_copies_of_a_line_are_one_document_in_bounded_memory(tmp_path)
     assert (drawn, count) == (1, 1_000_000) and grown < 100
 
 
+BENT = """
+import sys
+from collections import Counter
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from align_ray.config import Corpus
+from align_ray.corpora import documents, plan_fragments
+path = Path(sys.argv[1])
+pq.write_table(pa.table({"text": ["0", "hello", "text"], "n": [1, 2, 3]}), path, row_group_size=2, write_page_checksum=True)
+sound, corpus = path.read_bytes(), Corpus(name="c", source=str(path))
+for place in range(len(sound)):
+    for bit in range(8):
+        bent = bytearray(sound)
+        bent[place] ^= 1 << bit
+        path.write_bytes(bent)
+        try:
+            list(documents(corpus, plan_fragments(corpus), Counter()))
+        except Exception as error:
+            raise RuntimeError(f"bit {bit} of byte {place}") from error
+print("read", len(sound))
+"""
+
+
+def test_no_single_bent_bit_of_a_parquet_file_ends_the_reader(tmp_path):
+    """In a process of its own: pyarrow 25 throws through Python where the sizes in a footer contradict each other."""
+    done = subprocess.run([sys.executable, "-c", BENT, str(tmp_path / "a.parquet")], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("read"), done.stderr[-2000:]
+
+
 # --- scripts ----------------------------------------------------------------------------------------------------------
 
 SCRIPTS = {

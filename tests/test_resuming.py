@@ -27,7 +27,7 @@ def copied(experiment: Path, folder: Path) -> Path:
 
 
 def tear(folder: Path, pattern: str, share: float) -> None:
-    (file,) = folder.glob(pattern)
+    file = max(folder.glob(pattern))
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
 
 
@@ -59,10 +59,18 @@ def test_a_torn_or_missing_snapshot_gives_way_to_the_one_before(searched, tmp_pa
     assert restorable(str(folder)) and not list(folder.glob("*-2099*")) and list(folder.glob(f"{kind}-20*"))
 
 
+def test_a_search_goes_on_with_the_trials_it_had(searched):
+    study, out, experiment = searched
+    expected, trials = json.loads((out / "search.json").read_text()), {f.name for f in experiment.glob("MixtureTrial_*")}
+    (out / "search.json").unlink()
+    assert pipeline.search(study)["trials"] == expected["trials"]
+    assert {f.name for f in experiment.glob("MixtureTrial_*")} == trials, "a trial was made anew"
+
+
 def test_a_search_goes_on_from_a_torn_snapshot_to_the_same_result(searched):
     study, out, experiment = searched
     expected = json.loads((out / "search.json").read_text())
-    tear(experiment, "searcher-state-*", 0.0)  # what a kill has left, in a run of this test suite
+    tear(experiment, "searcher-state-*", 0.0)  # what a kill left in a run of these tests
     (out / "search.json").unlink()
     assert pipeline.search(study)["mixtures"] == expected["mixtures"]
 

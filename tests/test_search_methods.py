@@ -111,8 +111,8 @@ def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_con
 
 
 @pytest.mark.slow
-def test_a_search_killed_in_the_middle_goes_on_with_the_trials_it_had(small_config, tmp_path):
-    """The whole session is killed without warning; the second one ends as an undisturbed search does."""
+def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, tmp_path):
+    """The whole session is killed without warning, also in the middle of what Ray writes."""
     data = small_config("out", CANDIDATES)
     data["search"] = {"token_budget": 10_000, "trials": 30, "sampler": "gp", "bootstrap": 20}  # slow suggestions: there is a middle
     align_ray = str(Path(sys.executable).with_name("align-ray"))
