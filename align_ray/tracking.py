@@ -107,7 +107,8 @@ class Tracker:
     def register(self, model: str, recipe: dict[str, Any]) -> str:
         """Register the recipe as a version of a model, once, and give it the alias `recommended`; returns the version.
 
-        The version's files are recipe.json alone: a mixture, without weights of a network.
+        The version's files are recipe.json alone: a mixture, without weights of a network. They lie in a folder of their own,
+        recipe/DIGEST, since the run of a configuration may find another mixture later.
         """
         from mlflow.exceptions import MlflowException
 
@@ -115,7 +116,7 @@ class Tracker:
         weights = sorted(recipe["weights"].items(), key=lambda item: -item[1])
         text = ", ".join(f"{name} {w:.1%}" for name, w in weights)
         text = f"Mixture for {', '.join(recipe['targets'])}, {recipe['token_budget']:,} tokens: {text}."
-        self.text("recipe/recipe.json", json.dumps(recipe, indent=1))
+        self.text(f"recipe/{key}/recipe.json", json.dumps(recipe, indent=1))
         client.set_tag(self.run_id, "mlflow.note.content", text)
         try:
             client.create_registered_model(
@@ -130,7 +131,7 @@ class Tracker:
         else:
             tags = {"align_ray.recipe": key, "token_budget": str(recipe["token_budget"]), "objective": recipe["objective"]}
             tags |= {f"weight/{name}": f"{w:.4g}" for name, w in weights}
-            source = f"runs:/{self.run_id}/recipe"
+            source = f"runs:/{self.run_id}/recipe/{key}"
             version = str(client.create_model_version(model, source, self.run_id, tags=tags, description=text).version)
         client.set_registered_model_alias(model, "recommended", version)
         return version

@@ -141,6 +141,9 @@ def test_the_mixture_is_registered_once_and_its_files_are_the_recipe(opened):
     assert json.loads((Path(folder) / "recipe.json").read_text()) == recipe()
 
     assert tracker.register(name, recipe(0.5)) == "2"
+    for number, weight in (("1", 0.75), ("2", 0.5)):
+        folder = download_artifacts(client.get_model_version_download_uri(name, number), tracking_uri=tracker.uri)
+        assert json.loads((Path(folder) / "recipe.json").read_text()) == recipe(weight), "a later version leaves the earlier one"
     assert str(client.get_model_version_by_alias(name, "recommended").version) == "2"
     assert tracker.register(name, recipe()) == "1", "found again: the version it had"
     assert str(client.get_model_version_by_alias(name, "recommended").version) == "1"
