@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from itertools import accumulate
@@ -22,8 +21,6 @@ from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
 """Metrics with steps: by name the values with their step."""
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported; a job contacts what its user named
 
 
 @dataclasses.dataclass(frozen=True)
