@@ -77,8 +77,8 @@ def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Wo
 def estimate(config: Config, store: Store, probe: Located, model: Located, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
-    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the source does
-    not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
+    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the
+    source does not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
     """
     work = planned_work(config, probe, model)
     tflops, source = achieved_tflops(config, store, probe, gpu)

@@ -111,7 +111,7 @@ def capacity(cluster: Cluster) -> Capacity:
     if most < 1:
         need = "field 'cluster.use_gpu' asks for a GPU" if use_gpu else "a worker and a reader need 2 CPUs"
         raise CapacityError(
-            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a larger one, or "
-            "set 'cluster.max_actors' if it grows on demand."
+            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a larger "
+            "one, or set 'cluster.max_actors' if it grows on demand."
         )
     return Capacity({"num_cpus": 1.0, "num_gpus": float(use_gpu)}, min(now, most), most)

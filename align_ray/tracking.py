@@ -45,7 +45,8 @@ class Tracker:
         try:
             yield
         except BaseException as error:
-            client.set_terminated(self.run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | CapReached) else "FAILED")
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit | CapReached)
+            client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
             raise
         client.set_terminated(self.run_id)
 
@@ -69,12 +70,12 @@ class Tracker:
         client = self._client()
         points = {**{key: [(0, value)] for key, value in values.items()}, **(series or {})}
         wanted = _params(params), {key: float(rows[-1][1]) for key, rows in points.items() if rows}
-        clause = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`align_ray.kind` = '{kind}' and tags.`mlflow.runName` = '{name}'"
+        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
+        clause = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         for old in client.search_runs([self.experiment_id], clause):
             if (old.data.params, old.data.metrics) == wanted and old.info.status == "FINISHED":
                 return
             client.delete_run(old.info.run_id)
-        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
         run = client.create_run(self.experiment_id, tags=tags)
         _log(client, run.info.run_id, params, points)
         client.set_terminated(run.info.run_id)
