@@ -50,7 +50,7 @@ def init(
 def _init(
     path: Path, target: list[str], candidate: list[str], column: list[str], output: str | None, probe: str, tokens: int | None,
     force: bool,
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     from align_ray.config import Config
     from align_ray.starter import look, proposed_name, write
 
@@ -93,7 +93,8 @@ def _init(
         tokens = ask("training tokens the mixture is meant for", str(tokens), _tokens)
         probe = ask("probe (embedded, smollm2, a folder or a hub id)", probe, str)
     asked = {"name": proposed_name(path.name), "output": output, **corpora}
-    write(path, {**asked, "probe": {"model": probe}, "search": {"token_budget": tokens}})
+    asked |= {"probe": {"model": probe}, "search": {"token_budget": tokens}}
+    write(path, asked)
     for found in corpora.values():
         for corpus in found:
             rest = ", ".join(f"{k} {v!r}" for k, v in corpus.items() if k not in ("name", "source"))
@@ -110,6 +111,7 @@ def _init(
         markup=False,
         soft_wrap=True,
     )
+    return {"path": str(path), "config": asked}
 
 
 MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "failed": "[red]failed[/red]"}
@@ -167,4 +169,5 @@ def _ask(question: str, default: str | None, check: Callable[[str], Any]) -> Any
         except UserError as error:
             raise typer.BadParameter(str(error)) from None
 
-    return typer.prompt(question, default=default, value_proc=value, show_default=bool(default))
+    # not among the JSON, where that is asked for
+    return typer.prompt(question, default=default, value_proc=value, show_default=bool(default), err=out.quiet)

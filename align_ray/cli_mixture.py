@@ -1,6 +1,7 @@
 """Commands around the mixture: hand it over, or make one from runs that exist already."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="One of: huggingface, trl, llama-factory, ms-swift, axolotl, megatron, olmo, levanter, nanotron, regmix, doremi, ray.",
+            help="One of: huggingface, trl, llama-factory, ms-swift, axolotl, megatron, olmo, levanter, nanotron, regmix, doremi, "
+            "ray.",
         ),
     ],
     data: Annotated[
@@ -39,7 +41,7 @@ def export(
     Example: [b]align-ray export runs/demo/recipe.json --format megatron --data /data/bin[/b]
     """
 
-    def work() -> None:
+    def work() -> dict[str, str]:
         from align_ray.export import EXPORTERS
         from align_ray.recipes import check_tokenizer, read_recipe
 
@@ -51,6 +53,7 @@ def export(
         path = file or recipe.with_name(exporter.file)
         path.write_text(exporter.write(found, data), encoding="utf-8")
         out.print(f"{path} (weights count {exporter.unit})", highlight=False, soft_wrap=True)
+        return {"path": str(path), "format": format_, "weights_count": exporter.unit}
 
     guard(work)
 
@@ -68,7 +71,7 @@ def materialise(
     Example: [b]align-ray materialise study.yaml --out data/mixture --tokens 100000000[/b]
     """
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         from align_ray import pipeline
         from align_ray.config import Probe
         from align_ray.materialise import materialise as write_shards
@@ -95,6 +98,7 @@ def materialise(
             share, epochs = count / manifest["total_tokens"], count / manifest["unique_tokens"][name]
             table.add_row(name, f"{count:,}", f"{share:.2%}", f"{recipe['weights'][name]:.2%}", f"{epochs:.2f}")
         out.print(table)
+        return manifest
 
     guard(work)
 
@@ -110,20 +114,27 @@ def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None) -> None:
     Example: [b]align-ray fit --mixtures ratios.csv --metrics metrics.csv[/b]
     """
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         from align_ray.surrogates import SURROGATES, cross_validated, default_surrogate
 
         runs = _runs(mixtures, metrics, metric)
+        found = {m: {kind: cross_validated(runs.weights, v, kind) for kind in SURROGATES} for m, v in runs.metrics.items()}
+        default = default_surrogate(len(runs.ids))
         table = plain_table(f"{len(runs.ids)} runs, {len(runs.domains)} domains: rank correlation on runs left out")
         table.add_column("metric", overflow="fold")
         for kind in SURROGATES:
             table.add_column(kind, justify="right", no_wrap=True)
-        for name, values in runs.metrics.items():
-            table.add_row(name, *(f"{cross_validated(runs.weights, values, kind):.3f}" for kind in SURROGATES))
+        for name, quality in found.items():
+            table.add_row(name, *(f"{quality[kind]:.3f}" for kind in SURROGATES))
         out.print(table)
         if runs.renormalised:
             out.print(f"{runs.renormalised} runs had weights that did not sum to 1 within 0.1%; renormalised", highlight=False)
-        out.print(f"default for so many runs: {default_surrogate(len(runs.ids))}", highlight=False)
+        out.print(f"default for so many runs: {default}", highlight=False)
+        correlations = {name: _or_none(quality) for name, quality in found.items()}
+        return {
+            "runs": len(runs.ids), "domains": runs.domains, "renormalised": runs.renormalised, "rank_correlation": correlations,
+            "default": default,
+        }  # fmt: skip
 
     guard(work)
 
@@ -152,7 +163,7 @@ def propose(
     Example: [b]align-ray propose --mixtures ratios.csv --metrics metrics.csv --metric loss/web[/b]
     """
 
-    def work() -> None:
+    def work() -> dict[str, Any]:
         from align_ray.own_runs import propose_from_runs
 
         runs = _runs(mixtures, metrics, metric)
@@ -165,14 +176,24 @@ def propose(
         table = plain_table(f"mixture proposed by {proposal.surrogate} from {len(runs.ids)} runs")
         table.add_column("corpus", overflow="fold")
         table.add_column("weight", justify="right", no_wrap=True)
-        for name, w in sorted(zip(limits.names, proposal.weights, strict=True), key=lambda item: -item[1]):
+        weights = dict(zip(limits.names, proposal.weights.tolist(), strict=True))
+        for name, w in sorted(weights.items(), key=lambda item: -item[1]):
             table.add_row(name, f"{w:.2%}")
         out.print(table)
+        quality = proposal.quality[proposal.surrogate]
         for name, value in proposal.predicted.items():
-            quality = proposal.quality[proposal.surrogate][name]
-            out.print(f"{name}: predicted {value:.4f} (rank correlation on runs left out {quality:.3f})", highlight=False)
+            out.print(f"{name}: predicted {value:.4f} (rank correlation on runs left out {quality[name]:.3f})", highlight=False)
+        return {
+            "surrogate": proposal.surrogate, "runs": len(runs.ids), "weights": weights, "predicted": proposal.predicted,
+            "rank_correlation": _or_none(quality),
+        }  # fmt: skip
 
     guard(work)
+
+
+def _or_none(correlations: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN, which is the correlation with a metric that does not vary."""
+    return {name: None if math.isnan(value) else value for name, value in correlations.items()}
 
 
 def _runs(mixtures: Path, metrics: Path, metric: list[str] | None) -> Any:

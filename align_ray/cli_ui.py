@@ -44,7 +44,7 @@ def _serve(study: Path, port: int) -> None:
     out.print(f"MLflow: http://{HOST}:{port}{page}\nstore: {uri}", highlight=False, soft_wrap=True)
     server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     server += ["--artifacts-destination", str(Path(uri.partition(":///")[2]).parent / "mlartifacts"), "--workers", "1"]
-    os.execve(sys.executable, server, {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    os.execv(sys.executable, server)
 
 
 def local_tracking(config: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from align_ray.config import Config
 from align_ray.corpora import plan_fragments
 from align_ray.probe import Located, parameters
+from align_ray.sequence_scores import SAMPLES
 from align_ray.spending import costs, price
 from align_ray.store import Store
 from align_ray.validation import VALIDATED
@@ -59,12 +60,14 @@ def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Wo
 
     search = embedding(3 * sampling.batches)  # of three mixtures, to check the prediction
     if config.search.objective in ("loss", "mixmin") or config.search.method == "swarm":
-        runs = candidates if config.search.objective == "mixmin" else config.search.trials
-        proxies = training(runs, config.search.proxy_tokens)
+        if config.search.objective == "mixmin":  # trains on every candidate alone, as finetune does
+            proxies = training(candidates, tune.tokens)
+        else:
+            proxies = training(config.search.trials, config.search.proxy_tokens)
         search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
     return {
         "embed": embedding(len(config.corpora) * sampling.batches),
-        "samples": embedding(len(config.corpora)),
+        "samples": embedding(len(config.corpora) * min(sampling.batches, -(-SAMPLES // sampling.batch_size))),
         "search": search,
         "finetune": training(candidates + 2, tune.tokens),
         "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates, tune.tokens),
@@ -74,8 +77,8 @@ def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Wo
 def estimate(config: Config, store: Store, probe: Located, model: Located, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
-    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the source does
-    not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
+    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the
+    source does not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
     """
     work = planned_work(config, probe, model)
     tflops, source = achieved_tflops(config, store, probe, gpu)

@@ -163,11 +163,13 @@ def front_figure(search: dict[str, Any], pair: dict[str, Any]) -> go.Figure:
 
 
 def samples_figure(samples: dict[str, Any], target: str) -> go.Figure:
-    """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first."""
+    """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first; without corpora of
+    which no score is finite."""
     found = {name: s["targets"][target]["quantiles"] for name, s in samples.items() if target in s["targets"]}
-    names = sorted(found, key=lambda n: -found[n][2])
-    low, q1, median, q3, high = (list(c) for c in zip(*(found[n] for n in names), strict=True))
-    figure = go.Figure(go.Box(q1=q1, median=median, q3=q3, lowerfence=low, upperfence=high, y=names, orientation="h"))
+    names = sorted((n for n in found if found[n]), key=lambda n: -found[n][2])
+    low, q1, median, q3, high = np.reshape([found[n] for n in names], (-1, 5)).T.tolist()
+    box = go.Box(q1=q1, median=median, q3=q3, lowerfence=low, upperfence=high, y=names, orientation="h")
+    figure = go.Figure(box if names else None)
     return figure.update_layout(
         **LAYOUT,
         height=90 + 32 * len(names),

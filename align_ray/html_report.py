@@ -94,8 +94,8 @@ def derived(results: dict[str, Any]) -> dict[str, Any]:
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the mixture less loss with the uniform one, after one training each, with the interval that
     both changes' standard errors give if they were independent (None for a single held-out sequence); `losses` by target, see
-    `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals over
-    stages of what every stage has; `embedding_rate`: tokens per second of an actor.
+    `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals
+    over stages of what every stage has; `embedding_rate`: tokens per second of an actor.
     """
     found: dict[str, Any] = {"losses": {}, "finetuned": {}}
     found["skipped"] = {name: len(places) for name, places in results["alignment"]["skipped"].items()}

@@ -172,8 +172,8 @@ def mixture_alignment(
 
 
 def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
-    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it falls behind each
-    resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
+    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it
+    falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
     weights, values, behind, lead = [], [], [], []
     singles = np.eye(len(limits.names))
     feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
@@ -259,7 +259,7 @@ def _warnings(
         k = limits.names.index(name)
         if limits.caps[k] <= limits.upper[k] + 1e-12 and limits.caps[k] < 1 and optimum.weights[k] > limits.upper[k] - 1e-6:
             lines.append(
-                f"Repetition limits {name} to {limits.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} more unique tokens of it "
-                f"would raise the objective by {gain * limits.per_token * (tokens[name] // 10 + 1):.4f}."
+                f"Repetition limits {name} to {limits.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} more unique "
+                f"tokens of it would raise the objective by {gain * limits.per_token * (tokens[name] // 10 + 1):.4f}."
             )
     return lines

@@ -65,9 +65,8 @@ def find_mixture(config: Config, store: Store, probe: Located, model: Located, s
     result = search_mixture(cheap, embeddings, tokens, build, storage, others)
     if trained:
         goal = build(None)
-        say(
-            f"training {'at most ' if config.search.method == 'tune' else ''}{config.search.trials} proxies on {config.search.proxy_tokens} tokens"
-        )
+        at_most = "at most " if config.search.method == "tune" else ""
+        say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")
         weights, found = _search_by_loss(config, store, model, tokens, limits, result, storage)
         result["cheap"] = result["mixtures"].pop("recommended")
         result["mixtures"] = {

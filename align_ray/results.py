@@ -32,10 +32,13 @@ class Result(dict[str, Any]):
         raise NotImplementedError
 
     def plot(self) -> Any:
-        """The values with their 95% intervals as a plotly Figure, one panel a target."""
+        """The values with their 95% intervals as a plotly Figure, one panel a target; an empty one where there are none."""
+        from plotly.graph_objects import Figure
         from plotly.subplots import make_subplots
 
         (label, value), parts = self.DRAWN, list(self._by_target())
+        if not parts:
+            return Figure(layout={"template": "simple_white", "title": self.TITLE})
         titles = [target for target, _ in parts]
         figure = make_subplots(
             len(parts), 1, subplot_titles=titles if any(titles) else None, vertical_spacing=0.25 / len(parts)
@@ -194,7 +197,10 @@ class Mixture(Result):
         targets with interval, and the epochs of the corpus that is repeated most."""
         return pd.DataFrame(
             [
-                {"mixture": name, "value": m["value"], **_estimate("alignment", m["alignment"]), "most_epochs": max(m["epochs"].values())}
+                {
+                    "mixture": name, "value": m["value"], **_estimate("alignment", m["alignment"]),
+                    "most_epochs": max(m["epochs"].values()),
+                }
                 for name, m in self["mixtures"].items()
             ]
         )  # fmt: skip
@@ -297,11 +303,14 @@ class Samples(Result):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and corpus: `of`, sequences scored, and the quantiles of their alignment with the target; texts are in
-        the result itself, `most` and `least`. Empty where the estimator has no embedding of a single sequence."""
+        the result itself, `most` and `least`. Without corpora of which no score is finite; empty where the estimator has no
+        embedding of a single sequence."""
         names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
         rows = []
         for corpus, found in self.items():
             for target, scores in found["targets"].items():
+                if not scores["quantiles"]:
+                    continue
                 values = dict(zip(names, scores["quantiles"], strict=True))
                 ends = {"median_low": values["smallest"], "median_high": values["largest"]}
                 rows.append({"target": target, "corpus": corpus, "of": scores["of"], **values, **ends})

@@ -64,6 +64,7 @@ def _start_local(runtime_env: dict[str, dict[str, str]]) -> None:
     Ray Train's workers ask for the state of "the" local Ray, and fail where there are two (a trial that was stopped then keeps its
     resources for ever), so they are told the address, which must be known before the start."""
     import ray
+    from ray._private.utils import get_num_cpus  # private, but what ray.init counts by: os.cpu_count knows no container's quota
     from ray.util import get_node_ip_address
 
     with socket.socket() as free:
@@ -76,8 +77,8 @@ def _start_local(runtime_env: dict[str, dict[str, str]]) -> None:
         # wait for a CPU that an actor holds (ray#44687). The dashboard stays on: without it Ray Train leaks
         # placement groups.
         ray.init(
-            "local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True, dashboard_host="127.0.0.1",
-            runtime_env=told, logging_level=logging.ERROR, log_to_driver=False,
+            "local", num_cpus=max(1, int(get_num_cpus(override_docker_cpu_warning=True))) + 1, include_dashboard=True,
+            dashboard_host="127.0.0.1", runtime_env=told, logging_level=logging.ERROR, log_to_driver=False,
         )  # fmt: skip
     finally:
         del os.environ["RAY_GCS_SERVER_PORT"]
@@ -110,7 +111,7 @@ def capacity(cluster: Cluster) -> Capacity:
     if most < 1:
         need = "field 'cluster.use_gpu' asks for a GPU" if use_gpu else "a worker and a reader need 2 CPUs"
         raise CapacityError(
-            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a larger one, or "
-            "set 'cluster.max_actors' if it grows on demand."
+            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a larger "
+            "one, or set 'cluster.max_actors' if it grows on demand."
         )
     return Capacity({"num_cpus": 1.0, "num_gpus": float(use_gpu)}, min(now, most), most)

@@ -69,6 +69,6 @@ def check_cap(config: Config) -> None:
 def _stopped(config: Config) -> str:
     cost = config.cost
     return (
-        f"stopped at cost.max_cost ({cost.max_cost:g} {cost.currency}); what is finished is stored in {config.output}: raise the cap "
-        "and run the same command to go on."
+        f"stopped at cost.max_cost ({cost.max_cost:g} {cost.currency}); what is finished is stored in {config.output}: raise "
+        "the cap and run the same command to go on."
     )

@@ -40,8 +40,8 @@ class Runs:
 
 
 def read_runs(mixtures: Path, metrics: Path) -> Runs:
-    """The two-table format of RegMix and Olmix: the first column of each file names the run, each further column is a domain's weight
-    or a metric. Rows are matched by run and weights renormalised. Raises ConfigError naming file and column."""
+    """The two-table format of RegMix and Olmix: the first column of each file names the run, each further column is a domain's
+    weight or a metric. Rows are matched by run and weights renormalised. Raises ConfigError naming file and column."""
     ratios, results = _table(mixtures), _table(metrics)
     common = [run for run in ratios[1] if run in results[1]]
     if len(common) < 2 * FOLDS:

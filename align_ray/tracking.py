@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from itertools import accumulate
@@ -23,8 +22,6 @@ from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
 """Metrics with steps: by name the values with their step."""
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported; a job contacts what its user named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +46,8 @@ class Tracker:
         try:
             yield
         except BaseException as error:
-            client.set_terminated(self.run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | CapReached) else "FAILED")
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit | CapReached)
+            client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
             raise
         client.set_terminated(self.run_id)
 
@@ -73,12 +71,12 @@ class Tracker:
         client = self._client()
         points = {**{key: [(0, value)] for key, value in values.items()}, **(series or {})}
         wanted = _params(params), {key: float(rows[-1][1]) for key, rows in points.items() if rows}
-        clause = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`align_ray.kind` = '{kind}' and tags.`mlflow.runName` = '{name}'"
+        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
+        clause = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         for old in client.search_runs([self.experiment_id], clause):
             if (old.data.params, old.data.metrics) == wanted and old.info.status == "FINISHED":
                 return
             client.delete_run(old.info.run_id)
-        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
         run = client.create_run(self.experiment_id, tags=tags)
         _log(client, run.info.run_id, params, points)
         client.set_terminated(run.info.run_id)
@@ -108,7 +106,8 @@ class Tracker:
     def register(self, model: str, recipe: dict[str, Any]) -> str:
         """Register the recipe as a version of a model, once, and give it the alias `recommended`; returns the version.
 
-        The version's files are recipe.json alone: a mixture, without weights of a network.
+        The version's files are recipe.json alone: a mixture, without weights of a network. They lie in a folder of their own,
+        recipe/DIGEST, since the run of a configuration may find another mixture later.
         """
         from mlflow.exceptions import MlflowException
 
@@ -116,7 +115,7 @@ class Tracker:
         weights = sorted(recipe["weights"].items(), key=lambda item: -item[1])
         text = ", ".join(f"{name} {w:.1%}" for name, w in weights)
         text = f"Mixture for {', '.join(recipe['targets'])}, {recipe['token_budget']:,} tokens: {text}."
-        self.text("recipe/recipe.json", json.dumps(recipe, indent=1))
+        self.text(f"recipe/{key}/recipe.json", json.dumps(recipe, indent=1))
         client.set_tag(self.run_id, "mlflow.note.content", text)
         try:
             client.create_registered_model(
@@ -131,7 +130,7 @@ class Tracker:
         else:
             tags = {"align_ray.recipe": key, "token_budget": str(recipe["token_budget"]), "objective": recipe["objective"]}
             tags |= {f"weight/{name}": f"{w:.4g}" for name, w in weights}
-            source = f"runs:/{self.run_id}/recipe"
+            source = f"runs:/{self.run_id}/recipe/{key}"
             version = str(client.create_model_version(model, source, self.run_id, tags=tags, description=text).version)
         client.set_registered_model_alias(model, "recommended", version)
         return version

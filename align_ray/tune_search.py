@@ -39,8 +39,8 @@ def sampler(config: Config) -> Any:
 def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimum, storage: str) -> list[dict[str, Any]]:
     """Run, or resume, the Tune experiment; its name is the digest of what it depends on.
 
-    Warm-started from the closed form, the prior and uniform; stops when the best trials stay the same. Returns the trials in the order
-    they finished: best `weights` of each, its `value` and `penalised` objective.
+    Warm-started from the closed form, the prior and uniform; stops when the best trials stay the same. Returns the trials in
+    the order they finished: best `weights` of each, its `value` and `penalised` objective.
     """
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch

@@ -24,10 +24,10 @@ def validate_mixtures(
 ) -> dict[str, Any]:
     """Train on every mixture with `finetune.seeds` seeds; returns a JSON value.
 
-    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target `loss`: the mean
-    over seeds and held-out sequences, nats per token, with an interval over both; `before`. `versus[a][b][target]`: paired
-    difference of a's loss from b's with its interval and `p_lower`, the probability that a's is lower. The target `all` is
-    their weighted mean.
+    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target `loss`:
+    the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`. `versus[a][b][target]`:
+    paired difference of a's loss from b's with its interval and `p_lower`, the probability that a's is lower. The target `all`
+    is their weighted mean.
     """
     distinct: dict[str, dict[str, float]] = {}
     same: dict[str, str] = {}

@@ -2,9 +2,9 @@
 
     python benchmarks/correction.py [--probe embedded] [--corpora python-stdlib licences]
 
-Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws, corrected. Pooled form: B sequences a
-corpus in all, in batches of 2, one draw; the truth is that of all sequences. Means and standard errors over disjoint
-samples.
+Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws, corrected. Pooled form: B
+sequences a corpus in all, in batches of 2, one draw; the truth is that of all sequences. Means and standard errors over
+disjoint samples.
 """
 
 from collections import Counter

@@ -183,7 +183,8 @@ def main() -> None:
     rates = {dtype: matrix_rate(dtype, device) for dtype in models}
     tokens = ids.size
     print(
-        f"{machine(device)}; {datetime.date.today()}; torch {torch.__version__}; {options.shape} shape, {options.sequences} x {LENGTH} tokens"
+        f"{machine(device)}; {datetime.date.today()}; torch {torch.__version__}; {options.shape} shape, "
+        f"{options.sequences} x {LENGTH} tokens"
     )
     print("operations a token: " + ", ".join(f"{k} {v / 1e6:.0f}M" for k, v in ops.items()))
     print("matrix rate: " + ", ".join(f"{d} {r / 1e9:.0f} GFLOP/s" for d, r in sorted(rates.items())))
@@ -219,12 +220,15 @@ def main() -> None:
             for what, other in (("reference", "reference procedure, float32"), ("forward", f"forward pass, {dtype}"))
         }
         share = None if name.startswith(("reference", "torch.func")) else needed * tokens / median / rates[dtype]
-        rows.append({"variant": name, "tokens_per_s": tokens / median, "of_reference": to["reference"],
-                     "forward_passes": to["forward"] and 1 / to["forward"], "matrix_rate_share": share, "peak_mib": memory})  # fmt: skip
+        rows.append({
+            "variant": name, "tokens_per_s": tokens / median, "of_reference": to["reference"],
+            "forward_passes": to["forward"] and 1 / to["forward"], "matrix_rate_share": share, "peak_mib": memory,
+        })  # fmt: skip
 
     show = lambda value, form: "" if value is None else form.format(value)  # noqa: E731
     print(
-        "\n| variant | tokens/s | x reference | forward passes | share of matrix rate | peak MiB over the model |\n|---|---|---|---|---|---|"
+        "\n| variant | tokens/s | x reference | forward passes | share of matrix rate | peak MiB over the model |\n"
+        "|---|---|---|---|---|---|"
     )
     for r in rows:
         cells = (show(r["of_reference"], "{:.1f}"), show(r["forward_passes"], "{:.2f}"), show(r["matrix_rate_share"], "{:.0%}"))

@@ -2,8 +2,9 @@
 
     python benchmarks/reading.py [--gigabytes 20] [--files 40] [--tasks 2] [--folder DIR] [--long-line 2] [--piece 64]
 
-Documents are real text of the installation, made distinct by a number; the files are removed afterwards. `--long-line` adds a file with
-one line of so many GB, which is refused for that line. `--piece`: MB that a task reads. The second table: one process, without Ray. Memory: the largest resident set seen at ten looks a second.
+Documents are real text of the installation, made distinct by a number; the files are removed afterwards. `--long-line` adds a
+file with one line of so many GB, which is refused for that line. `--piece`: MB that a task reads. The second table: one
+process, without Ray. Memory: the largest resident set seen at ten looks a second.
 """
 
 import json
@@ -126,7 +127,8 @@ def main(
         if long:
             long_line(place, long)
             size += int(long * 1e9)
-        ray.init("local", num_cpus=tasks, include_dashboard=False, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False)
+        environment = {"env_vars": WORKER_ENVIRONMENT}
+        ray.init("local", num_cpus=tasks, include_dashboard=False, runtime_env=environment, log_to_driver=False)
         connect(Cluster())
         corpora.FRAGMENT_BYTES = sampling.TASK_BYTES = int(piece * 2**20)
         corpus, watch = Corpus(name="generated", source=str(place)), Memory()
@@ -138,8 +140,9 @@ def main(
         print("| GB | files | tasks | documents | unreadable | s | MB/s per task | driver, MB | worker, MB | spilled, MB |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         print(
-            f"| {size / 1e9:.1f} | {files + bool(long)} | {tasks} | {drawn.counts['documents']:,} | {drawn.counts.get('unreadable', 0)} | {seconds:.0f} | "
-            f"{size / 1e6 / seconds / tasks:.0f} | {watch.driver / 1e6:.0f} | {watch.worker / 1e6:.0f} | {spilled() / 1e6:.0f} |"
+            f"| {size / 1e9:.1f} | {files + bool(long)} | {tasks} | {drawn.counts['documents']:,} | "
+            f"{drawn.counts.get('unreadable', 0)} | {seconds:.0f} | {size / 1e6 / seconds / tasks:.0f} | "
+            f"{watch.driver / 1e6:.0f} | {watch.worker / 1e6:.0f} | {spilled() / 1e6:.0f} |"
         )
         tasks_run = len(sampling.read_tasks([corpus]))
         ray.shutdown()

@@ -1,9 +1,9 @@
-"""Does the embedding stage's plan keep many GPUs busy? A cluster of many nodes on this machine, whose actors sleep instead of computing.
+"""Does the embedding stage's plan keep many GPUs busy? Many nodes on this machine, whose actors sleep instead of computing.
 
     python benchmarks/scheduling.py [--actors 1 --actors 10 --actors 64] [--seconds 2] [--rounds 15]
 
-Nodes have eight GPUs that do not exist; a batch takes `--seconds`. Busy: share of the actors' time, from the moment the last of them
-is ready until the first has nothing left, in which they sleep, that is, would compute.
+Nodes have eight GPUs that do not exist; a batch takes `--seconds`. Busy: share of the actors' time, from the moment the last of
+them is ready until the first has nothing left, in which they sleep, that is, would compute.
 """
 
 import time
@@ -35,7 +35,8 @@ def measure(actors: int, seconds: float, rounds: int) -> dict[str, float]:
 
     connect(Cluster())
     sampling, batches = Sampling(), actors * rounds
-    rows = [{"unit": f"{i:016x}", "ids": np.zeros(sampling.batch_size * sampling.sequence_length, np.int32)} for i in range(batches)]
+    tokens = sampling.batch_size * sampling.sequence_length
+    rows = [{"unit": f"{i:016x}", "ids": np.zeros(tokens, np.int32)} for i in range(batches)]
     begin = time.time()
     done = (
         ray.data.from_items(rows, override_num_blocks=batches)
@@ -73,7 +74,10 @@ def main(
     print("| GPUs | nodes | batches | s until all actors are ready | busy | batches/s |\n|---|---|---|---|---|---|", flush=True)
     for count in actors:
         r = measure(count, seconds, rounds)
-        print(f"| {r['actors']} | {len(cluster.list_all_nodes())} | {r['batches']} | {r['start']:.0f} | {r['busy']:.1%} | {r['rate']:.1f} |", flush=True)
+        nodes = len(cluster.list_all_nodes())
+        print(
+            f"| {r['actors']} | {nodes} | {r['batches']} | {r['start']:.0f} | {r['busy']:.1%} | {r['rate']:.1f} |", flush=True
+        )
     ray.shutdown()
     cluster.shutdown()
 

@@ -118,10 +118,11 @@ def main(
         ray.shutdown()
         cluster.shutdown()
     made = report["killed"]
-    print("| kills | of them nodes | batches | lost | too many | equal | runs | s, undisturbed | s, killed |\n|---|---|---|---|---|---|---|---|---|")
+    print("| kills | of them nodes | batches | lost | too many | equal | runs | s, undisturbed | s, killed |")
+    print("|---|---|---|---|---|---|---|---|---|")
     print(
-        f"| {len(made['kills'])} | {made['kills'].count('node')} | {len(a)} | {len(set(a) - set(b))} | {len(set(b) - set(a))} | {same} | "
-        f"{made['runs']} | {report['undisturbed']['seconds']} | {made['seconds']} |"
+        f"| {len(made['kills'])} | {made['kills'].count('node')} | {len(a)} | {len(set(a) - set(b))} | "
+        f"{len(set(b) - set(a))} | {same} | {made['runs']} | {report['undisturbed']['seconds']} | {made['seconds']} |"
     )
 
 

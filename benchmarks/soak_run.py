@@ -2,9 +2,9 @@
 
     python benchmarks/soak_run.py [--kills 30] [--batches 24] [--nodes 3]
 
-A cluster of several nodes on this machine; at random moments, whatever stage is under way, a random worker process (embedding actor,
-reader, trial, training), a whole node, which another replaces, or the driver is killed with SIGKILL. A driver that was killed or gave up
-is started again with the same command. What is stored in the end is compared with an undisturbed run.
+A cluster of several nodes on this machine; at random moments, whatever stage is under way, a random worker process (embedding
+actor, reader, trial, training), a whole node, which another replaces, or the driver is killed with SIGKILL. A driver that was
+killed or gave up is started again with the same command. What is stored in the end is compared with an undisturbed run.
 """
 
 import contextlib
@@ -33,16 +33,19 @@ STUDY: dict[str, Any] = {
     "search": {"token_budget": 1_000_000, "trials": 6},
     "finetune": {"tokens": 8192, "eval_tokens": 2048},
 }
+WORK = ("ray::Map", "ray::ImplicitFunc", "ray::TrainController", "ray::RayTrainWorker")
+"""What processes are called that do a stage's work: readers and actors of Ray Data, trials of Tune, trainings. Others are idle, or
+helpers and agents of Ray, whose death is that of a node."""
 
 
-def workers(roots: list[int]) -> list[psutil.Process]:
-    """Worker processes below the given ones that do something at this moment."""
+def workers(roots: list[int], kinds: tuple[str, ...] = WORK) -> list[psutil.Process]:
+    """Processes below the given ones whose names begin with one of `kinds`."""
     found = []
     for root in roots:
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(root).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if process.name().startswith("ray::") and "IDLE" not in process.name():
+                    if process.name().startswith(kinds):
                         found.append(process)
     return found
 
@@ -134,14 +137,17 @@ def main(
     a, b = found["undisturbed"], found["killed"]
     killed, runs, seconds = report["killed"]
     print(json.dumps(killed))
-    print("| kills | drivers started | batches | lost or doubled | embeddings differ by | alignment | weights | losses | s, undisturbed | s, killed |")
+    print(
+        "| kills | drivers started | batches | lost or doubled | embeddings differ by | alignment | weights | losses | "
+        "s, undisturbed | s, killed |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     same = len(a["embeddings"]) == len(b["embeddings"])
     apart = float(np.max(np.abs(a["embeddings"] - b["embeddings"]) / (np.abs(a["embeddings"]) + 1e-12))) if same else float("inf")
     print(
         f"| {killed.total()} | {runs} | {len(a['units'])} | {len(set(a['units']) ^ set(b['units']))} | {apart:.1e} (relative) | "
-        f"{furthest(a['alignment'], b['alignment']):.1e} | {furthest(a['weights'], b['weights']):.1e} | {furthest(a['losses'], b['losses']):.1e} | "
-        f"{report['undisturbed'][2]:.0f} | {seconds:.0f} |"
+        f"{furthest(a['alignment'], b['alignment']):.1e} | {furthest(a['weights'], b['weights']):.1e} | "
+        f"{furthest(a['losses'], b['losses']):.1e} | {report['undisturbed'][2]:.0f} | {seconds:.0f} |"
     )
 
 

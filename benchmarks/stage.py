@@ -27,7 +27,8 @@ def main() -> None:
     demo = align_ray.load_config()
     connect(demo.cluster)
     print(
-        f"{datetime.date.today()}; {os.cpu_count()} cores; {options.batches} batches of each of {len(demo.corpora)} corpora, {options.dtype}\n"
+        f"{datetime.date.today()}; {os.cpu_count()} cores; {options.batches} batches of each of {len(demo.corpora)} corpora, "
+        f"{options.dtype}\n"
     )
     print("| actors | stage, s | of it sampling, s | Fisher actor-seconds | tokens/s | overhead |\n|---|---|---|---|---|---|")
     walls: dict[int, list[float]] = {1: [], 2: []}
@@ -53,7 +54,8 @@ def main() -> None:
                 walls[actors].append(wall - sampling)
                 overhead = wall * actors / work["actor_seconds"] - 1
                 print(
-                    f"| {actors} | {wall:.1f} | {sampling:.1f} | {work['actor_seconds']:.1f} | {work['tokens'] / (wall - sampling):.0f} | {overhead:.0%} |",
+                    f"| {actors} | {wall:.1f} | {sampling:.1f} | {work['actor_seconds']:.1f} | "
+                    f"{work['tokens'] / (wall - sampling):.0f} | {overhead:.0%} |",
                     flush=True,
                 )
     speedups = [one / two for one, two in zip(walls[1], walls[2], strict=True)]

@@ -37,6 +37,16 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
     assert work["finetune"].tokens == (2 + 2) * 1024
     swarm = config.model_copy(update={"search": config.search.model_copy(update={"method": "swarm", "proxy_tokens": 512})})
     assert planned_work(swarm, probe, probe)["search"].tokens - work["search"].tokens == 6 * 512
+    mixmin = config.model_copy(update={"search": config.search.model_copy(update={"objective": "mixmin", "proxy_tokens": 512})})
+    assert planned_work(mixmin, probe, probe)["search"].tokens - work["search"].tokens == 2 * 1024, "as fine-tuned on each alone"
+
+
+def test_the_samples_of_the_report_are_as_many_batches_as_hold_32_sequences(small_config, tmp_path):
+    probe = locate_probe(Probe())
+    for batch_size, batches, scored in ((4, 4, 4), (4, 20, 8), (12, 20, 3), (64, 20, 1)):  # 4: there are no more
+        sampling = {"sequence_length": 32, "batch_size": batch_size, "batches": batches}
+        config = Config.model_validate(small_config(tmp_path / "out", sampling=sampling))
+        assert planned_work(config, probe, probe)["samples"].tokens == 3 * scored * batch_size * 32
 
 
 def test_a_dry_run_shows_the_plan_starts_nothing_and_writes_nothing(small_config, tmp_path, monkeypatch):

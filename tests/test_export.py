@@ -119,6 +119,21 @@ def test_a_recipe_for_another_tokenizer_is_refused_unless_forced(recipe, tmp_pat
     assert done.exit_code == 0 and (tmp_path / "megatron_blend.txt").read_text().startswith("0.5")
 
 
+def test_the_answer_as_json_is_the_file_or_the_manifest(recipe, tmp_path, small_config, monkeypatch):
+    (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(app, ["export", str(file), "--format", "huggingface", "--json"])
+    answer = json.loads(done.stdout)
+    assert answer == {"path": str(tmp_path / "interleave.json"), "format": "huggingface", "weights_count": "documents"}
+
+    manifest = {"total_tokens": 1000, "files": [], "tokens": {"web": 1000}, "unique_tokens": {"web": 500}}
+    monkeypatch.setattr("align_ray.pipeline.recipe", lambda _: recipe)
+    monkeypatch.setattr("align_ray.runtime.connect", lambda _: None)
+    monkeypatch.setattr("align_ray.materialise.materialise", lambda *_: manifest)
+    (study := tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out")))
+    done = CliRunner().invoke(app, ["materialise", str(study), "--out", str(tmp_path / "shards"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout) == manifest, done.output
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}'])
 def test_what_is_no_recipe_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)

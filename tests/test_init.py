@@ -66,6 +66,13 @@ def test_flags_alone_give_a_file_that_loads_with_what_was_asked(sources):
     assert "align-ray run s/mine.yaml" in done.stdout
 
 
+def test_the_answer_as_json_is_the_path_and_what_was_asked(sources):
+    done = init("--target", "installed:licences", *TWO, "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["path"] == "study.yaml" and Config.model_validate(answer["config"]) == load_config("study.yaml")
+
+
 def test_every_default_shown_is_the_default_and_can_be_switched_on(sources):
     assert init("--target", "installed:licences", *TWO).exit_code == 0
     text = Path("study.yaml").read_text()

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from align_ray.config import Config
+from align_ray.figures import samples_figure
 from align_ray.html_report import render_report
 from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study
 
@@ -324,6 +325,20 @@ def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
         and "Mixture weights" not in html
         and 'id="front-slider"' not in html
     )
+
+
+def test_a_corpus_without_a_finite_score_is_named_and_left_out_of_figure_and_table(stored):
+    config, results = stored
+    nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
+    samples = {**results["samples"], "news": {"role": "candidate", "targets": dict.fromkeys(TARGETS, nothing)}}
+    html = render_report(config, {**results, "samples": samples})
+    assert html.count("no sequence of it has a finite alignment") == len(TARGETS)
+    (box,) = samples_figure(samples, TARGETS[0]).data
+    assert sorted(box.y) == sorted(set(KINDS) - {"news"}) and list(box.median) == sorted(box.median, reverse=True)
+    only = {name: {**s, "targets": dict.fromkeys(TARGETS, nothing)} for name, s in samples.items()}
+    assert not samples_figure(only, TARGETS[0]).data and not samples_figure({}, TARGETS[0]).data
+    assert render_report(config, {**results, "samples": only}).count("is left out:") == len(TARGETS) * len(KINDS)
+    assert "Samples of text" not in render_report(config, {**results, "samples": {}})
 
 
 def test_three_targets_give_a_choice_of_pairs_each_from_one_end_to_the_other():

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from align_ray.results import RESULTS, WIDTH, Alignment, Contamination, Corpora, Finetuned, Mixture, Result, Validation
+from align_ray.results import RESULTS, WIDTH, Alignment, Contamination, Corpora, Finetuned, Mixture, Result, Samples, Validation
 
 
 def estimate(value, half=0.01):
@@ -169,6 +169,15 @@ def test_validation_says_how_probably_a_mixture_is_worse_than_the_recommended_on
 def test_counts_that_a_corpus_does_not_have_are_zero(corpora):
     frame = corpora.to_pandas().set_index("corpus")
     assert frame.loc["a", "unreadable"] == 0 and frame.loc["b", "in_target"] == 2
+
+
+def test_samples_without_a_finite_score_are_left_out_and_none_at_all_are_an_empty_figure():
+    scores = {"of": 32, "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5], "most": [], "least": []}
+    nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
+    samples = Samples({n: {"role": "candidate", "targets": {"t": s}} for n, s in (("a", scores), ("b", nothing))})
+    assert list(samples.to_pandas()["corpus"]) == ["a"] and list(samples.plot().data[0].x) == [0.3]
+    for empty in (Samples({}), Samples({"b": samples["b"]})):
+        assert empty.to_pandas().empty and not empty.plot().data and repr(empty) == ""
 
 
 def test_every_stage_of_the_study_returns_its_own_kind():

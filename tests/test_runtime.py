@@ -1,8 +1,13 @@
-"""Two Rays on one machine: each run keeps to its own."""
+"""The Ray that a run starts: beside another on the machine each run keeps to its own, and a container's quota is kept to."""
 
 import subprocess
 import sys
 import time
+
+import ray
+
+from align_ray import runtime
+from align_ray.config import Cluster
 
 SCRIPT = """
 import sys
@@ -32,3 +37,15 @@ def test_a_worker_asks_its_own_ray_for_its_state_where_two_run():
         process.stdin.write("\n")
         process.stdin.flush()
     assert [process.wait(120) for process in both] == [0, 0]
+
+
+def test_a_ray_started_here_has_a_cpu_more_than_ray_detects(monkeypatch):
+    """Ray's own count keeps to the quota of a container, for example 2 of 64."""
+    given = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **options: given.update(options))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for detected, wanted in ((2, 3), (0, 2)):  # a quota below one CPU is cut to 0
+        monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda *_, detected=detected, **__: detected)
+        runtime.connect(Cluster())
+        assert given["num_cpus"] == wanted

@@ -1,5 +1,6 @@
 """Surrogates of the loss, on laws that are known and on other people's published runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,18 @@ def test_fit_and_propose_print_their_answer(tables):
     assert fitted.exit_code == 0 and "log-linear" in fitted.output and "40 runs had weights" in fitted.output
     proposed = CliRunner().invoke(app, ["propose", *call])
     assert proposed.exit_code == 0 and "mixture proposed by log-linear" in proposed.output, proposed.output
+
+
+def test_fit_and_propose_give_their_answer_as_json(tables):
+    call = ["--mixtures", str(tables[0]), "--metrics", str(tables[1]), "--json"]
+    fitted = json.loads(CliRunner().invoke(app, ["fit", *call]).stdout)
+    assert fitted["runs"] == fitted["renormalised"] == 40 and fitted["domains"] == ["a", "b", "c", "d"]
+    assert fitted["rank_correlation"]["web"]["log-linear"] > 0.9 and fitted["default"] == "log-linear"
+    assert fitted["rank_correlation"]["code"]["ridge"] is None, "a metric that does not vary"
+    proposed = json.loads(CliRunner().invoke(app, ["propose", *call, "--metric", "web"]).stdout)
+    assert proposed["surrogate"] == "log-linear" and sum(proposed["weights"].values()) == pytest.approx(1)
+    assert proposed["rank_correlation"]["web"] == fitted["rank_correlation"]["web"]["log-linear"]
+    assert set(proposed["predicted"]) == {"web"}
 
 
 @pytest.mark.parametrize(

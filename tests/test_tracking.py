@@ -1,6 +1,7 @@
 """MLflow as a user meets it: real stores, and the server that `align-ray ui` starts."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -141,6 +142,9 @@ def test_the_mixture_is_registered_once_and_its_files_are_the_recipe(opened):
     assert json.loads((Path(folder) / "recipe.json").read_text()) == recipe()
 
     assert tracker.register(name, recipe(0.5)) == "2"
+    for number, weight in (("1", 0.75), ("2", 0.5)):
+        folder = download_artifacts(client.get_model_version_download_uri(name, number), tracking_uri=tracker.uri)
+        assert json.loads((Path(folder) / "recipe.json").read_text()) == recipe(weight), "a later version leaves the earlier one"
     assert str(client.get_model_version_by_alias(name, "recommended").version) == "2"
     assert tracker.register(name, recipe()) == "1", "found again: the version it had"
     assert str(client.get_model_version_by_alias(name, "recommended").version) == "1"
@@ -205,6 +209,14 @@ def test_ui_refuses_what_is_tracked_elsewhere_or_not_yet(tmp_path):
 
 def command(*arguments) -> list[str]:
     return [sys.executable, "-c", "from align_ray.cli import app; app()", "ui", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("module", ["tracking", "doctor", "cli_ui", "cli"])
+def test_whatever_imports_mlflow_finds_its_telemetry_off(module):
+    script = f"import align_ray.{module}, os, sys; print('mlflow' in sys.modules, os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    bare = {k: v for k, v in os.environ.items() if k != "MLFLOW_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    assert done.stdout.split() == ["False", "true"], done.stderr
 
 
 def test_ui_names_a_port_that_is_taken(output, opened):
