@@ -214,11 +214,11 @@ def robustness(
 
     def work() -> Any:
         from align_ray.robustness import robustness as agreement
-        from align_ray.runtime import connect
+        from align_ray.stages import charged
 
         opened = study_of(config, set_)
-        connect(opened.config.cluster)
-        result = agreement(opened.config, probe or [], reference, opened.say)
+        with charged(opened, "robustness"):
+            result = agreement(opened.config, probe or [], reference, opened.say)
         opened.store.write_json("robustness.json", result)
         table = plain_table("agreement of rankings (Kendall's W)")
         table.add_column("axis", no_wrap=True)
