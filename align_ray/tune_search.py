@@ -102,6 +102,7 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
                 name=name,
                 storage_path=storage,
                 verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
                 stop=ExperimentPlateauStopper("penalised", std=1e-5, top=3, mode="max", patience=SETTLED),
             ),
         )

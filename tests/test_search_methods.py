@@ -75,12 +75,12 @@ def test_tune_trains_proxies_on_mixtures_and_keeps_their_losses(embedded):
     np.testing.assert_allclose(weights_of(result), list(result["trials"][0]["weights"].values()))
     again = pipeline.search(embedded(objective="loss", method="tune", max_epochs=16))
     assert again["trials"] == result["trials"], "a finished search is not trained again"
-    tune = study.store.local_path("tune")
+    tune, kept = study.store.local_path("tune"), study.store.names("proxies")
     shutil.rmtree(tune)  # as if Ray's state had been torn
     study.store.local_path("search.json").unlink()
     anew = pipeline.search(study)
-    assert len(list(tune.glob("trial-*"))) == 4 - len(result["trials"]), "a finished proxy is trained again"
-    assert anew["trials"] == result["trials"]
+    assert len(kept) >= len(result["trials"]) and len(list(tune.glob("trial-*"))) == 4 - len(kept), "a finished proxy is trained again"
+    assert all(trial in anew["trials"] for trial in result["trials"])  # those that were stopped early may now be finished
 
 
 @pytest.mark.slow
