@@ -33,7 +33,8 @@ STUDY: dict[str, Any] = {
     "search": {"token_budget": 1_000_000, "trials": 6},
     "finetune": {"tokens": 8192, "eval_tokens": 2048},
 }
-WORK = ("ray::Map", "ray::ImplicitFunc", "ray::TrainController", "ray::RayTrainWorker")
+TRIAL = ("ray::MixtureTrial", "ray::ResourceTrainable")  # the search's; the second one while it computes
+WORK = ("ray::Map", *TRIAL, "ray::ImplicitFunc", "ray::TrainController", "ray::RayTrainWorker")
 """What processes are called that do a stage's work: readers and actors of Ray Data, trials of Tune, trainings. Others are idle, or
 helpers and agents of Ray, whose death is that of a node."""
 

@@ -16,12 +16,12 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-from soak_run import furthest, results, start_driver, workers  # noqa: E402
+from soak_run import TRIAL, furthest, results, start_driver, workers  # noqa: E402
 
-STAGES: dict[str, tuple[Callable[[Path], bool], str]] = {
-    "embed": (lambda out: any((out / "embeddings").rglob("*.parquet")), "ray::MapWorker(MapBatches(FisherActor"),
-    "search": (lambda out: any((out / "tune").rglob("result.json")), "ray::ImplicitFunc"),
-    "finetune": (lambda out: any((out / "finetune").glob("*.json")), "ray::RayTrainWorker"),
+STAGES: dict[str, tuple[Callable[[Path], bool], tuple[str, ...]]] = {
+    "embed": (lambda out: any((out / "embeddings").rglob("*.parquet")), ("ray::MapWorker(MapBatches(FisherActor",)),
+    "search": (lambda out: any((out / "tune").rglob("result.json")), TRIAL),
+    "finetune": (lambda out: any((out / "finetune").glob("*.json")), ("ray::RayTrainWorker",)),
 }
 """What a stage leaves once it is under way, and what its workers are called."""
 
@@ -47,17 +47,17 @@ input()
             pass
 
 
-def kill_a_worker(driver: subprocess.Popen, head: int, kind: str, rng: random.Random) -> str:
+def kill_a_worker(driver: subprocess.Popen, head: int, kinds: tuple[str, ...], rng: random.Random) -> str:
     """Wait for workers while the driver lives, kill one and say which."""
     while driver.poll() is None:
-        running = workers([head], (kind,))
+        running = workers([head], kinds)
         for victim in rng.sample(running, len(running)):
             with contextlib.suppress(psutil.Error):  # it ended by itself: another one
                 name = victim.name()
                 victim.send_signal(signal.SIGKILL)
                 return name
         time.sleep(0.05)
-    raise AssertionError(f"the driver ended before a {kind} was killed")
+    raise AssertionError(f"the driver ended before any of {kinds} was killed")
 
 
 @pytest.mark.slow
@@ -74,11 +74,11 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(clus
         for stage in (*STAGES, "align"):
             driver = start_driver(config, address, stage)
             if label == "killed" and stage in STAGES:
-                under_way, kind = STAGES[stage]
+                under_way, kinds = STAGES[stage]
                 while not under_way(out):
                     assert driver.poll() is None, f"{stage}: the driver ended before the stage was under way"
                     time.sleep(0.05)
-                print(f"{stage}: killed {kill_a_worker(driver, head, kind, rng)}")
+                print(f"{stage}: killed {kill_a_worker(driver, head, kinds, rng)}")
                 time.sleep(rng.uniform(0.0, 1.0))
                 assert driver.poll() is None, f"{stage}: the driver ended before it was killed"
                 driver.kill()
