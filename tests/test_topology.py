@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 CLUSTER = """
 import json, sys
+import ray
 from ray.cluster_utils import Cluster
 from align_ray import corpora, pipeline, sampling
 from align_ray.config import Config
@@ -27,6 +28,8 @@ for mapping in mappings:
     study = pipeline.open_study(Config.model_validate({**mapping, "cluster": {**mapping["cluster"], "address": cluster.address}}))
     pipeline.embed(study)
     pipeline.search(study)
+ray.shutdown()  # a driver that outlives its raylet exits with 1, and at the end of the process either may be first
+cluster.shutdown()
 """
 
 
