@@ -1,5 +1,6 @@
 """Every objective and method of the search on a real Ray, and what a kill in the middle leaves."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,9 +15,10 @@ import pytest
 import yaml
 
 from align_ray import pipeline
-from align_ray.config import Config
+from align_ray.config import Config, Cost
 from align_ray.config_file import load_config
-from align_ray.errors import ConfigError
+from align_ray.errors import CapReached, ConfigError
+from align_ray.spending import costs
 from align_ray.stages import _key
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
@@ -81,6 +83,21 @@ def test_tune_trains_proxies_on_mixtures_and_keeps_their_losses(embedded):
     anew = pipeline.search(study)
     assert len(kept) >= len(result["trials"]) and len(list(tune.glob("trial-*"))) == 4 - len(kept), "a finished proxy is trained again"
     assert all(trial in anew["trials"] for trial in result["trials"])  # those that were stopped early may now be finished
+
+
+@pytest.mark.slow
+def test_a_search_that_trains_stops_at_the_cap_and_goes_on_with_a_higher_one(embedded):
+    study = embedded(objective="loss", method="tune", max_epochs=16, proxy_tokens=640, trials=2)
+
+    def capped(more):
+        spent = sum(row.get("spent", 0.0) for row in costs(study.store).values())
+        cost = Cost(price_per_hour=3600.0, max_cost=spent + more)
+        return dataclasses.replace(study, config=study.config.model_copy(update={"cost": cost}))
+
+    with pytest.raises(CapReached):
+        pipeline.search(capped(2.0))
+    assert pipeline.stored(study, "search") is None
+    assert pipeline.search(capped(10_000.0))["trials"]
 
 
 @pytest.mark.slow
