@@ -139,6 +139,10 @@ class Bounds(Model):
         return self
 
 
+TRAINED = ("loss", "mixmin")
+"""Objectives that train models, so that a search costs trainings and depends on how they are made."""
+
+
 class Search(Model):
     """The search for mixture weights. Weights are shares of training tokens."""
 

@@ -148,7 +148,7 @@ def read_scores(store: Store, files: list[str], target: int) -> tuple[Scored, Co
     are `no_tokens` (the tokenizer makes none of the text) and `non_finite`, left out."""
     parts = [(np.zeros(0, "S16"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32))]
     scores = ["key", "tokens", "alignment", "__fragment_index"]
-    for batch in store.dataset(files).to_batches(columns=scores) if files else ():
+    for batch in store.batches(files, scores) if files else ():
         parts.append(
             (keys_of(batch), batch["tokens"].to_numpy(), aligned_with(batch, target), batch["__fragment_index"].to_numpy())
         )

@@ -38,7 +38,8 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 def mistake(named: str) -> UserError:
     """The error that "CorpusError: sentence" stands for: the form in which workers return one."""
     kind, _, sentence = named.partition(": ")
-    return {error.__name__: error for error in UserError.__subclasses__()}[kind](sentence)
+    known: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+    return {error.__name__: error for error in known}[kind](sentence)
 
 
 OWN = re.compile(r"^align_ray\.errors\.(\w+Error: .+)$", re.MULTILINE)

@@ -7,7 +7,7 @@ already, or assumed, which the estimate says.
 import dataclasses
 from typing import Any
 
-from align_ray.config import Config
+from align_ray.config import TRAINED, Config
 from align_ray.corpora import plan_fragments
 from align_ray.probe import Located, parameters
 from align_ray.sequence_scores import SAMPLES
@@ -59,7 +59,7 @@ def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Wo
         return Work(runs * seen, runs * (seen * TRAINING_PASSES + 2 * held) * forward_trained)
 
     search = embedding(3 * sampling.batches)  # of three mixtures, to check the prediction
-    if config.search.objective in ("loss", "mixmin") or config.search.method == "swarm":
+    if config.search.objective in TRAINED:
         if config.search.objective == "mixmin":  # trains on every candidate alone, as finetune does
             proxies = training(candidates, tune.tokens)
         else:

@@ -83,8 +83,6 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
     All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of its
     part; the driver holds the sample of one corpus at a time.
     """
-    import ray
-
     length = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
     characters = [tokens * CHARACTERS_PER_TOKEN for _, tokens in wanted]
     # Where a document gives one sequence, there must be as many; `cut` leaves out short ones, so twice that.
@@ -114,8 +112,7 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
         for index, groups in enumerate(grouped_fragments([corpus for corpus, _ in wanted]))
         for group in groups or [[]]  # files may have become empty since they were checked
     ]
-    parts = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=1)
-    done = counted(parts.iter_rows(), "parts of corpora read", len(rows))
+    done = counted(on_tasks(rows, read).iter_rows(), "parts of corpora read", len(rows))
     for index, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
         counts: Counter = Counter()
         found = smallest(_documents_of(part, counts), characters[index], documents_wanted[index])
@@ -140,8 +137,8 @@ def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
     ]
 
 
-def on_tasks(tasks: list[dict[str, str]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """The Ray Data set of what `read` makes of the rows of `read_tasks`, a task a row."""
+def on_tasks(tasks: list[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
+    """The Ray Data set of what `read` makes of rows such as those of `read_tasks`, each in a batch of its own and a task."""
     import ray
 
     return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)

@@ -28,6 +28,7 @@ from align_ray.errors import ConfigError, ProbeError
 from align_ray.materialise import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.probe import Located
 from align_ray.resampling import Amount, Method, number_taken, ranked
+from align_ray.sampling import on_tasks
 from align_ray.sequence_scores import score_reference
 from align_ray.store import Store
 
@@ -57,7 +58,7 @@ def write_selection(
     def read(batch: dict[str, np.ndarray]) -> pa.Table:
         known, ranks, shard = ray.get(chosen)
         parts = [SELECTED.empty_table()]
-        for part in store.dataset(json.loads(batch["files"][0])).to_batches():
+        for part in store.batches(json.loads(batch["files"][0])):
             found = keys_of(part)
             at = np.minimum(np.searchsorted(known, found), len(known) - 1)
             hit = np.flatnonzero(known[at] == found)
@@ -81,8 +82,7 @@ def write_selection(
         )
 
     tasks = [{"files": json.dumps(files[i : i + FILES_PER_TASK])} for i in range(0, len(files), FILES_PER_TASK)]
-    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
-    return shard_list(rows.groupby("shard").map_groups(write, batch_format="pyarrow").take_all())
+    return shard_list(on_tasks(tasks, read).groupby("shard").map_groups(write, batch_format="pyarrow").take_all())
 
 
 def named(corpora: list[Corpus], name: str | None, option: str, kind: str) -> Corpus:

@@ -170,8 +170,8 @@ def score_chunks(
     against: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`, `documents`, how many
-    of them were `computed`, `counts` and actor `seconds`. Raises CapReached where `cost.max_cost` is used up. `against`: target embeddings [M, D] by name; default: their means as
-    ""."""
+    of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D] by name; default: their means as
+    "". Raises ProbeError, StoreError, and CapReached where `cost.max_cost` is used up."""
     from ray.data import ActorPoolStrategy
 
     room = capacity(config.cluster)

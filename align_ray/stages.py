@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from align_ray.config import Config, digest
+from align_ray.config import TRAINED, Config, digest
 from align_ray.errors import UserError
 from align_ray.probe import Located
 from align_ray.results import RESULTS
@@ -68,10 +68,6 @@ STAGES = {
 }
 
 
-TRAINED = ("loss", "mixmin")
-"""Objectives that train models, so that the search depends on how."""
-
-
 def stored(study: Study, stage: str) -> dict[str, Any] | None:
     """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
     made = costs(study.store).get(stage, {})
@@ -117,19 +113,16 @@ def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_worke
     with tracker.running():
         if on_workers:
             connect(study.config.cluster, study.say)
-        start, workers = time.perf_counter(), [capacity(study.config.cluster)] if on_workers else []
-        if on_workers and workers[0].now < 1:
-            study.say(f"no worker is there yet: waiting for the cluster to start one, at most {workers[0].most}")
+        start, room = time.perf_counter(), capacity(study.config.cluster) if on_workers else None
+        if room and room.now < 1:
+            study.say(f"no worker is there yet: waiting for the cluster to start one, at most {room.most}")
         result: dict[str, Any] | None = None
         try:
-            with spending(study.config, study.store, workers[0].most) if on_workers else nullcontext():
+            with spending(study.config, study.store, room.most) if room else nullcontext():
                 result = work()
         finally:
             seconds = time.perf_counter() - start
-            if on_workers:
-                with suppress(Exception):  # the cluster may be what failed
-                    workers.append(capacity(study.config.cluster))
-            record(study, stage, seconds, max((w.now for w in workers), default=0), result)
+            record(study, stage, seconds, _held(study, room.now) if room else 0, result)
         track(tracker, study.config, study.store, stage, result)
     study.say(f"{stage}: {seconds:.1f} s")
     return RESULTS.get(stage, dict)(result)
@@ -137,7 +130,8 @@ def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_worke
 
 @contextmanager
 def charged(study: Study, work: str) -> Iterator[None]:
-    """Connect to Ray; what runs within counts towards `cost.max_cost` and is recorded in cost.json, but is no stage of the study."""
+    """Connect to Ray; what runs within counts towards `cost.max_cost` and is recorded in cost.json, but is no stage of the study.
+    Raises CapReached where nothing is left."""
     with study.store.locked():
         connect(study.config.cluster, study.say)
         start, room = time.perf_counter(), capacity(study.config.cluster)
@@ -145,7 +139,14 @@ def charged(study: Study, work: str) -> Iterator[None]:
             with spending(study.config, study.store, room.most):
                 yield
         finally:
-            record(study, work, time.perf_counter() - start, room.now, None)
+            record(study, work, time.perf_counter() - start, _held(study, room.now), None)
+
+
+def _held(study: Study, before: int) -> int:
+    """Workers held: those there were `before` or, where the cluster has grown, those there are."""
+    with suppress(Exception):  # the cluster may be what failed
+        return max(before, capacity(study.config.cluster).now)
+    return before
 
 
 def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any] | None) -> None:

@@ -212,11 +212,18 @@ class Store:
     def read_table(self, name: str) -> pa.Table:
         return self._read(name, _table)
 
-    def dataset(self, names: list[str]) -> pads.Dataset:
-        """Parquet files of one schema as a pyarrow data set, in this order: columns and rows are read as they are asked for."""
+    def batches(self, names: list[str], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of Parquet files of one schema, in this order; `columns`: default, all. Raises StoreError for a damaged one."""
         fs, root = self._at("")
-        schema = pq.read_schema(f"{root}{names[0]}", filesystem=fs)
-        return pads.dataset([f"{root}{name}" for name in names], schema=schema, filesystem=fs, format="parquet")
+        try:
+            schema = pq.read_schema(f"{root}{names[0]}", filesystem=fs)
+            dataset = pads.dataset([f"{root}{name}" for name in names], schema=schema, filesystem=fs, format="parquet")
+            yield from dataset.to_batches(columns=columns)
+        except DAMAGED as error:
+            reason = str(error).partition("\n")[0]
+            raise StoreError(
+                f"a file of {self.uri}/{names[0].rpartition('/')[0]} is damaged ({reason}); delete that folder and run it again."
+            ) from None
 
     def write_unit(self, key: str, unit_id: str, unit: Unit) -> None:
         scalars = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name not in ("blocks", "variances")}

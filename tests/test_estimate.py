@@ -35,7 +35,8 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
     assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
     assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))
     assert work["finetune"].tokens == (2 + 2) * 1024
-    swarm = config.model_copy(update={"search": config.search.model_copy(update={"method": "swarm", "proxy_tokens": 512})})
+    by_loss = {"objective": "loss", "method": "swarm", "proxy_tokens": 512}  # a swarm fits losses: any other objective is refused
+    swarm = config.model_copy(update={"search": config.search.model_copy(update=by_loss)})
     assert planned_work(swarm, probe, probe)["search"].tokens - work["search"].tokens == 6 * 512
     mixmin = config.model_copy(update={"search": config.search.model_copy(update={"objective": "mixmin", "proxy_tokens": 512})})
     assert planned_work(mixmin, probe, probe)["search"].tokens - work["search"].tokens == 2 * 1024, "as fine-tuned on each alone"

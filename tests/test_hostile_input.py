@@ -688,7 +688,7 @@ def test_a_corpus_that_shrinks_between_the_passes_of_a_mixture_is_refused(tmp_pa
         materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 10, locate_probe(Probe()), 0, store)
 
 
-@pytest.mark.parametrize("kind", [StoreError, CorpusError])
+@pytest.mark.parametrize("kind", [StoreError, CorpusError, UserError])
 def test_a_mistake_met_in_a_function_of_ray_data_is_still_one_sentence(local_ray, kind):
     def fail(batch):
         raise kind("cannot write to s3://b/x (No space left on device); mend that and run it again.")

@@ -20,7 +20,7 @@ from align_ray.chunks import holds, tokenised
 from align_ray.cli import app
 from align_ray.config import Config, Cost, Embedding
 from align_ray.embedding import read_sample
-from align_ray.errors import CapReached, ConfigError
+from align_ray.errors import CapReached, ConfigError, StoreError
 from align_ray.fisher import fisher_embeddings
 from align_ray.probe import load_model, load_tokenizer
 from align_ray.resampling import Amount, distinct, gumbel_noise, log_weights, number_taken, ranked
@@ -361,6 +361,17 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     order, _ = ranked(mine.keys, mine.alignment, None)
     other, _ = ranked(reference.keys[known], reference.alignment[known], None)
     assert set(order[:20]) == set(other[:20])
+
+
+def test_scores_that_are_damaged_in_the_middle_are_one_sentence(study, selected, tmp_path):
+    opened, (first, _) = study[0], selected
+    folder = first["settings"]["scores"]
+    name = max(opened.store.names(folder))
+    bent = bytearray(opened.store.read_bytes(f"{folder}/{name}"))
+    bent[4:60] = bytes(56)
+    (tmp_path / "bent.parquet").write_bytes(bent)
+    with pytest.raises(StoreError, match="damaged .*delete that folder"):
+        document_scores.read_scores(Store(str(tmp_path)), ["bent.parquet"], 0)
 
 
 def test_a_selection_stops_at_the_cap_and_is_charged(study, selected, tmp_path):
