@@ -8,12 +8,12 @@ import dataclasses
 from typing import Any
 
 from align_ray.config import TRAINED, Config
-from align_ray.corpora import plan_fragments
-from align_ray.probe import Located, parameters
-from align_ray.sequence_scores import SAMPLES
+from align_ray.corpora.sources import plan_fragments
+from align_ray.embedding.scores import SAMPLES
+from align_ray.fisher.probe import Located, parameters
 from align_ray.spending import costs, price
 from align_ray.store import Store
-from align_ray.validation import VALIDATED
+from align_ray.training.validate import VALIDATED
 
 EXACT_PASSES = (1.3, 0.9)
 """Forward passes that the exact estimator costs: once, and per label draw (benchmarks/README.md: 2.2 for R=1, 4.7 for R=4)."""

@@ -8,31 +8,31 @@ from typing import Any
 
 import torch
 
-from align_ray.alignment import align_corpora
+from align_ray.alignment.coefficients import align_corpora
+from align_ray.alignment.distance import PUBLISHED_EPSILON
+from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
+from align_ray.checks.contamination import contamination as find_contamination
+from align_ray.checks.page import study_files
+from align_ray.checks.predict import predictive_study
+from align_ray.checks.prediction import FEWEST
 from align_ray.config import Config
-from align_ray.constraints import constraints
-from align_ray.contamination import contamination as find_contamination
-from align_ray.corpora import check_corpus
-from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
-from align_ray.embedding import embed_missing, embedded_so_far, read_embeddings, read_sample, sample_corpora
+from align_ray.corpora.sources import check_corpus
+from align_ray.embedding.pool import embed_missing, embedded_so_far, read_embeddings, read_sample, sample_corpora
+from align_ray.embedding.scores import refuse_unscorable, score_samples
+from align_ray.embedding.sequential import embed_until_settled
 from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
 from align_ray.estimate import estimate
-from align_ray.finetuning import finetune_runs, planned_runs
-from align_ray.html_report import render_report
-from align_ray.mixture_stage import find_mixture, mixmin_weights, token_counts
-from align_ray.prediction import FEWEST
-from align_ray.predictive_study import predictive_study
-from align_ray.probe import Located, load_tokenizer, locate_probe
-from align_ray.recipes import make_recipe
-from align_ray.results import Alignment, Contamination, Corpora, Finetuned, Mixture, Samples, Validation
-from align_ray.sequence_scores import refuse_unscorable, score_samples
-from align_ray.sequential import embed_until_settled
-from align_ray.similarity import PUBLISHED_EPSILON
+from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.handover.recipe import make_recipe
+from align_ray.mixture.constraints import constraints
+from align_ray.mixture.search import find_mixture, mixmin_weights, token_counts
+from align_ray.reporting.page import render_report
+from align_ray.reporting.results import Alignment, Contamination, Corpora, Finetuned, Mixture, Samples, Validation
+from align_ray.reporting.tracking import tracking_uri
 from align_ray.stages import STAGES, Study, alone, need, stored, timed, tracking
 from align_ray.store import Store
-from align_ray.study_report import study_files
-from align_ray.tracking import tracking_uri
-from align_ray.validation import VALIDATED, validate_mixtures
+from align_ray.training.finetune import finetune_runs, planned_runs
+from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:

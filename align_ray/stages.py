@@ -9,12 +9,12 @@ from typing import Any
 
 from align_ray.config import TRAINED, Config, digest
 from align_ray.errors import UserError
-from align_ray.probe import Located
-from align_ray.results import RESULTS
+from align_ray.fisher.probe import Located
+from align_ray.reporting.results import RESULTS
+from align_ray.reporting.tracking import Tracker, start_tracking, track
 from align_ray.runtime import capacity, connect
 from align_ray.spending import costs, price, spending
 from align_ray.store import Store
-from align_ray.tracking import Tracker, start_tracking, track
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import typer
 
-from align_ray.alignment import pooled_alignment
+from align_ray.alignment.coefficients import pooled_alignment
+from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
+from align_ray.alignment.noise import corrected_distances
 from align_ray.config import Probe, Sampling
-from align_ray.fisher import fisher_embeddings
-from align_ray.installed import INSTALLED
-from align_ray.noise import corrected_distances
-from align_ray.probe import load_model, load_tokenizer, locate_probe
-from align_ray.sampling import document_key, make_batches
-from align_ray.similarity import distance_matrix, scaled_cosine_distance
+from align_ray.corpora.draw import document_key, make_batches
+from align_ray.corpora.installed import INSTALLED
+from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+from align_ray.fisher.trunk import fisher_embeddings
 
 BATCH, LENGTH = 8, 64
 PAIRED, POOLED = 16, 512

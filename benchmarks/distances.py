@@ -14,7 +14,7 @@ import time
 import numba
 import numpy as np
 
-from align_ray.similarity import distance_matrix, scaled_cosine_distance
+from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
 
 
 def main() -> None:

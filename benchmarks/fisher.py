@@ -30,8 +30,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from align_ray.fisher import fisher_embeddings, trunk_modules
-from align_ray.reference import reference_embedding
+from align_ray.fisher.reference import reference_embedding
+from align_ray.fisher.trunk import fisher_embeddings, trunk_modules
 
 LENGTH = 128
 SHAPES: dict[str, Callable] = {

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import typer
 
-from align_ray.alignment import pooled_alignment
+from align_ray.alignment.coefficients import pooled_alignment
+from align_ray.alignment.distance import distance_matrix
+from align_ray.alignment.intervals import one_sample_mean, two_sample_mean
 from align_ray.config import Probe, Sampling
-from align_ray.fisher import fisher_embeddings
-from align_ray.installed import INSTALLED
-from align_ray.intervals import one_sample_mean, two_sample_mean
-from align_ray.probe import load_model, load_tokenizer, locate_probe
-from align_ray.sampling import document_key, make_batches
-from align_ray.similarity import distance_matrix
+from align_ray.corpora.draw import document_key, make_batches
+from align_ray.corpora.installed import INSTALLED
+from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+from align_ray.fisher.trunk import fisher_embeddings
 
 SIZES = (8, 32, 128)
 DIMENSION, FACTORS, POPULATION = 400, 5, 4000

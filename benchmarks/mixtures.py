@@ -11,9 +11,9 @@ import numpy as np
 import typer
 
 from align_ray.config import Search
-from align_ray.constraints import constraints
-from align_ray.mixture import Goal, solve
-from align_ray.objectives import scaled_cosine_objective
+from align_ray.mixture.constraints import constraints
+from align_ray.mixture.objectives import scaled_cosine_objective
+from align_ray.mixture.solver import Goal, solve
 
 GPT2_ROWS = 12 * (2304 + 768 + 3072 + 768) + 50257
 """Rows of the trunk's linear modules and of the head."""

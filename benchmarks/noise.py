@@ -15,13 +15,13 @@ from collections import Counter
 import numpy as np
 import torch
 
+from align_ray.alignment.distance import scaled_cosine_distance
+from align_ray.alignment.noise import corpus_noise, relative_variance
 from align_ray.config import Corpus, Embedding, Probe, Sampling
-from align_ray.estimators import embed_batch
-from align_ray.installed import INSTALLED
-from align_ray.noise import corpus_noise, relative_variance
-from align_ray.probe import load_model, load_tokenizer, locate_probe
-from align_ray.sampling import document_key, make_batches, smallest
-from align_ray.similarity import scaled_cosine_distance
+from align_ray.corpora.draw import document_key, make_batches, smallest
+from align_ray.corpora.installed import INSTALLED
+from align_ray.fisher.estimators import embed_batch
+from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
 
 WANTED = 0.02
 

@@ -26,7 +26,7 @@ BLOCK = 64 * 2**20
 
 def generate(folder: Path, gigabytes: float, files: int) -> int:
     """Write JSONL files of about so many bytes in all; returns how many they are."""
-    from align_ray.installed import INSTALLED
+    from align_ray.corpora.installed import INSTALLED
 
     texts = list(islice(INSTALLED["python-packages"](), 4000))
     lines = [json.dumps({"text": f"{MARK.decode()} {t[:4000]}"}).encode() + b"\n" for t in texts]
@@ -53,11 +53,11 @@ def long_line(folder: Path, gigabytes: float) -> None:
 
 def rates(corpus, seconds: float = 10.0) -> dict[str, float]:
     """MB/s of one process: reading and drawing; that and the n-grams of the contamination check; tokenising."""
+    from align_ray.checks.contamination import ngram_hashes
     from align_ray.config import Probe
-    from align_ray.contamination import ngram_hashes
-    from align_ray.corpora import documents, plan_fragments
-    from align_ray.probe import load_tokenizer, locate_probe
-    from align_ray.sampling import document_key
+    from align_ray.corpora.draw import document_key
+    from align_ray.corpora.sources import documents, plan_fragments
+    from align_ray.fisher.probe import load_tokenizer, locate_probe
 
     tokenizer = load_tokenizer(locate_probe(Probe()))
     work = {
@@ -116,10 +116,11 @@ def main(
 ) -> None:
     import ray
 
-    from align_ray import corpora, sampling
     from align_ray.config import Cluster, Corpus, Sampling
+    from align_ray.corpora import draw as sampling
+    from align_ray.corpora import sources as corpora
+    from align_ray.corpora.draw import draw_corpora
     from align_ray.runtime import WORKER_ENVIRONMENT, connect
-    from align_ray.sampling import draw_corpora
 
     place = Path(tempfile.mkdtemp(dir=folder))
     try:

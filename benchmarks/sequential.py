@@ -9,7 +9,7 @@ settles any pair in the wrong order at any look. Beside it: testing every look a
 import numpy as np
 import typer
 
-from align_ray.comparison import contrasts, looks_of, p_above_adjusted, unsettled
+from align_ray.alignment.comparison import contrasts, looks_of, p_above_adjusted, unsettled
 
 CASES = {
     "wide gaps": [0.50, 0.56, 0.62, 0.68, 0.74, 0.80],

@@ -26,7 +26,7 @@ import psutil
 import typer
 import yaml
 
-DRIVER = [sys.executable, "-c", "from align_ray.cli import app; app()"]
+DRIVER = [sys.executable, "-c", "from align_ray.cli.main import app; app()"]
 STUDY: dict[str, Any] = {
     "targets": [{"name": "target", "source": "installed:python-stdlib-heldout"}],
     "candidates": [{"name": n, "source": f"installed:{n}"} for n in ("python-stdlib", "licences")],

@@ -3,7 +3,7 @@
     ray job submit --working-dir . -- python jobs/embed.py --config CONFIG.yaml [--set FIELD=VALUE ...]
 """
 
-from align_ray.cli import job
+from align_ray.cli.main import job
 
 if __name__ == "__main__":
     job("embed")

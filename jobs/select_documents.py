@@ -3,7 +3,7 @@
     ray job submit --working-dir . -- python jobs/select_documents.py --config CONFIG.yaml --corpus NAME --out URI --tokens N
 """
 
-from align_ray.cli_select import job
+from align_ray.cli.select import job
 
 if __name__ == "__main__":
     job()

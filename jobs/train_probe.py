@@ -3,14 +3,14 @@
     python jobs/train_probe.py prepare ../shared/corpora /tmp/probe --python-docs /usr/share/doc/python3.11/html/_sources
     MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 \\
         torchrun --nproc-per-node 2 jobs/train_probe.py train /tmp/probe
-    python jobs/train_probe.py export /tmp/probe align_ray/embedded_probe
+    python jobs/train_probe.py export /tmp/probe align_ray/fisher/embedded_probe
 
 Text: the training splits of a folder of corpora (with a manifest.json), Python's library documentation (reST sources)
-and Python's own test-suite source. The demo's candidate corpora (`align_ray/installed.py`) are kept out: no standard
+and Python's own test-suite source. The demo's candidate corpora (`align_ray/corpora/installed.py`) are kept out: no standard
 library module outside `test`, and no page from which `pydoc_data.topics` is made. ProofNet and miniF2F are kept out as
 well, so that they can serve as targets.
 
-`prepare --only c4-sample --only wikitext-2 ... --share 0.67 --tokenizer align_ray/embedded_probe` makes the text of a generic base
+`prepare --only c4-sample --only wikitext-2 ... --share 0.67 --tokenizer align_ray/fisher/embedded_probe` makes the text of a generic base
 for the predictive study (docs/study.md): those domains alone, a share of their documents; the rest, which the base never
 sees, goes to WORK/unused-NAME.jsonl.
 

@@ -31,7 +31,7 @@ def corpora(tmp_path_factory) -> Path:
     """A folder with four small JSONL corpora cut from installed text."""
     from itertools import islice
 
-    from align_ray.installed import INSTALLED
+    from align_ray.corpora.installed import INSTALLED
 
     folder = tmp_path_factory.mktemp("corpora")
     for name in ("python-stdlib", "python-stdlib-heldout", "licences", "cpp-headers"):

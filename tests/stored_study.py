@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 
-from align_ray.alignment import align_corpora
+from align_ray.alignment.coefficients import align_corpora
+from align_ray.alignment.intervals import p_mean_negative, two_sample_mean
+from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
 from align_ray.config import Config
-from align_ray.cross_entropy import MEASURE, rank_by_cross_entropy
-from align_ray.finetuning import change
-from align_ray.goals import cross_entropy_goal
-from align_ray.intervals import p_mean_negative, two_sample_mean
-from align_ray.mixture_search import search_mixture
+from align_ray.mixture.describe import search_mixture
+from align_ray.mixture.goals import cross_entropy_goal
 from align_ray.store import Unit
-from align_ray.training import Losses
-from align_ray.validation import combined_mean
+from align_ray.training.finetune import change
+from align_ray.training.loop import Losses
+from align_ray.training.validate import combined_mean
 
 TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
 KINDS = {"proofs": (0.8, 0.1), "code": (0.1, 0.8), "textbook": (0.7, 0.0), "exercises": (0.45, 0.35), "library": (0.0, 0.75),

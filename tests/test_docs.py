@@ -13,8 +13,8 @@ import typer
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
+from align_ray.cli.config_page import reference
 from align_ray.config import Config
-from align_ray.config_reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
@@ -81,7 +81,7 @@ def commands(page: Path) -> list[tuple[str, bool]]:
 
 @over_pages
 def test_every_command_exists_with_the_options_and_fields_it_names(page):
-    from align_ray.cli import app
+    from align_ray.cli.main import app
 
     for line, whole in commands(page):
         command: Any = typer.main.get_command(app)
@@ -157,7 +157,7 @@ def test_python_examples_use_names_that_the_package_has(page):
 
 
 def test_the_configuration_reference_is_current():
-    """Else: python -m align_ray.config_reference > docs/configuration.md."""
+    """Else: python -m align_ray.cli.config_page > docs/configuration.md."""
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == reference()
 
 

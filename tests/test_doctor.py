@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from align_ray import doctor
-from align_ray.cli import app
+from align_ray.cli.main import app
 from align_ray.config import Config
 from align_ray.doctor import APART, Check, diagnose
 
@@ -146,7 +146,7 @@ def test_workers_that_the_cluster_cannot_hold_fail(local_ray, config):
 
 
 def test_a_probe_whose_weights_are_broken_fails(config, tmp_path):
-    from align_ray.probe import EMBEDDED
+    from align_ray.fisher.probe import EMBEDDED
 
     folder = shutil.copytree(EMBEDDED, tmp_path / "probe")
     weights = load_file(folder / "model.safetensors")

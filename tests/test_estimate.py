@@ -7,12 +7,12 @@ import yaml
 from typer.testing import CliRunner
 
 from align_ray import pipeline, stages
-from align_ray.cli import app
+from align_ray.cli.main import app
 from align_ray.config import Config, Probe
-from align_ray.embedding import read_sample, unit_id
+from align_ray.embedding.pool import read_sample, unit_id
 from align_ray.errors import CapReached, ConfigError
 from align_ray.estimate import passes, planned_work
-from align_ray.probe import load_model, locate_probe, parameters
+from align_ray.fisher.probe import load_model, locate_probe, parameters
 from align_ray.spending import costs
 
 PRICED = {"price_per_hour": 3600.0}

@@ -18,12 +18,12 @@ import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from align_ray.cli import app
+from align_ray.cli.main import app
 from align_ray.config import Config, Corpus
 from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
-from align_ray.export import EXPORTERS
-from align_ray.recipes import FORMAT, read_recipe
+from align_ray.handover.export import EXPORTERS
+from align_ray.handover.recipe import FORMAT, read_recipe
 from tests.tiny import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ PLANTED = {
 def ours(*arguments: str, **options) -> subprocess.CompletedProcess:
     """The command line of this working tree, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | options.pop("env", {})
-    command = [sys.executable, "-c", "from align_ray.cli import app; app()", *arguments]
+    command = [sys.executable, "-c", "from align_ray.cli.main import app; app()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, **options)
 
 
@@ -134,7 +134,7 @@ def test_a_ray_that_align_ray_starts_answers_nobody_without_its_token(local_ray)
 @pytest.fixture
 def model(tmp_path):
     """A folder with a tiny model and the embedded tokenizer, and a file that planted code would make."""
-    from align_ray.probe import EMBEDDED
+    from align_ray.fisher.probe import EMBEDDED
 
     folder = tmp_path / "model"
     tiny_model("llama").float().save_pretrained(folder)
@@ -170,7 +170,7 @@ class Payload:
 def test_pickled_weights_are_never_opened(model, small_config, tmp_path, beside):
     """Alone they are refused in a sentence; beside safetensors of another name they are not fallen back to."""
     from align_ray.config import Probe
-    from align_ray.probe import load_model, locate_probe
+    from align_ray.fisher.probe import load_model, locate_probe
 
     folder, marker = model
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(marker)))

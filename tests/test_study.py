@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
+from align_ray.alignment.noise import needed
 from align_ray.config_file import load_config
-from align_ray.html_report import render_report
-from align_ray.noise import needed
+from align_ray.reporting.page import render_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,1 @@
+"""Numbers about pairs of corpora, without input or output."""

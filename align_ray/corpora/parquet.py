@@ -1,0 +1,105 @@
+"""Read text columns of Parquet files that nobody vouches for: broken in places, or small files that stand for gigabytes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from align_ray.corpora import limits
+
+BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for a file that is not Parquet, or not any more."""
+
+
+def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dict[str, str | None]]:
+    """Yield the records (column -> text or None) of an open Parquet file, one row group after the other.
+
+    Rows left out are counted: `unreadable` (of a broken row group, or not UTF-8; 1 for a file without a footer), `oversized`
+    (a value above MAX_RECORD_BYTES; all rows of a row group that is a compression bomb) and `missing_column` (all rows, where a
+    column is not there or not of strings; one record with every column's name and None is still given). Raises OSError where
+    the file system fails.
+    """
+    try:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        schema = parquet.schema_arrow
+    except BROKEN as error:
+        counts[_counter(error)] += 1
+        return
+    if not all(_is_text(schema, name) for name in columns):
+        if rows := parquet.metadata.num_rows:
+            counts["missing_column"] += rows - 1
+            yield dict.fromkeys(schema.names)
+        return
+    leaves = [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path in columns]
+    for group in range(parquet.num_row_groups):
+        metadata, seen = parquet.metadata.row_group(group), 0
+        try:
+            # Opens the columns without reading a row: in a broken footer that is an error here, but where pyarrow is asked for a
+            # column's metadata a C++ exception that ends the process.
+            next(parquet.reader.iter_batches(0, row_groups=[group], column_indices=leaves), None)
+            size = _rows_at_once([metadata.column(i) for i in leaves])
+            if size == 0:
+                counts["oversized"] += metadata.num_rows
+                continue
+            for batch in parquet.iter_batches(size, row_groups=[group], columns=columns):
+                yield from _records(batch, counts)
+                seen += len(batch)
+        except BROKEN as error:  # the other row groups may be sound
+            counts[_counter(error)] += max(1, metadata.num_rows - seen)
+
+
+def first_rows(file: Any, count: int) -> list[dict[str, Any]]:
+    """Up to `count` records with all columns, text or not; [] for a broken file."""
+    try:
+        return next(pq.ParquetFile(file).iter_batches(batch_size=count), pa.table({})).to_pylist()
+    except BROKEN:
+        return []
+
+
+def _counter(error: Exception) -> str:
+    """The counter for what pyarrow cannot parse; raises again what is no fault of the content (a system's error number)."""
+    if getattr(error, "errno", None):
+        raise error
+    return "unreadable"
+
+
+def _is_text(schema: pa.Schema, name: str) -> bool:
+    index = schema.get_field_index(name)
+    if index < 0:  # not there, or twice
+        return False
+    kind = schema.field(index).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _rows_at_once(columns: list[Any]) -> int:
+    """Rows of a row group to decode together, so that a batch stays below BATCH_BYTES; 0 for a compression bomb. `columns`: the
+    metadata of those that are read."""
+    rows = 1024
+    for column in columns:
+        if column.total_uncompressed_size > limits.most_inflated(column.total_compressed_size):
+            return 0
+        if any("DICTIONARY" in e or "DELTA" in e for e in column.encodings):  # no value is longer than all pages together
+            rows = min(rows, limits.BATCH_BYTES // max(1, column.total_uncompressed_size))
+    return max(1, rows)
+
+
+def _records(batch: pa.RecordBatch, counts: Counter) -> Iterator[dict[str, str | None]]:
+    """The rows of a batch, made one at a time."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        columns[name] = plain.cast(pa.large_binary())
+    lengths = [pc.fill_null(pc.binary_length(column), 0).to_pylist() for column in columns.values()]
+    for row, sizes in enumerate(zip(*lengths, strict=True)):
+        if max(sizes) > limits.MAX_RECORD_BYTES:
+            counts["oversized"] += 1
+            continue
+        values = {name: column[row].as_py() for name, column in columns.items()}
+        try:
+            yield {name: None if value is None else value.decode() for name, value in values.items()}
+        except UnicodeDecodeError:
+            counts["unreadable"] += 1

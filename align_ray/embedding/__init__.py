@@ -1,0 +1,1 @@
+"""The one place where Ray meets the estimator."""

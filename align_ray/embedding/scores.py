@@ -1,0 +1,257 @@
+"""Alignment of single sequences with the targets: what documents are selected by, and what the report shows of a corpus.
+
+The score of a sequence s with a target T is 1 - d(f_s, f_T): f_s its Fisher embedding averaged over the label draws, f_T the
+mean of the target's stored batch embeddings, d the scaled cosine distance, rows those of the main measure
+(`alignment.measures`). It is no alignment coefficient: one sequence is far noisier than a batch, so that scores lie lower than
+`align` and are to be compared with each other alone. They also grow with the number of tokens, since what a short document says
+of its distribution is little.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from align_ray.alignment.coefficients import batch_matrix, measures
+from align_ray.alignment.distance import scaled_cosine_distance
+from align_ray.config import Config, Embedding, digest
+from align_ray.embedding.chunks import chunk_of, scored_schema
+from align_ray.embedding.pool import head_name, probe_with_head, read_embeddings, read_sample, unit_id
+from align_ray.errors import ConfigError, ProbeError, StoreError, mistake
+from align_ray.fisher.pooling import pooled_rows
+from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.fisher.trunk import fisher_embeddings
+from align_ray.runtime import capacity
+from align_ray.spending import check_cap, deadline
+from align_ray.store import Store
+
+VERSION = 1
+"""Of the scores and of the files they are in; part of their key."""
+DECIMALS = 6
+"""Scores are rounded, so that the last bits, which depend on what shares a pass, seldom change an order."""
+SAMPLES = 32
+"""Sequences of a corpus of which the most and the least aligned are shown, at least (where it has so many)."""
+SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceScores:
+    """Of n sequences against M targets."""
+
+    alignment: np.ndarray
+    """float64 [n, M], 1 - d; NaN where the embedding is not finite or has no token."""
+    loss: np.ndarray
+    """float64 [n], the probe's nats per token; NaN below two tokens."""
+    step: int
+    """Sequences per pass that the memory held."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What scores are taken against, and with which probe."""
+
+    folder: str
+    """In the store; names all that determines a score but the sequence."""
+    dtype: str
+    head: str | None
+    block: str
+    rows: dict[str, np.ndarray]
+    """By target: batch embeddings, float32 [N, D]."""
+
+    def means(self, corpus: str | None = None, batch: int = 0) -> np.ndarray:
+        """Mean embeddings of the targets, float64 [M, D]; `corpus` without its own `batch`, where it is a target."""
+        kept = {n: np.delete(r, batch, axis=0) if n == corpus else r for n, r in self.rows.items()}
+        return np.stack([r.mean(0, dtype=np.float64) for r in kept.values()])
+
+
+def refuse_unscorable(settings: Embedding) -> None:
+    """Raise ConfigError where the estimator gives no embedding of a single sequence under one fixed probe."""
+    if settings.estimator == "reference":
+        raise ConfigError(
+            "field 'embedding.estimator': 'reference' embeds whole batches, no documents; set it to exact or head."
+        )
+    if settings.head_tuning == "per_batch":
+        raise ConfigError(
+            "field 'embedding.head_tuning': 'per_batch' gives documents no common head; set it to none or shared."
+        )
+
+
+def score_reference(config: Config, store: Store, located: Located) -> Reference:
+    """What the embedding stage stored of the targets."""
+    refuse_unscorable(config.embedding)
+    embedded = store.read_json("embedding.json")
+    units = read_embeddings(config, store, embedded, config.targets)
+    (block,) = next(iter(measures(units[config.targets[0].name]).values()))
+    limits = embedded.get("limits") or {}
+    made_from = {t.name: [unit_id(b) for b in read_sample(store, t.name).batches[: limits.get(t.name)]] for t in config.targets}
+    key = digest([VERSION, embedded["key"], config.sampling.sequence_length, list(made_from.items())])
+    head = head_name(config, store, located, embedded["dtype"])
+    rows = {name: batch_matrix(of_target, (block,)) for name, of_target in units.items()}
+    return Reference(f"selection/{key}", embedded["dtype"], head, block, rows)
+
+
+def sequence_scores(
+    model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, block: str, targets: np.ndarray, step: int | None = None
+) -> SequenceScores:
+    """Score sequences `ids` (int32 [n, T], negative at right padding) against mean embeddings `targets` (float64 [M, D]) of the
+    rows `block` ("trunk" or "head"). With the pooling `unit` a sequence is scaled to unit sum, as in a batch; clipping
+    (`winsorised`) is over a batch's sequences, so it leaves a single one as it is."""
+    real = ids >= 0
+    longest = max(1, int(real.sum(1).max()))
+    result = fisher_embeddings(model, ids[:, :longest], settings.draws if settings.estimator == "exact" else 0, seed, step)
+    rows = result.trunk if block == "trunk" else result.head[None]
+    means = pooled_rows(rows, "unit" if settings.pooling == "unit" else "mean").mean(0, dtype=torch.float64).cpu().numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):  # a sequence without a token has an embedding of zeros
+        alignment = np.stack([1 - scaled_cosine_distance(mean, targets) for mean in means])
+    finite = np.isfinite(alignment) & result.finite().cpu().numpy()[:, None]
+    loss = result.loss.double().cpu().numpy()
+    return SequenceScores(np.where(finite, alignment, np.nan), np.where(real.sum(1) > 1, loss, np.nan), result.step)
+
+
+class ScoringActor:
+    """Holds the probe; scores one chunk per call and writes it to the store. After `until` nothing is computed any more, and a
+    ProbeError or StoreError is returned (see FisherActor)."""
+
+    def __init__(
+        self,
+        located: Located,
+        store: Store,
+        settings: Embedding,
+        seed: int,
+        against: dict[str, np.ndarray],
+        reference: Reference,
+        until: float | None,
+    ):
+        torch.set_num_threads(1)
+        self.until = until
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.load = lambda: probe_with_head(located, device, reference.dtype, store, reference.head)
+        self.store, self.settings, self.seed, self.against, self.block = store, settings, seed, against, reference.block
+        self.model: Any = None
+        self.step: int | None = None
+
+    def __call__(self, chunk: pa.Table) -> dict[str, list]:
+        (row,) = chunk.to_pylist()
+        start, computed, error = time.perf_counter(), 0, ""
+        if row["ids"] and not (self.until and time.time() > self.until):
+            computed = len(row["keys"])
+            try:
+                self.model = self.model or self.load()
+                self._score(row)
+            except (ProbeError, StoreError) as reason:
+                error = f"{type(reason).__name__}: {reason}"
+        receipt = {"file": row["file"], "documents": len(row["keys"]), "computed": computed, "counts": row["counts"]}
+        return {k: [v] for k, v in {**receipt, "seconds": time.perf_counter() - start, "error": error}.items()}
+
+    def _score(self, row: dict[str, Any]) -> None:
+        n, targets = len(row["keys"]), self.against[row["against"]]
+        ids = np.frombuffer(row["ids"], "<i4").reshape(n, -1).copy()  # torch wants it writable
+        scores = sequence_scores(self.model, ids, self.settings, self.seed, self.block, targets, self.step)
+        self.step = scores.step
+        if n > 1 and not np.isfinite(scores.alignment).any() and (ids >= 0).any():
+            raise ProbeError(
+                "the probe gives no finite Fisher embedding for a whole chunk of documents; its weights or dtype are unusable."
+            )
+        columns = [row["keys"], row["texts"], row["tokens"], scores.loss, list(np.round(scores.alignment, DECIMALS))]
+        self.store.write_table(row["file"], pa.table(columns, schema=scored_schema(len(targets))))
+
+
+def score_chunks(
+    chunks: Any,
+    config: Config,
+    store: Store,
+    located: Located,
+    reference: Reference,
+    against: dict[str, np.ndarray] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`, `documents`, how many
+    of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D] by name; default: their means as
+    "". Raises ProbeError, StoreError, and CapReached where `cost.max_cost` is used up."""
+    from ray.data import ActorPoolStrategy
+
+    room = capacity(config.cluster)
+    receipts = chunks.map_batches(
+        ScoringActor,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=room.most, initial_size=max(1, room.now)),
+        fn_constructor_args=(
+            located, store, config.embedding, config.seed, against or {"": reference.means()},
+            dataclasses.replace(reference, rows={}), deadline(),
+        ),
+        num_cpus=room.resources["num_cpus"],
+        num_gpus=room.resources["num_gpus"],
+    )  # fmt: skip
+    for receipt in receipts.iter_rows():
+        if receipt["error"]:
+            raise mistake(receipt["error"])
+        yield receipt
+    check_cap(config)
+
+
+def score_samples(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
+    """The most and least aligned of each corpus' first sequences: samples.json, by corpus.
+
+    `role`, and by target: `of`, sequences scored (the first batches, SAMPLES sequences at least); `quantiles` of their
+    alignment (minimum, quartiles, maximum); `most` and `least`, SHOWN each with `text`, `alignment` and `loss` (None below two
+    tokens). A target's own sequences are scored against the mean of its other batches.
+    """
+    import ray
+
+    reference = score_reference(config, store, located)
+    tokenizer = load_tokenizer(located)
+    limits = store.read_json("embedding.json").get("limits") or {}
+    stored, against, todo = store.sound_tables(reference.folder), {"": reference.means()}, []
+    files: dict[str, list[str]] = {}
+    for corpus in config.corpora:
+        batches = read_sample(store, corpus.name).batches[: limits.get(corpus.name)]
+        files[corpus.name] = []
+        for i, ids in enumerate(batches[: -(-SAMPLES // batches.shape[1])]):
+            without = f"{corpus.name}/{i}" if corpus.name in reference.rows else ""
+            name = f"{digest([unit_id(ids), without])}.parquet"
+            files[corpus.name].append(f"{reference.folder}/{name}")
+            if name in stored:
+                continue
+            if without:
+                against[without] = reference.means(corpus.name, i)
+            texts = tokenizer.batch_decode([row[row >= 0].tolist() for row in ids], skip_special_tokens=True)
+            documents = [(j.to_bytes(16), text) for j, text in enumerate(texts)]
+            todo.append(chunk_of(files[corpus.name][-1], without, ids, documents, (ids >= 0).sum(1).tolist()))
+    if todo:
+        say(f"scoring the sequences of {len(todo)} batches one by one")
+        chunks = ray.data.from_arrow(todo)
+        for _ in score_chunks(chunks, config, store, located, reference, against):
+            pass
+    return {
+        corpus.name: {
+            "role": "target" if corpus in config.targets else "candidate",
+            "targets": _samples(
+                pa.concat_tables([store.read_table(file) for file in files[corpus.name]]), list(reference.rows)
+            ),
+        }
+        for corpus in config.corpora
+    }
+
+
+def _samples(table: pa.Table, targets: list[str]) -> dict[str, dict[str, Any]]:
+    rows = table.to_pylist()
+    result = {}
+    for j, target in enumerate(targets):
+        ranked = sorted((r for r in rows if np.isfinite(r["alignment"][j])), key=lambda r: (-r["alignment"][j], r["text"]))
+        shown = [
+            {"text": r["text"], "alignment": r["alignment"][j], "loss": r["loss"] if np.isfinite(r["loss"]) else None}
+            for r in ranked
+        ]
+        values = [r["alignment"] for r in shown]
+        result[target] = {
+            "of": len(shown),
+            "quantiles": [float(q) for q in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])] if values else [],
+            "most": shown[:SHOWN],
+            "least": shown[::-1][:SHOWN],
+        }
+    return result

@@ -1,0 +1,1 @@
+"""Torch alone: token ids in, an embedding out."""

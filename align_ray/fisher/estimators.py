@@ -1,0 +1,75 @@
+"""One interface over the estimators: a model and a batch of token ids in, the batch's unit for the store out."""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from align_ray.config import Embedding
+from align_ray.errors import ProbeError
+from align_ray.fisher.head_tuning import tuned_head, with_head
+from align_ray.fisher.pooling import pooled_rows
+from align_ray.fisher.reference import reference_blocks, reference_embedding
+from align_ray.fisher.trunk import fisher_embeddings
+from align_ray.store import Unit
+
+log = logging.getLogger(__name__)
+
+
+def embed_batch(
+    model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, pad: int, step: int | None = None
+) -> tuple[Unit, int | None]:
+    """Embed one batch, int [B, T] with negative numbers at padding, by the estimator the settings name.
+
+    Returns the unit and the sequences per pass that the memory held (see `fisher_embeddings`). Sequences whose embedding
+    is not finite are left out and named in `Unit.skipped`; raises ProbeError where none is left.
+    """
+    start = time.perf_counter()
+    if settings.estimator == "reference":
+        parts = _reference(model, ids, settings, seed, pad)
+    else:
+        if settings.head_tuning == "per_batch":
+            model = with_head(model, tuned_head(model, ids))
+        draws = settings.draws if settings.estimator == "exact" else 0
+        result = fisher_embeddings(model, ids, draws, seed, step)
+        step = result.step
+        parts = _pooled(result, settings)
+    return Unit(**parts, sequences=len(ids), tokens=int((ids >= 0).sum()), seconds=time.perf_counter() - start), step
+
+
+def _pooled(result: Any, settings: Embedding) -> dict[str, Any]:
+    finite = result.finite()
+    skipped = torch.nonzero(~finite).flatten().tolist()
+    if skipped:
+        log.warning("left out sequences %s of a batch: their Fisher embeddings are not finite", skipped)
+    if not finite.any():
+        raise ProbeError(
+            "the probe gives no finite Fisher embedding for any sequence of a batch; its weights or its dtype are not usable."
+        )
+    rows = {"trunk": result.trunk[:, finite], "head": result.head[None, finite]}
+    pooled = {name: pooled_rows(r, settings.pooling) for name, r in rows.items() if r.numel()}
+    return {
+        "blocks": {name: _array(r.mean(1)) for name, r in pooled.items()},
+        "variances": {name: _array(r.mean(0).var(0, correction=min(1, r.shape[1] - 1))) for name, r in pooled.items()},
+        "loss": result.loss[finite].mean().item(),
+        "skipped": tuple(skipped),
+    }
+
+
+def _reference(model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, pad: int) -> dict[str, Any]:
+    tokens = torch.as_tensor(np.where(ids < 0, pad, ids), dtype=torch.long, device=next(model.parameters()).device)
+    mask = torch.as_tensor(ids >= 0, device=tokens.device).long()
+    draws = [reference_embedding(model, tokens, mask, pad, seed + r, settings.quirks) for r in range(settings.draws)]
+    parts = [reference_blocks(model, draw, settings.quirks) for draw in draws]
+    if not all(torch.isfinite(draw).all() for draw in draws):
+        raise ProbeError("the reference procedure gives non-finite gradients on a batch; its sequences cannot be told apart.")
+    loss = fisher_embeddings(model, ids, 0, seed).loss.mean().item()
+    blocks = {name: _array(torch.stack([part[name] for part in parts])) for name in parts[0]}
+    return {"blocks": blocks, "variances": {}, "loss": loss, "skipped": ()}
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()

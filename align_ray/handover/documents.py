@@ -1,0 +1,162 @@
+"""The scores of a corpus' documents (Ray Data): read, cut into chunks, scored by a pool of actors, stored chunk by chunk.
+
+A chunk that is stored is not scored again. The driver reads the scores without the texts, about 40 bytes a document.
+"""
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from align_ray.config import Config, Corpus
+from align_ray.corpora.draw import document_key, draw_corpora, on_tasks, read_task, read_tasks
+from align_ray.corpora.sources import documents
+from align_ray.embedding.chunks import aligned_with, chunk_of, chunk_to_score, holds, keys_of
+from align_ray.embedding.scores import Reference, score_chunks
+from align_ray.errors import CorpusError
+from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.handover.rule import distinct
+from align_ray.store import Store
+
+CHUNK_DOCUMENTS = 64
+"""Documents that are scored and stored together: what a kill can cost."""
+CHUNK_CHARACTERS = 8 * 2**20
+TARGET_DOCUMENTS = 1024
+"""The target's held-out documents whose scores the method `gumbel` matches, about."""
+FEWEST_DOCUMENTS = 20
+SAY_EVERY = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The distinct documents of a corpus whose score is finite, in no particular order."""
+
+    keys: np.ndarray
+    """S16 [N]."""
+    tokens: np.ndarray
+    """int64 [N], of the whole documents."""
+    alignment: np.ndarray
+    """float64 [N], with the target asked for."""
+    file: np.ndarray
+    """int32 [N], which of the files the document is in."""
+
+
+def target_keys(config: Config) -> np.ndarray:
+    """Keys of all documents of all targets, sorted, S16 [n]."""
+
+    def collect(batch: dict[str, np.ndarray]) -> dict[str, list]:
+        found = {document_key(config.seed, text) for text in documents(*read_task(batch), Counter())}
+        return {"keys": [b"".join(found)]}
+
+    rows = on_tasks(read_tasks(config.targets), collect).iter_rows()
+    return np.unique(np.frombuffer(b"".join(row["keys"] for row in rows), "S16"))
+
+
+def score_corpus(
+    config: Config, store: Store, located: Located, reference: Reference, corpus: Corpus, say: Callable[[str], None]
+) -> tuple[list[str], Counter, dict[str, Any]]:
+    """Score every document of a corpus that the store does not have yet.
+
+    Returns the files of its chunks in the store, the counts of what was read (those of `documents`; `in_target`, left out
+    because a target holds the same text; `duplicate`, exact ones met by one task; `in_chunks`, the others) and the work:
+    documents `computed` in how many `chunks`, actor `seconds`, `wall_seconds`.
+    """
+    import ray
+
+    shared = ray.put((target_keys(config), store.sound_tables(reference.folder)))
+    seed, length, folder = config.seed, config.sampling.sequence_length, reference.folder
+    most, characters = CHUNK_DOCUMENTS, CHUNK_CHARACTERS
+
+    def read(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        in_targets, stored = ray.get(shared)
+        tokenizer, size = load_tokenizer(located), 0
+        counts: Counter = Counter()
+        seen: set[bytes] = set()
+        pending: list[tuple[bytes, str]] = []
+        for text in documents(*read_task(batch), counts):
+            key = document_key(seed, text)
+            if key in seen or holds(in_targets, key):
+                counts["duplicate" if key in seen else "in_target"] += 1
+                continue
+            seen.add(key)
+            pending.append((key, text))
+            size += len(text)
+            if len(pending) == most or size >= characters:
+                yield chunk_to_score(folder, pending, stored, tokenizer, length)
+                pending, size = [], 0
+        if pending:
+            yield chunk_to_score(folder, pending, stored, tokenizer, length)
+        yield chunk_of("", "", np.zeros(0, np.int32), [], [], json.dumps(counts))
+
+    tasks = read_tasks([corpus])
+    chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    chunks.context.target_max_block_size = 1  # a block a chunk: it goes to the next free actor as soon as it is read
+    receipts = score_chunks(
+        chunks.map_batches(read, batch_size=1, num_cpus=0.5),  # another share of a CPU, or Ray makes it part of the actors
+        config, store, located, reference,
+    )  # fmt: skip
+    files: set[str] = set()
+    counts: Counter = Counter()
+    work = {"computed": 0, "chunks": 0, "seconds": 0.0}
+    start = said = time.perf_counter()
+    for receipt in receipts:
+        counts.update(json.loads(receipt["counts"]))
+        counts["in_chunks"] += receipt["documents"]
+        work["computed"] += receipt["computed"]
+        work["chunks"] += receipt["computed"] > 0
+        work["seconds"] += receipt["seconds"]
+        files |= {receipt["file"]} - {""}
+        if time.perf_counter() - said > SAY_EVERY:
+            said = time.perf_counter()
+            say(f"scored {work['computed']:,} documents, {work['computed'] / (said - start):.0f} a second")
+    return sorted(files), counts, {**work, "wall_seconds": time.perf_counter() - start}
+
+
+def heldout_scores(config: Config, store: Store, located: Located, reference: Reference, target: Corpus) -> np.ndarray:
+    """Alignment of the target's held-out documents with it, float64 [m]: about TARGET_DOCUMENTS (or all it has), drawn by their
+    keys, odd ones alone, which are never embedded (see `sample_corpora`). Raises CorpusError below FEWEST_DOCUMENTS."""
+    import ray
+
+    length = config.sampling.sequence_length
+    by_document = config.sampling.model_copy(update={"packing": "pad"})
+    ((_, drawn),) = draw_corpora([(target, 2 * TARGET_DOCUMENTS * length)], by_document, config.seed)
+    heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
+    tokenizer, stored = load_tokenizer(located), store.sound_tables(reference.folder)
+    parts = [heldout[i : i + CHUNK_DOCUMENTS] for i in range(0, len(heldout), CHUNK_DOCUMENTS)]
+    rows = [chunk_to_score(reference.folder, part, stored, tokenizer, length) for part in parts]
+    files = [row["file"][0].as_py() for row in rows]
+    todo = [row for row, file in zip(rows, files, strict=True) if file.rpartition("/")[2] not in stored]
+    if todo:
+        for _ in score_chunks(ray.data.from_arrow(todo), config, store, located, reference):
+            pass
+    scored, _ = read_scores(store, files, list(reference.rows).index(target.name))
+    if len(scored.alignment) < FEWEST_DOCUMENTS:
+        raise CorpusError(
+            f"target '{target.name}' has {len(scored.alignment)} held-out documents, and --method gumbel needs "
+            f"{FEWEST_DOCUMENTS} to match; give it more documents or use --method top."
+        )
+    return scored.alignment
+
+
+def read_scores(store: Store, files: list[str], target: int) -> tuple[Scored, Counter]:
+    """The scores in chunks, with the target in that place of the configuration, without their texts, one of each key; counted
+    are `no_tokens` (the tokenizer makes none of the text) and `non_finite`, left out."""
+    parts = [(np.zeros(0, "S16"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32))]
+    scores = ["key", "tokens", "alignment", "__fragment_index"]
+    for batch in store.batches(files, scores) if files else ():
+        parts.append(
+            (keys_of(batch), batch["tokens"].to_numpy(), aligned_with(batch, target), batch["__fragment_index"].to_numpy())
+        )
+    keys, tokens, alignment, file = (np.concatenate(column) for column in zip(*parts, strict=True))
+    once = distinct(keys, np.nan_to_num(alignment, nan=-np.inf))
+    counts: Counter = Counter()
+    bad = ~np.isfinite(alignment[once])
+    counts["no_tokens"] = int((bad & (tokens[once] == 0)).sum())
+    counts["non_finite"] = int(bad.sum()) - counts["no_tokens"]
+    kept = once[~bad]
+    return Scored(keys[kept], tokens[kept], alignment[kept], file[kept]), counts

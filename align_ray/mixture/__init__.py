@@ -1,0 +1,1 @@
+"""From evidence to mixture weights."""

@@ -1,0 +1,273 @@
+"""The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to compare with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from align_ray.alignment.distance import scaled_cosine_distance
+from align_ray.alignment.intervals import interval
+from align_ray.alignment.noise import relative_variance
+from align_ray.config import Config
+from align_ray.mixture.constraints import Constraints, constraints, nearest, unconstrained, without_prior
+from align_ray.mixture.goals import (
+    Builder,
+    cross_entropy_goal,
+    fisher_goal,
+    linear_goal,
+    main_rows,
+    mixmin_goal,
+    reported_weights,
+)
+from align_ray.mixture.solver import (
+    Goal,
+    Optimum,
+    effective_corpora,
+    near_optimal_average,
+    pareto_front,
+    penalties,
+    scaled_prior,
+    solve,
+)
+from align_ray.mixture.tune import tune_search
+from align_ray.store import Unit
+
+
+def goal_builder(
+    config: Config,
+    rows: dict[str, np.ndarray],
+    batches: dict[str, np.ndarray],
+    vocabulary: int,
+    probabilities: Callable[[], dict[str, np.ndarray]],
+) -> Builder:
+    """The builder of the configured objective (of `cross-entropy` for `loss`, which starts from there)."""
+    match config.search.objective:
+        case "mixmin":
+            return mixmin_goal(config, probabilities())
+        case "linear":
+            return linear_goal(config, rows)
+        case "cross-entropy" | "loss":
+            return cross_entropy_goal(config, batches, vocabulary)
+    return fisher_goal(config, rows)
+
+
+def search_mixture(
+    config: Config,
+    embeddings: dict[str, list[Unit]],
+    tokens: dict[str, int],
+    build: Builder,
+    storage: str,
+    others: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Find weights that maximise the goal under the constraints; returns a JSON value.
+
+    `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps its state; `others`: further mixtures to show.
+    `mixtures[name]`: `weights`, `value` of the objective (nats for cross-entropy and mixmin: minus the cross-entropy), the
+    pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
+    `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
+    `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
+    optimum's weight, what limits it and prices. `chosen`: `recommended`.
+    """
+    goal = build(None)
+    limits = scaled_prior(constraints(config.search, tokens), goal)
+    optimum = solve(goal, limits)
+    trials: list[dict[str, Any]] = []
+    found, gap = "closed_form", None
+    if config.search.method == "tune":
+        trials = tune_search(config, goal, limits, optimum, storage)
+        best = max(trials, key=lambda t: t["penalised"])
+        gap = optimum.penalised - best["penalised"]
+        if gap < -1e-9:
+            optimum, found = solve(goal, limits, np.array([best["weights"][n] for n in limits.names])), "search"
+    free = solve(goal, unconstrained(limits))
+    noise = _bootstrap(config, build, goal, limits, optimum)
+    recommended = near_optimal_average(goal, limits, optimum, noise["slack"], config.seed)
+    mixtures = {"recommended": recommended, "closed_form": optimum.weights, "unconstrained": free.weights}
+    if trials:
+        mixtures["search"] = np.array([best["weights"][n] for n in limits.names])
+    mixtures |= comparison_mixtures(goal, limits, tokens) | others
+    rows = main_rows(embeddings)
+    return {
+        "objective": config.search.objective,
+        "chosen": "recommended",
+        "optimum": found,
+        "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
+        "weights": _weights(limits, optimum, noise),
+        "caps": dict(zip(limits.names, limits.caps.tolist(), strict=True)),
+        "effective_corpora": effective_corpora(recommended),
+        "kkt_residual": optimum.gap,
+        "gap_of_search": gap,
+        "standard_error": noise["error"],
+        "slack": noise["slack"],
+        "single": dict(zip(limits.names, goal.values(np.eye(len(limits.names))).tolist(), strict=True)),
+        "lead_over_single": noise["lead"],
+        "pareto": _pareto(config, goal, limits),
+        "warnings": _warnings(config, limits, tokens, optimum, noise),
+        "trials": trials,
+    }
+
+
+def comparison_mixtures(goal: Goal, limits: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
+    """What a mixture is compared with. `uniform`, `proportional` and `best_single` ignore caps (a corpus is then repeated
+    more often); `bad` is the feasible mixture around the worst corpus."""
+    k = len(limits.names)
+    available = np.array(list(tokens.values()), dtype=np.float64)
+    single = goal.values(np.eye(k))
+    plain = unconstrained(limits)
+    capped = Constraints(**{**vars(plain), "upper": np.minimum(limits.caps, 1.0)})
+    return {
+        "uniform": np.full(k, 1 / k),
+        "proportional": available / available.sum(),
+        "unimax": nearest(np.ones(k), capped),
+        "best_single": np.eye(k)[int(np.argmax(single))],
+        "bad": nearest(np.eye(k)[int(np.argmin(single))] + 0.01, capped),
+    }
+
+
+def describe(
+    config: Config,
+    goal: Goal,
+    limits: Constraints,
+    tokens: dict[str, int],
+    rows: dict[str, np.ndarray],
+    mixtures: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Weights, value, pooled alignment and repetition of every mixture."""
+    available = np.array(list(tokens.values()), dtype=np.float64)
+    share = reported_weights(config)
+    return {
+        name: {
+            "weights": dict(zip(limits.names, w.tolist(), strict=True)),
+            "value": float(goal.values(w[None])[0]),
+            "alignment": mixture_alignment(w, [rows[n] for n in limits.names], [rows[t.name] for t in config.targets], share),
+            "epochs": dict(zip(limits.names, (w * config.search.token_budget / available).tolist(), strict=True)),
+        }
+        for name, w in mixtures.items()
+    }
+
+
+def mixture_alignment(
+    w: np.ndarray, batches: list[np.ndarray], targets: list[np.ndarray], share: np.ndarray
+) -> dict[str, float]:
+    """The mixture's pooled alignment 1 - d(f(w), f_T), mean over targets by `share`, w held fixed.
+
+    Noise of the pooled means makes d too large; the jackknife over the batches of every corpus and target, on the scale
+    v = d / (1 - d), removes that and gives the interval (see `alignment.pooled_alignment`).
+    """
+    present = [k for k in range(len(w)) if w[k] > 1e-6]
+    pooled = sum(w[k] * batches[k].mean(0, dtype=np.float64) for k in present)
+    goals = [t.mean(0, dtype=np.float64) for t in targets]
+
+    def v(h: np.ndarray, changed: tuple[int, np.ndarray] | None = None) -> np.ndarray:
+        ends = [changed[1] if changed and changed[0] == m else g for m, g in enumerate(goals)]
+        return np.array([relative_variance(scaled_cosine_distance(h, end)) for end in ends])
+
+    groups = []
+    for k in present:
+        mean, n = batches[k].mean(0, dtype=np.float64), len(batches[k])
+        groups.append([v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)] if n > 1 else [])
+    for m, target in enumerate(targets):
+        n = len(target)
+        groups.append([v(pooled, (m, goals[m] + (goals[m] - row) / (n - 1))) for row in target.astype(np.float64)])
+    whole = v(pooled)
+    free, variance, smallest = whole.copy(), 0.0, 10**9
+    for without in (np.array(g) for g in groups if len(g)):  # [n, M]
+        n = len(without)
+        free -= (n - 1) * (without.mean(0) - whole)
+        aligned = (1 / (1 + without)) @ share
+        variance, smallest = variance + (n - 1) / n * ((aligned - aligned.mean()) ** 2).sum(), min(smallest, n)
+    return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
+
+
+def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
+    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it
+    falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
+    weights, values, behind, lead = [], [], [], []
+    singles = np.eye(len(limits.names))
+    feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
+    single = max(feasible, key=lambda w: plain.values(w[None])[0], default=None)
+    for r in range(config.search.bootstrap):
+        goal = build(np.random.default_rng([config.seed, r]))
+        again = solve(goal, limits, optimum.weights)
+        here = float((goal.values(optimum.weights[None]) - penalties(limits, optimum.weights[None]))[0])
+        weights.append(again.weights)
+        values.append(goal.values(optimum.weights[None])[0])
+        behind.append(max(0.0, again.penalised - here))
+        if single is not None:
+            lead.append(values[-1] - goal.values(single[None])[0])
+    return {
+        "low": np.quantile(weights, 0.025, axis=0),
+        "high": np.quantile(weights, 0.975, axis=0),
+        "error": float(np.std(values, ddof=1)),
+        "slack": float(np.sqrt(np.mean(np.square(behind)))),
+        "lead": None
+        if single is None
+        else {
+            "corpus": limits.names[int(np.argmax(single))],
+            "value": float(plain.values(optimum.weights[None])[0] - plain.values(single[None])[0]),
+            "low": float(np.quantile(lead, 0.025)),
+            "high": float(np.quantile(lead, 0.975)),
+        },
+    }
+
+
+def _weights(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
+    """By corpus: the optimum's weight with its interval, what bounds it, and the gain per million more unique tokens."""
+    result = {}
+    for k, name in enumerate(limits.names):
+        w = optimum.weights[k]
+        repetition = limits.caps[k] <= limits.upper[k] + 1e-12
+        binds = "lower" if w < limits.lower[k] + 1e-6 and limits.lower[k] > 0 else None
+        if w > limits.upper[k] - 1e-6 and limits.upper[k] < 1:
+            binds = "repetition" if repetition else "upper"
+        result[name] = {
+            "weight": float(w),
+            "low": float(noise["low"][k]),
+            "high": float(noise["high"][k]),
+            "binds": binds,
+            "gain_per_million_tokens": float(optimum.shadow[k] * limits.per_token * 1e6) if binds == "repetition" else 0.0,
+            "price_of_bound": float(optimum.shadow[k] if binds == "upper" else optimum.price[k] if binds == "lower" else 0.0),
+        }
+    return result
+
+
+def _pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, Any]]:
+    """The front of each pair of targets: target weights, mixture, and every target's value."""
+    if len(goal.objectives) < 2:
+        return []
+    targets = [t.name for t in config.targets]
+    points = []
+    for share, w in pareto_front(goal.objectives, without_prior(limits), 11 if len(targets) < 5 else 3):
+        values = [float(o.values(w[None])[0]) for o in goal.objectives]
+        points.append(
+            {
+                "target_weights": dict(zip(targets, share.tolist(), strict=True)),
+                "weights": dict(zip(limits.names, w.tolist(), strict=True)),
+                "values": dict(zip(targets, values, strict=True)),
+            }
+        )
+    return points
+
+
+def _warnings(
+    config: Config, limits: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
+) -> list[str]:
+    """What a user must know before using the mixture, one sentence each."""
+    lines = []
+    if config.search.max_epochs > 4:
+        lines.append(
+            f"search.max_epochs is {config.search.max_epochs:g}: beyond about 4 epochs repeated text is worth less and less."
+        )
+    if noise["lead"] and noise["lead"]["low"] <= 0:
+        lines.append(
+            f"The best single corpus, {noise['lead']['corpus']}, is within noise of the mixture: the difference is "
+            f"{noise['lead']['value']:+.4f} [{noise['lead']['low']:+.4f}, {noise['lead']['high']:+.4f}]."
+        )
+    for name, gain in ((n, s) for n, s in zip(limits.names, optimum.shadow, strict=True) if s > 0):
+        k = limits.names.index(name)
+        if limits.caps[k] <= limits.upper[k] + 1e-12 and limits.caps[k] < 1 and optimum.weights[k] > limits.upper[k] - 1e-6:
+            lines.append(
+                f"Repetition limits {name} to {limits.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} more unique "
+                f"tokens of it would raise the objective by {gain * limits.per_token * (tokens[name] // 10 + 1):.4f}."
+            )
+    return lines

@@ -1,0 +1,163 @@
+"""The report: one self-contained HTML page with the answer first, then what it rests on.
+
+Numbers and sentences of the results reach the page through `Shown` alone, each with the path of the stored value, so that a test
+(or a reader's script) can compare all of them with the stored results.
+"""
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from scipy import stats
+
+from align_ray.config import Config
+from align_ray.reporting.figures import all_figures, front_pairs
+
+OBJECTIVES = {
+    "cross-entropy": "minus the target's cross-entropy under the mixture's unigram model, nats per token",
+    "scaled-cosine": "similarity of the mixture's Fisher embedding with the target's (scaled cosine), at most 1",
+    "hellinger": "similarity of the mixture's Fisher embedding with the target's (Hellinger), at most 1",
+    "kl": "similarity of the mixture's Fisher embedding with the target's (exp of minus KL), at most 1",
+    "linear": "the corpora's mean alignment with the target, at most 1",
+    "mixmin": "minus the cross-entropy of held-out text under the mixture of the candidates' models, nats per token",
+}
+"""What a mixture's `value` is; higher is better. A search by `loss` describes its mixtures by cross-entropy."""
+
+
+class Shown:
+    """Looks values up in a tree of results and writes them with their path."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        self.tree = tree
+
+    def find(self, path: tuple[str | int, ...]) -> Any:
+        """Raises KeyError where there is nothing."""
+        value: Any = self.tree
+        for part in path:
+            value = value[part]
+        return value
+
+    def number(self, spec: str, *path: str | int) -> Markup:
+        """A number in Python's format language; nothing for None, n/a for a value that is not finite."""
+        value = self.find(path)
+        if value is None:
+            return Markup("")
+        text = format(value, spec) if np.isfinite(value) else "n/a"
+        return Markup('<data value="{}" data-path="{}">{}</data>').format(repr(value), _joined(path), text)
+
+    def estimate(self, spec: str, *path: str | int) -> Markup:
+        """A value with its 95% interval, from a mapping with `value`, `low` and `high`; nothing for None."""
+        if self.find(path) is None:
+            return Markup("")
+        value, low, high = (self.number(spec, *path, key) for key in ("value", "low", "high"))
+        return Markup('{} <span class="note">[{}, {}]</span>').format(value, low, high)
+
+    def text(self, *path: str | int) -> Markup:
+        """A stored sentence."""
+        return Markup('<span data-path="{}">{}</span>').format(_joined(path), self.find(path))
+
+
+def _joined(path: tuple[str | int, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
+    """Pearson r with its 95% interval (Fisher z); None below four points or without spread."""
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    result = stats.pearsonr(x, y)
+    interval = result.confidence_interval()
+    return {"r": float(result.statistic), "low": float(interval.low), "high": float(interval.high), "points": len(x)}
+
+
+def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, Any]:
+    """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates; a mixture's alignment is
+    its mean over the targets."""
+    search = results["search"]
+    runs = results["finetune"]["runs"]
+    x = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][target]}
+    x["uniform"] = search["mixtures"]["uniform"]["alignment"]["value"]
+    x["mixture"] = search["mixtures"][search["chosen"]]["alignment"]["value"]
+    points = [{"run": name, "alignment": x[name], **run["targets"][target]} for name, run in runs.items()]
+    alone = [p for p in points if p["run"] in search["single"]]
+    return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
+
+
+def derived(results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows beside stored values, computed from them.
+
+    `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
+    `finetuned[target]`: loss with the mixture less loss with the uniform one, after one training each, with the interval that
+    both changes' standard errors give if they were independent (None for a single held-out sequence); `losses` by target, see
+    `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals
+    over stages of what every stage has; `embedding_rate`: tokens per second of an actor.
+    """
+    found: dict[str, Any] = {"losses": {}, "finetuned": {}}
+    found["skipped"] = {name: len(places) for name, places in results["alignment"]["skipped"].items()}
+    if "search" in results:
+        mixtures = results["search"]["mixtures"]
+        found["gain"] = mixtures[results["search"]["chosen"]]["value"] - mixtures["uniform"]["value"]
+        found["trials"] = len(results["search"]["trials"])
+        found["price"] = mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"]
+    if "search" in results and "finetune" in results:
+        runs = results["finetune"]["runs"]
+        for target in results["alignment"]["targets"]:
+            found["losses"][target] = loss_against_alignment(results, target)
+            ours, uniform = (runs[name]["targets"][target] for name in ("mixture", "uniform"))
+            value, errors = ours["after"] - uniform["after"], (ours["change_error"], uniform["change_error"])
+            half = None if None in errors else 1.96 * float(np.hypot(*errors))
+            ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
+            found["finetuned"][target] = {"value": value, **ends}
+    embedding = results.get("cost", {}).get("embed", {})
+    if embedding.get("computed"):
+        found["embedding_rate"] = embedding["tokens"] / embedding["actor_seconds"]
+    found["actual"] = _totals(results.get("cost", {}), ("seconds", "worker_seconds", "cost"))
+    found["estimated"] = _totals(results.get("estimate", {"stages": {}})["stages"], ("tokens", "worker_seconds", "cost"))
+    return found
+
+
+def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float | None]:
+    """Sum of each key over the stages; None where a stage lacks it, for a sum of a part would mislead."""
+    known = {key: [stage[key] for stage in stages.values() if stage.get(key) is not None] for key in keys}
+    return {key: sum(values) if values and len(values) == len(stages) else None for key, values in known.items()}
+
+
+def render_report(config: Config, results: dict[str, Any]) -> str:
+    """The page as a string. `results` maps corpora and alignment, and where there are any contamination, search, finetune,
+    validation, samples, estimate, cost, to their stored JSON."""
+    more = derived(results)
+    shown = Shown({**results, "config": config.model_dump(mode="json"), "derived": more})
+    pairs = front_pairs(results["search"]) if "search" in results else []
+    figures = {name: figure.to_json() for name, figure in all_figures(results, more["losses"], pairs).items()}
+    script = resources.files("align_ray.reporting").joinpath("report.js").read_text(encoding="utf-8")
+    scripts = {"plotly": get_plotlyjs(), "page": script}
+    environment = Environment(
+        loader=PackageLoader("align_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        config=config,
+        yaml=config.to_yaml(),
+        results=results,
+        more=more,
+        num=shown.number,
+        ci=shown.estimate,
+        text=shown.text,
+        objectives=OBJECTIVES,
+        pairs=pairs,
+        front=results["search"]["pareto"] if pairs else [],
+        # data, not script: a "<" in a name must not end the element
+        figures="{" + ",".join(f'"{name}":{json}' for name, json in figures.items()).replace("<", "\\u003c") + "}",
+        style=resources.files("align_ray.reporting").joinpath("report.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        # the browser runs these scripts alone and loads nothing, whatever the data holds
+        hashes=" ".join(f"'sha256-{_sha256(code)}'" for code in scripts.values()),
+    )
+
+
+def _sha256(code: str) -> str:
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

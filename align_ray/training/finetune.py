@@ -1,0 +1,79 @@
+"""Proof by training: Ray Train fine-tunes the model on every candidate, the found mixture and the uniform one.
+
+Every run has the same number of tokens and the same optimiser; what differs is the text. The loss of each target's
+held-out sequences is measured before and after (`training/loop.py`).
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from align_ray.config import Config
+from align_ray.fisher.probe import Located
+from align_ray.store import Store
+from align_ray.training.loop import Losses, train_jobs
+from align_ray.training.rows import heldout_sequences, mixture_jobs, test_half
+
+OVERLAP_TOKENS = 13
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One fine-tuning: its name and the weights (in tokens) of the candidates it trains on."""
+
+    name: str
+    weights: dict[str, float]
+
+
+def planned_runs(config: Config, search: dict[str, Any]) -> list[Run]:
+    """Every candidate alone, then `uniform` and `mixture` (the one the search chose)."""
+    alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
+    chosen = {"uniform": "uniform", "mixture": search["chosen"]}
+    return [*alone, *(Run(name, search["mixtures"][key]["weights"]) for name, key in chosen.items())]
+
+
+def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
+    """Share of the held-out 13-token windows that occur in the training sequences."""
+
+    def windows(rows: np.ndarray) -> list[bytes]:
+        views = np.lib.stride_tricks.sliding_window_view(rows.astype(np.int32), OVERLAP_TOKENS, axis=1)
+        return [window.tobytes() for window in views.reshape(-1, OVERLAP_TOKENS)]
+
+    seen = set(windows(training))
+    found = [window in seen for window in windows(heldout)]
+    return float(np.mean(found)) if found else 0.0
+
+
+def finetune_runs(
+    config: Config, store: Store, located: Located, tokens: dict[str, int], runs: list[Run]
+) -> dict[str, Any]:
+    """Fine-tune on every run whose result is not in the store; returns a JSON value.
+
+    `runs[name]`: weights, number of training sequences, `training` (steps with the loss of their batch), and by target `before`
+    and `after` (nats per token on the second half of the held-out text), `change` with its standard error over held-out
+    sequences, and `overlap`.
+    """
+    heldout = heldout_sequences(config, store)
+    jobs = mixture_jobs(config, store, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))
+    report = {}
+    for run, job, trained in zip(runs, jobs, train_jobs(config, store, located, heldout, jobs), strict=True):
+        targets = {}
+        for t, losses in trained.losses.items():
+            reported = Losses(test_half(losses.before), test_half(losses.after))
+            targets[t] = {**change(reported), "overlap": overlap(job.rows, heldout[t])}
+        report[run.name] = {
+            "weights": run.weights,
+            "sequences": len(job.rows),
+            "training": trained.training,
+            "targets": targets,
+        }
+    return {"tokens": len(jobs[-1].rows) * config.sampling.sequence_length, "runs": report}
+
+
+def change(losses: Losses) -> dict[str, float | None]:
+    """Mean losses, and their change with its standard error over the (paired) held-out sequences."""
+    difference = losses.after - losses.before
+    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else None
+    values = {"before": losses.before.mean(), "after": losses.after.mean(), "change": difference.mean()}
+    return {**{name: float(value) for name, value in values.items()}, "change_error": error}

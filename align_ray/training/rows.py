@@ -1,0 +1,66 @@
+"""Training sequences of a mixture, at the repetition rate of the real run.
+
+A proxy sees fewer tokens than the run it stands for, so it would hardly ever repeat a small corpus that the real run repeats
+many times. Each corpus is therefore first cut down to its unique tokens times proxy tokens / token budget.
+"""
+
+import zlib
+
+import numpy as np
+
+from align_ray.config import Config
+from align_ray.embedding.pool import read_sample
+from align_ray.mixture.constraints import split_tokens
+from align_ray.store import Store
+from align_ray.training.loop import Job
+
+
+def mixture_rows(
+    training: dict[str, np.ndarray], unique: dict[str, int], weights: dict[str, float], rows: int, seed: int
+) -> np.ndarray:
+    """`rows` sequences in the proportions of the weights, int32 [rows, T].
+
+    `training`: int32 [n, T] by corpus; `unique`: sequences of each that a proxy may see; the seed chooses which, and where more are
+    wanted they are repeated. A corpus whose sample is smaller than what may be seen is repeated earlier.
+    """
+    parts = []
+    for (name, _), count in zip(weights.items(), split_tokens(np.array(list(weights.values())), rows), strict=True):
+        order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(training[name]))
+        pool = order[: max(1, unique[name])]
+        parts.append(training[name][np.resize(pool, count)])
+    return np.concatenate(parts)
+
+
+def unique_sequences(config: Config, tokens: dict[str, int], proxy_tokens: int) -> dict[str, int]:
+    """Unique sequences of every corpus for a proxy of so many tokens, from the corpus' own tokens and the token budget."""
+    share = proxy_tokens / config.search.token_budget / config.sampling.sequence_length
+    return {name: max(1, round(count * share)) for name, count in tokens.items()}
+
+
+def mixture_jobs(
+    config: Config, store: Store, tokens: dict[str, int], mixtures: list[dict[str, float]], proxy_tokens: int, seeds: range
+) -> list[Job]:
+    """A job for every mixture and seed, mixture by mixture."""
+    training = {c.name: read_sample(store, c.name).training for c in config.candidates}
+    unique = unique_sequences(config, tokens, proxy_tokens)
+    rows = -(-proxy_tokens // config.sampling.sequence_length)
+    return [
+        Job(mixture_rows(training, unique, weights, rows, config.seed + seed), config.finetune.learning_rate, seed)
+        for weights in mixtures
+        for seed in seeds
+    ]
+
+
+def heldout_sequences(config: Config, store: Store) -> dict[str, np.ndarray]:
+    """The targets' held-out sequences, int32 [m, T]."""
+    return {t.name: read_sample(store, t.name).heldout for t in config.targets}
+
+
+def validation_half(values: np.ndarray) -> np.ndarray:
+    """Of held-out sequences (axis 0), or anything that goes with them: the first half, for whatever chooses by its loss."""
+    return values[: max(1, len(values) // 2)]
+
+
+def test_half(values: np.ndarray) -> np.ndarray:
+    """The second half, for what is reported; all of a single sequence."""
+    return values[len(values) // 2 :]

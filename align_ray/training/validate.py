@@ -1,0 +1,92 @@
+"""Proof by training: the proposed mixture against what one would do without it, same model, same tokens, several seeds."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from align_ray.alignment.intervals import Estimate, interval, p_mean_negative, two_sample_mean
+from align_ray.config import Config
+from align_ray.fisher.probe import Located
+from align_ray.mixture.goals import reported_weights
+from align_ray.store import Store
+from align_ray.training.loop import train_jobs
+from align_ray.training.rows import heldout_sequences, mixture_jobs, test_half
+
+VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
+"""Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
+SAME = 5e-4
+"""Mixtures that differ by less in every weight are trained once."""
+
+
+def validate_mixtures(
+    config: Config, store: Store, located: Located, tokens: dict[str, int], mixtures: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Train on every mixture with `finetune.seeds` seeds; returns a JSON value.
+
+    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target `loss`:
+    the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`. `versus[a][b][target]`:
+    paired difference of a's loss from b's with its interval and `p_lower`, the probability that a's is lower. The target `all`
+    is their weighted mean.
+    """
+    distinct: dict[str, dict[str, float]] = {}
+    same: dict[str, str] = {}
+    for name, weights in mixtures.items():
+        twin = next((n for n, w in distinct.items() if all(abs(w[c] - weights[c]) < SAME for c in w)), None)
+        same[name] = twin or name
+        if twin is None:
+            distinct[name] = weights
+    seeds = range(config.finetune.seeds)
+    heldout = heldout_sequences(config, store)
+    jobs = mixture_jobs(config, store, tokens, list(distinct.values()), config.finetune.tokens, seeds)
+    done = train_jobs(config, store, located, heldout, jobs)
+    of = {name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(distinct)}
+    share = reported_weights(config)
+    after = {name: {t: np.stack([test_half(r.losses[t].after) for r in runs]) for t in heldout} for name, runs in of.items()}
+    before = {t: float(np.mean([test_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout}
+    report = {
+        name: {
+            "weights": weights,
+            "same_as": same[name] if same[name] != name else None,
+            "loss": _losses(after[same[name]], share),
+        }
+        for name, weights in mixtures.items()
+    }
+    return {
+        "tokens": len(jobs[0].rows) * config.sampling.sequence_length,
+        "seeds": len(seeds),
+        "before": before | {"all": float(share @ list(before.values()))},
+        "mixtures": report,
+        "versus": {
+            a: {b: _versus(after[same[a]], after[same[b]], share) for b in mixtures if same[a] != same[b]} for a in mixtures
+        },
+    }
+
+
+def _losses(after: dict[str, np.ndarray], share: np.ndarray) -> dict[str, Any]:
+    estimate, _ = combined_mean(list(after.values()), share)
+    return {**{t: vars(two_sample_mean(v)) for t, v in after.items()}, "all": vars(estimate)}
+
+
+def _versus(a: dict[str, np.ndarray], b: dict[str, np.ndarray], share: np.ndarray) -> dict[str, Any]:
+    """Paired by seed and sequence."""
+    differences = {t: losses - b[t] for t, losses in a.items()}
+    estimate, p = combined_mean(list(differences.values()), share)
+    by_target = {t: {**vars(two_sample_mean(d)), "p_lower": p_mean_negative(d)} for t, d in differences.items()}
+    return {**by_target, "all": {**vars(estimate), "p_lower": p}}
+
+
+def combined_mean(values: list[np.ndarray], share: np.ndarray) -> tuple[Estimate, float]:
+    """Mean over targets by `share` of losses [seeds, sequences] each, and the probability that it is negative.
+
+    The targets are measured on the same trainings: the seeds' effect is common to them, the sequences' is each target's own.
+    """
+    by_seed = sum(s * v.mean(1) for s, v in zip(share, values, strict=True))
+    n = len(by_seed)
+    parts = [(by_seed.var(ddof=1) / n, n - 1)]
+    parts += [(s**2 * v.mean(0).var(ddof=1) / v.shape[1], v.shape[1] - 1) for s, v in zip(share, values, strict=True)]
+    total = sum(part for part, _ in parts)
+    freedom = max(1.0, total**2 / max(sum(part**2 / f for part, f in parts), 1e-300))
+    mean = float(by_seed.mean())
+    p = float(stats.t.cdf(-mean / np.sqrt(total), freedom)) if total > 0 else float(mean < 0)
+    return interval(mean, total, freedom), p

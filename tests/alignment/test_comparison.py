@@ -1,0 +1,82 @@
+"""Comparisons of candidates: error rates hold, sample sizes are what they say."""
+
+import numpy as np
+import pytest
+
+from align_ray.alignment import comparison as cp
+
+
+def matrices(rng, means, n=16, m=16, own=0.02, shared=0.02, pair=0.01):
+    """Alignments of every candidate's n batches with the target's m: effects of both sides and of the pair."""
+    target = rng.normal(0, shared, m)
+    return [mean + rng.normal(0, own, (n, 1)) + target + rng.normal(0, pair, (n, m)) for mean in means]
+
+
+def test_the_targets_noise_is_common_to_all_candidates_and_cancels():
+    rng = np.random.default_rng(0)
+    c = cp.contrasts(matrices(rng, [0.80, 0.78], own=0.001, shared=0.2, pair=0.001))
+    assert cp.p_above(c)[0, 1] > 0.999
+    assert c.shared[0, 0] > 100 * c.own[0]
+
+
+def test_probabilities_of_a_comparison_and_of_its_reverse_add_up():
+    p = cp.p_above(cp.contrasts(matrices(np.random.default_rng(1), [0.5, 0.51, 0.6])))
+    assert p + p.T == pytest.approx(np.ones((3, 3)))
+    assert np.diag(p) == pytest.approx(0.5)
+
+
+def test_the_best_is_found_and_equal_candidates_share_the_chance():
+    c = cp.contrasts(matrices(np.random.default_rng(2), [0.9, 0.5, 0.5]))
+    assert cp.p_best(c)[0] > 0.999
+    shares = np.mean([cp.p_best(cp.contrasts(matrices(np.random.default_rng(s), [0.5] * 4))) for s in range(40)], axis=0)
+    assert shares.sum() == pytest.approx(1) and shares == pytest.approx(np.full(4, 0.25), abs=0.12)
+
+
+def test_unadjusted_comparisons_of_equal_candidates_err_often_and_adjusted_ones_rarely():
+    plain = adjusted = 0
+    for seed in range(200):
+        c = cp.contrasts(matrices(np.random.default_rng(seed), [0.5] * 8, n=12, m=12))
+        plain += cp.p_above(c).max() > 0.95
+        adjusted += cp.p_above_adjusted(c).max() > 0.95
+    assert plain / 200 > 0.3
+    assert adjusted / 200 < 0.09  # 5% and three standard errors of 200 trials
+
+
+def test_with_the_batches_asked_for_two_candidates_are_told_apart_as_often_as_promised():
+    rng = np.random.default_rng(3)
+    first = cp.contrasts(matrices(rng, [0.50, 0.51], n=200, m=200))
+    n = int(cp.batches_to_separate(first)[0, 1])
+    assert 5 < n < 200
+    told = [cp.p_above_adjusted(cp.contrasts(matrices(rng, [0.50, 0.51], n=n, m=n)))[1, 0] > 0.95 for _ in range(200)]
+    assert 0.62 < np.mean(told) < 0.95  # planned for 80% at the estimated gap
+
+
+def test_looks_double_up_to_the_most():
+    assert cp.looks_of(8, 64) == [8, 16, 32, 64]
+    assert cp.looks_of(8, 40) == [8, 16, 32, 40]
+    assert cp.looks_of(8, 6) == [6]
+
+
+@pytest.mark.slow
+def test_a_sequential_study_saves_batches_and_its_error_rate_holds():
+    """Six candidates, two of them very close: a wrong decision is a settled pair in the wrong order."""
+    means = np.array([0.50, 0.502, 0.56, 0.60, 0.65, 0.72])
+    looks = cp.looks_of(8, 64)
+    wrong, used = 0, []
+    for seed in range(120):
+        full = matrices(np.random.default_rng(seed), means, n=64, m=64)
+        counts, of_target = np.full(6, looks[0]), looks[0]
+        mistaken = False
+        for following in [*looks[1:], None]:
+            c = cp.contrasts([a[:n, :of_target] for a, n in zip(full, counts, strict=True)])
+            sure = cp.p_above_adjusted(c) >= 1 - 0.05 / len(looks)
+            mistaken |= bool((sure & (means[:, None] < means[None, :])).any())
+            waiting = cp.unsettled(c, len(looks))
+            if not waiting or following is None:
+                break
+            counts[waiting] = following
+            of_target = following
+        wrong += mistaken
+        used.append(counts.sum() / (6 * 64))
+    assert wrong / 120 <= 0.05
+    assert np.mean(used) < 0.6

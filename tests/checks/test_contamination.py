@@ -1,0 +1,70 @@
+"""Shared n-grams: hashing, counts over all documents, and ranks without what was leaked."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from align_ray import pipeline
+from align_ray.checks.contamination import WORDS, ngram_hashes, shared
+from align_ray.config_file import load_config
+from tests.conftest import write_jsonl
+
+TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def test_case_and_punctuation_do_not_hide_a_run_of_words():
+    hidden = "Some words before: ONE, two; three (four) five -- six seven. Eight nine ten eleven twelve thirteen and after"
+    assert len(ngram_hashes(TEXT)) == 2
+    assert len(shared(ngram_hashes(hidden), np.sort(ngram_hashes(TEXT)))) == 1
+
+
+def test_order_matters_and_short_texts_have_no_run():
+    words = TEXT.split()
+    swapped = " ".join([words[1], words[0], *words[2:]])
+    assert len(shared(ngram_hashes(swapped), np.sort(ngram_hashes(TEXT)))) == 0
+    assert len(ngram_hashes(" ".join(words[: WORDS - 1]))) == 0 and len(shared(ngram_hashes(TEXT), ngram_hashes(""))) == 0
+
+
+def test_a_million_runs_do_not_collide():
+    words = np.random.default_rng(0).integers(0, 1000, 300_000).astype(str)
+    assert len(np.unique(ngram_hashes(" ".join(words)))) == 300_000 - WORDS + 1
+
+
+@pytest.fixture(scope="module")
+def leaky(small_config, corpora, tmp_path_factory, local_ray):
+    """Licences with two thirds of the target's text hidden among them, beside clean candidates."""
+    folder = tmp_path_factory.mktemp("leaky")
+    read = lambda name: [json.loads(line)["text"] for line in (corpora / f"{name}.jsonl").open()]
+    stolen = ["Copied from somewhere. " + text for text in read("python-stdlib-heldout")[::3] + read("python-stdlib-heldout")[1::3]]
+    write_jsonl(folder / "leaky.jsonl", [*read("licences")[:10], *stolen])
+    data = small_config(folder / "out", ("python-stdlib", "cpp-headers"))
+    data["candidates"].append({"name": "leaky", "source": str(folder / "leaky.jsonl")})
+    data["sampling"]["batches"] = 8
+    (folder / "study.yaml").write_text(yaml.safe_dump(data))
+    study = pipeline.open_study(load_config(folder / "study.yaml"))
+    pipeline.embed(study)
+    return pipeline.contamination(study), len(stolen), study
+
+
+@pytest.mark.slow
+def test_leaked_documents_are_counted_among_all(leaky):
+    result, stolen, _ = leaky
+    found = result["overlap"]["leaky"]["target"]
+    assert stolen - 3 <= found["documents"] <= stolen and found["of"] == stolen + 10, "short documents have no run of words"
+    assert 0.4 < found["covered"] < 0.9
+    assert result["overlap"]["cpp-headers"]["target"]["covered"] < 0.05
+
+
+@pytest.mark.slow
+def test_without_the_leak_the_candidate_loses_its_place_and_a_warning_says_so(leaky):
+    result, _, study = leaky
+    row = result["clean"]["leaky"]["target"]
+    assert row["share"] > 0.3 and row["rank"] == 1
+    assert row["rank_clean"] is None or row["rank_clean"] > 1
+    assert any("leaked test data explains its rank" in line and "'leaky'" in line for line in result["warnings"])
+    clean = result["clean"]["cpp-headers"]["target"]
+    if clean["share"] == 0:
+        assert clean["alignment"] == clean["alignment_clean"]
+    assert pipeline.stored(study, "contamination") == result

@@ -1,0 +1,94 @@
+"""A worker and the driver killed in embed, search and finetune: the stage is started again and ends as an undisturbed one."""
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from soak_run import TRIAL, furthest, results, start_driver, workers  # noqa: E402
+
+STAGES: dict[str, tuple[Callable[[Path], bool], tuple[str, ...]]] = {
+    "embed": (lambda out: any((out / "embeddings").rglob("*.parquet")), ("ray::MapWorker(MapBatches(FisherActor",)),
+    "search": (lambda out: any((out / "tune").rglob("result.json")), TRIAL),
+    "finetune": (lambda out: any((out / "finetune").glob("*.json")), ("ray::RayTrainWorker",)),
+}
+"""What a stage leaves once it is under way, and what its workers are called."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of a cluster in a process of their own; yields its address and that process' id."""
+    script = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+cluster.add_node(num_cpus=2)
+print(cluster.address, flush=True)
+input()
+"""
+    head = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    yield head.stdout.readline().strip(), head.pid
+    family = psutil.Process(head.pid).children(recursive=True)
+    head.kill()
+    for process in family:
+        try:
+            process.kill()
+        except psutil.Error:
+            pass
+
+
+def kill_a_worker(driver: subprocess.Popen, head: int, kinds: tuple[str, ...], rng: random.Random) -> str:
+    """Wait for workers while the driver lives, kill one and say which."""
+    while driver.poll() is None:
+        running = workers([head], kinds)
+        for victim in rng.sample(running, len(running)):
+            with contextlib.suppress(psutil.Error):  # it ended by itself: another one
+                name = victim.name()
+                victim.send_signal(signal.SIGKILL)
+                return name
+        time.sleep(0.05)
+    raise AssertionError(f"the driver ended before any of {kinds} was killed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(cluster, small_config, tmp_path):
+    address, head = cluster
+    found = {}
+    rng = random.Random(seed := random.randrange(2**32))
+    print(f"seed {seed}")
+    for label in ("undisturbed", "killed"):
+        out, config = tmp_path / label, tmp_path / f"{label}.yaml"
+        sizes = {"sampling": {"sequence_length": 64, "batch_size": 8, "batches": 12}, "finetune": {"tokens": 4096, "eval_tokens": 1024}}
+        config.write_text(yaml.safe_dump(small_config(out, **sizes)))
+        for stage in (*STAGES, "align"):
+            driver = start_driver(config, address, stage)
+            if label == "killed" and stage in STAGES:
+                under_way, kinds = STAGES[stage]
+                while not under_way(out):
+                    assert driver.poll() is None, f"{stage}: the driver ended before the stage was under way"
+                    time.sleep(0.05)
+                print(f"{stage}: killed {kill_a_worker(driver, head, kinds, rng)}")
+                time.sleep(rng.uniform(0.0, 1.0))
+                assert driver.poll() is None, f"{stage}: the driver ended before it was killed"
+                driver.kill()
+                driver.wait()
+                driver = start_driver(config, address, stage)
+            assert driver.wait(300) == 0, config.with_suffix(".log").read_text()[-3000:]
+        found[label] = results(out)
+    expected, killed = found["undisturbed"], found["killed"]
+    assert killed["units"] == expected["units"], "a batch is lost or doubled"
+    np.testing.assert_allclose(killed["embeddings"], expected["embeddings"], rtol=1e-5)
+    assert furthest(killed["alignment"], expected["alignment"]) < 1e-6
+    assert furthest(killed["weights"], expected["weights"]) < 1e-5
+    assert furthest(killed["losses"], expected["losses"]) < 2e-3

@@ -1,0 +1,82 @@
+"""The same study on clusters of other shapes, from files in other order, in other pieces: the same result."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CLUSTER = """
+import json, sys
+import ray
+from ray.cluster_utils import Cluster
+from align_ray import pipeline
+from align_ray.corpora import sources as corpora
+from align_ray.corpora import draw as sampling
+from align_ray.config import Config
+
+mappings = json.loads(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "include_dashboard": False})
+for mapping in mappings:
+    nodes, pieces = mapping.pop("nodes"), mapping.pop("pieces")
+    for _ in range(nodes - len(cluster.list_all_nodes())):
+        cluster.add_node(num_cpus=3)
+    corpora.FRAGMENT_BYTES = sampling.TASK_BYTES = pieces
+    study = pipeline.open_study(Config.model_validate({**mapping, "cluster": {**mapping["cluster"], "address": cluster.address}}))
+    pipeline.embed(study)
+    pipeline.search(study)
+ray.shutdown()  # a driver that outlives its raylet exits with 1, and at the end of the process either may be first
+cluster.shutdown()
+"""
+
+
+def shuffled(source: Path, folder: Path) -> str:
+    """The records of a file in random order, over five files."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    random.Random(1).shuffle(lines)
+    folder.mkdir(parents=True)
+    for i in range(5):
+        (folder / f"{9 - i}.jsonl").write_text("".join(lines[i::5]), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_actors_nodes_file_order_and_pieces_change_nothing(small_config, corpora, tmp_path):
+    shapes = {"one": (1, 1, 2**26), "four": (4, 1, 2**14), "nodes": (2, 3, 2**13)}  # actors, nodes, bytes of a piece
+    mappings = []
+    for name, (actors, nodes, pieces) in shapes.items():
+        mapping = small_config(tmp_path / name, cluster={"max_actors": actors}, search={"method": "closed_form", "token_budget": 10_000})
+        if name == "nodes":
+            for corpus in mapping["targets"] + mapping["candidates"]:
+                corpus["source"] = shuffled(Path(corpus["source"]), tmp_path / "shuffled" / corpus["name"])
+        mappings.append(mapping | {"nodes": nodes, "pieces": pieces})
+    done = subprocess.run([sys.executable, "-c", CLUSTER, json.dumps(mappings)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def units(name):
+        (folder,) = (tmp_path / name / "embeddings").iterdir()
+        return {p.name: p for p in folder.iterdir()}
+
+    from align_ray.store import Store
+
+    def blocks(name, unit):
+        (folder,) = (tmp_path / name / "embeddings").iterdir()
+        return Store(str(tmp_path / name)).read_unit(folder.name, unit.removesuffix(".parquet")).blocks
+
+    def read(name, file):
+        return json.loads((tmp_path / name / file).read_text())
+
+    samples = {c: row["sample_digest"] for c, row in read("one", "corpora.json").items()}
+    for name in ("four", "nodes"):
+        assert {c: row["sample_digest"] for c, row in read(name, "corpora.json").items()} == samples
+        assert set(units(name)) == set(units("one"))  # names are digests of the batches' tokens
+        for unit in units("one"):
+            for block, values in blocks("one", unit).items():
+                np.testing.assert_allclose(blocks(name, unit)[block], values, rtol=1e-5)
+        found, expected = (read(n, "search.json")["mixtures"]["recommended"]["weights"] for n in (name, "one"))
+        assert found == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,186 @@
+"""Every exporter's file, read back in the trainer's own terms; recipes and other tokenizers; materialised shards."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from align_ray.cli.main import app
+from align_ray.config import Corpus, Probe
+from align_ray.errors import ConfigError
+from align_ray.fisher.probe import load_tokenizer, locate_probe
+from align_ray.handover.export import EXPORTERS
+from align_ray.handover.materialise import materialise
+from align_ray.handover.recipe import FORMAT, check_tokenizer, read_recipe, row_shares, vocabulary_digest
+from align_ray.store import Store
+from tests.conftest import write_jsonl
+
+WEIGHTS = {"web": 0.5, "code": 0.3, "books": 0.2, "none": 0.0}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    corpora = {
+        "web": {"documents": 1000, "tokens": 100_000, "epochs": 0.5},  # 100 tokens a document
+        "code": {"documents": 300, "tokens": 60_000, "epochs": 2.5},  # 200
+        "books": {"documents": 10, "tokens": 40_000, "epochs": 1.0},  # 4,000
+        "none": {"documents": 10, "tokens": 1000, "epochs": 0.0},
+    }
+    embedded = {"model": "embedded", "vocabulary": vocabulary_digest(locate_probe(Probe()))}
+    return {
+        "format": FORMAT,
+        "weights": WEIGHTS,
+        "corpora": corpora,
+        "token_budget": 100_000,
+        "seed": 3,
+        "targets": ["t"],
+        "tokenizer": embedded,
+    }
+
+
+def written(kind, recipe, data="/data"):
+    return EXPORTERS[kind].write(recipe, data)
+
+
+ROWS = {"web": 0.5 / 100, "code": 0.3 / 200, "books": 0.2 / 4000}
+ROWS = {n: r / sum(ROWS.values()) for n, r in ROWS.items()}
+TOKENS = {n: w for n, w in WEIGHTS.items() if w}
+
+
+def test_documents_are_drawn_by_tokens_over_mean_length(recipe):
+    assert row_shares(recipe) == pytest.approx({**ROWS, "none": 0.0})
+
+
+def test_hugging_face_interleaves_to_the_tokens_wanted(recipe):
+    from datasets import Dataset, interleave_datasets
+
+    found = json.loads(written("huggingface", recipe))
+    lengths = {"web": 100, "code": 200, "books": 4000}
+    sets = [Dataset.from_dict({"tokens": [lengths[n]] * 20_000}) for n in found["datasets"]]
+    mixed = interleave_datasets(sets, **{**found["interleave_datasets"], "stopping_strategy": "first_exhausted"})
+    tokens = np.array(mixed["tokens"])
+    share = [tokens[tokens == lengths[n]].sum() / tokens.sum() for n in found["datasets"]]
+    np.testing.assert_allclose(share, [WEIGHTS[n] for n in found["datasets"]], atol=0.02)
+    assert found["interleave_datasets"]["stopping_strategy"] == "all_exhausted"
+
+
+def test_ray_data_mixes_by_rows(recipe):
+    found = json.loads(written("ray", recipe))
+    assert found["datasets"] == list(ROWS) and found["mix"]["weights"] == pytest.approx(list(ROWS.values()))
+
+
+def test_llama_factory_and_ms_swift_list_probabilities_in_the_order_of_their_data_sets(recipe):
+    factory = yaml.safe_load(written("llama-factory", recipe))
+    shares = dict(zip(factory["dataset"].split(","), map(float, factory["interleave_probs"].split(",")), strict=True))
+    assert shares == pytest.approx(ROWS, abs=1e-5) and factory["mix_strategy"] == "interleave_over"
+    swift = yaml.safe_load(written("ms-swift", recipe))
+    assert dict(zip(swift["dataset"], swift["interleave_prob"], strict=True)) == pytest.approx(
+        {f"/data/{n}": r for n, r in ROWS.items()}, abs=1e-5
+    )
+
+
+def test_trainers_of_fixed_lengths_get_shares_of_tokens(recipe):
+    parts = written("megatron", recipe).split()
+    assert {p.removeprefix("/data/"): float(w) for w, p in zip(parts[::2], parts[1::2], strict=True)} == pytest.approx(TOKENS)
+    levanter = yaml.safe_load(written("levanter", recipe))["data"]
+    assert levanter["train_weights"] == pytest.approx(TOKENS) and set(levanter["configs"]) == set(TOKENS)
+    (stage,) = yaml.safe_load(written("nanotron", recipe))["data_stages"]
+    dataset = stage["data"]["dataset"]
+    assert dict(zip(dataset["dataset_folder"], dataset["dataset_weights"], strict=True)) == pytest.approx(
+        {f"/data/{n}": w for n, w in TOKENS.items()}
+    )
+    olmo = yaml.safe_load(written("olmo", recipe))["source_mixture_config"]
+    assert {s["source_name"]: s["target_ratio"] for s in olmo["source_configs"]} == pytest.approx(TOKENS)
+    assert [s["max_repetition_ratio"] for s in olmo["source_configs"]] == pytest.approx([1.0, 2.625, 1.05])
+    assert olmo["requested_tokens"] == 100_000
+
+
+def test_regmix_and_doremi_files_are_as_their_projects_publish_them(recipe):
+    assert yaml.safe_load(written("regmix", recipe)) == {"train": WEIGHTS, "valid": {"t": 1.0}}
+    doremi = json.loads(written("doremi", recipe))
+    assert doremi["train_domain_weights"] == WEIGHTS and sum(doremi["eval_domain_weights"].values()) == pytest.approx(1)
+
+
+def test_a_recipe_for_another_tokenizer_is_refused_unless_forced(recipe, tmp_path):
+    check_tokenizer(recipe, "embedded", force=False)
+    other = {**recipe, "tokenizer": {"model": "gpt2", "vocabulary": "0" * 16}}
+    with pytest.raises(ConfigError, match="shares of tokens of 'gpt2', which has another vocabulary"):
+        check_tokenizer(other, "embedded", force=False)
+    check_tokenizer(other, "embedded", force=True)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(other))
+    call = ["export", str(file), "--format", "megatron", "--tokenizer", "embedded"]
+    assert CliRunner().invoke(app, call).exit_code == 2
+    done = CliRunner().invoke(app, [*call, "--force"])
+    assert done.exit_code == 0 and (tmp_path / "megatron_blend.txt").read_text().startswith("0.5")
+
+
+def test_the_answer_as_json_is_the_file_or_the_manifest(recipe, tmp_path, small_config, monkeypatch):
+    (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(app, ["export", str(file), "--format", "huggingface", "--json"])
+    answer = json.loads(done.stdout)
+    assert answer == {"path": str(tmp_path / "interleave.json"), "format": "huggingface", "weights_count": "documents"}
+
+    manifest = {"total_tokens": 1000, "files": [], "tokens": {"web": 1000}, "unique_tokens": {"web": 500}}
+    monkeypatch.setattr("align_ray.pipeline.recipe", lambda _: recipe)
+    monkeypatch.setattr("align_ray.runtime.connect", lambda _: None)
+    monkeypatch.setattr("align_ray.handover.materialise.materialise", lambda *_: manifest)
+    (study := tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out")))
+    done = CliRunner().invoke(app, ["materialise", str(study), "--out", str(tmp_path / "shards"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout) == manifest, done.output
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}'])
+def test_what_is_no_recipe_is_refused(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.json: not a"):
+        read_recipe(tmp_path / "r.json")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    rng = np.random.default_rng(0)
+    words = "the a of in to value model loss token data batch mean".split()
+    for name, n in (("a", 400), ("b", 150)):
+        texts = [f"{name} {i} " + " ".join(rng.choice(words, rng.integers(5, 40))) for i in range(n)]
+        write_jsonl(folder / f"{name}.jsonl", texts)
+        for part in range(3):  # the same documents in another order and other files
+            (folder / "shuffled" / name).mkdir(parents=True, exist_ok=True)
+            write_jsonl(folder / "shuffled" / name / f"{part}.jsonl", texts[::-1][part::3])
+    return folder
+
+
+@pytest.mark.slow
+def test_shards_hold_exactly_the_mixture_whatever_the_files(sources, tmp_path, local_ray):
+    located = locate_probe(Probe())
+    tokenizer = load_tokenizer(located)
+    manifests = {}
+    for label, source in (("plain", "{}.jsonl"), ("shuffled", "shuffled/{}/*.jsonl")):
+        corpora = [Corpus(name=n, source=str(sources / source.format(n))) for n in ("a", "b")]
+        manifests[label] = materialise(corpora, {"a": 0.25, "b": 0.75}, 12_000, located, 1, Store(str(tmp_path / label)))
+    made = manifests["plain"]
+    assert made["tokens"] == manifests["shuffled"]["tokens"] and made["files"] == manifests["shuffled"]["files"]
+    assert made["tokens"]["a"] == pytest.approx(3000, abs=60) and made["tokens"]["b"] == pytest.approx(9000, abs=60)
+    (file,) = made["files"]
+    table = pq.read_table(tmp_path / "plain" / file["file"])
+    assert hashlib.sha256((tmp_path / "plain" / file["file"]).read_bytes()).hexdigest() == file["sha256"]
+    rows = table.to_pylist()
+    assert len(rows) == file["rows"] and all(len(tokenizer(r["text"])["input_ids"]) == r["tokens"] for r in rows)
+    assert sum(r["tokens"] for r in rows) == made["total_tokens"]
+    times = {}
+    for r in rows:
+        times[r["text"]] = times.get(r["text"], 0) + 1
+    whole, part = divmod(9000, made["unique_tokens"]["b"])
+    assert {n for t, n in times.items() if t.startswith("b ")} == ({whole, whole + 1} if part else {whole})
+    assert {n for t, n in times.items() if t.startswith("a ")} == {1}, "a part of one pass: no document twice"
+    order = [r["corpus"] for r in rows]
+    assert 0.2 < np.mean([x != y for x, y in zip(order, order[1:], strict=False)]) < 0.6, "corpora are mixed, not one by one"
+    other = materialise(corpora, {"a": 0.25, "b": 0.75}, 12_000, located, 2, Store(str(tmp_path / "seed")))
+    assert other["files"] != made["files"]
+    with pytest.raises(ConfigError, match="lower the budget"):
+        materialise(corpora, {"a": 0.0, "b": 1.0}, 10**7, located, 1, Store(str(tmp_path / "none")))

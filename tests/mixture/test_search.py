@@ -1,0 +1,196 @@
+"""Every objective and method of the search on a real Ray, and what a kill in the middle leaves."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from align_ray import pipeline
+from align_ray.config import Config, Cost
+from align_ray.config_file import load_config
+from align_ray.errors import CapReached, ConfigError
+from align_ray.spending import costs
+from align_ray.stages import _key
+
+CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
+
+
+@pytest.fixture(scope="module")
+def embedded(small_config, tmp_path_factory, local_ray):
+    """A function that gives the study with other settings, on one store."""
+    folder = tmp_path_factory.mktemp("methods")
+    data = small_config(folder / "out", CANDIDATES)
+
+    def make(**search):
+        data["search"] = {"token_budget": 10_000, "trials": 4, "bootstrap": 20, "proxy_tokens": 512, **search}
+        file = folder / "study.yaml"
+        file.write_text(yaml.safe_dump(data))
+        study = pipeline.open_study(load_config(file))
+        if pipeline.stored(study, "embed") is None:
+            pipeline.embed(study)
+        return study
+
+    return make
+
+
+def weights_of(result, name="recommended"):
+    return np.array(list(result["mixtures"][name]["weights"].values()))
+
+
+@pytest.mark.parametrize(("objective", "method", "depends"), [("loss", "tune", True), ("mixmin", "tune", True), ("kl", "tune", False)])
+def test_a_search_that_trains_depends_on_how(small_config, tmp_path, objective, method, depends):
+    def key(rate):
+        search = {"token_budget": 10_000, "objective": objective, "method": method, "proxy_tokens": 512}
+        mapping = small_config(tmp_path / "out", search=search, finetune={"tokens": 1024, "eval_tokens": 512, "learning_rate": rate})
+        return _key(pipeline.open_study(Config.model_validate(mapping)), "search")
+
+    assert (key(1e-3) != key(1e-4)) == depends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["scaled-cosine", "hellinger", "kl", "linear", "mixmin"])
+def test_every_objective_finds_the_targets_own_domain(embedded, objective):
+    result = pipeline.search(embedded(objective=objective, method="closed_form", prior_strength=0.01, max_epochs=16))
+    w = weights_of(result)
+    assert w.sum() == pytest.approx(1) and np.argmax(w) == 0, result["mixtures"]["recommended"]
+    assert result["objective"] == objective and result["trials"] == [] and result["gap_of_search"] is None
+
+
+@pytest.mark.slow
+def test_tune_trains_proxies_on_mixtures_and_keeps_their_losses(embedded):
+    study = embedded(objective="loss", method="tune", max_epochs=16)
+    result = pipeline.search(study)
+    assert result["objective"] == "loss" and 1 <= len(result["trials"]) <= 4
+    losses = [t["loss"] for t in result["trials"]]
+    assert losses == sorted(losses) and all(np.isfinite(losses))
+    for trial in result["trials"]:
+        assert sum(trial["weights"].values()) == pytest.approx(1) and trial["losses"]["target"] == pytest.approx(trial["loss"])
+    np.testing.assert_allclose(weights_of(result), list(result["trials"][0]["weights"].values()))
+    again = pipeline.search(embedded(objective="loss", method="tune", max_epochs=16))
+    assert again["trials"] == result["trials"], "a finished search is not trained again"
+    tune, kept = study.store.local_path("tune"), study.store.names("proxies")
+    shutil.rmtree(tune)  # as if Ray's state had been torn
+    study.store.local_path("search.json").unlink()
+    anew = pipeline.search(study)
+    assert len(kept) >= len(result["trials"]) and len(list(tune.glob("trial-*"))) == 4 - len(kept), "a finished proxy is trained again"
+    assert all(trial in anew["trials"] for trial in result["trials"])  # those that were stopped early may now be finished
+
+
+@pytest.mark.slow
+def test_a_search_that_trains_stops_at_the_cap_and_goes_on_with_a_higher_one(embedded):
+    study = embedded(objective="loss", method="tune", max_epochs=16, proxy_tokens=640, trials=2)
+
+    def capped(more):
+        spent = sum(row.get("spent", 0.0) for row in costs(study.store).values())
+        cost = Cost(price_per_hour=3600.0, max_cost=spent + more)
+        return dataclasses.replace(study, config=study.config.model_copy(update={"cost": cost}))
+
+    with pytest.raises(CapReached):
+        pipeline.search(capped(2.0))
+    assert pipeline.stored(study, "search") is None
+    assert pipeline.search(capped(10_000.0))["trials"]
+
+
+@pytest.mark.slow
+def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded):
+    study = embedded(objective="loss", method="swarm", trials=10, max_epochs=16)
+    result = pipeline.search(study)
+    assert len(result["trials"]) == 10 and result["surrogate"]["surrogate"] == "log-linear"
+    assert weights_of(result).sum() == pytest.approx(1)
+    from align_ray.mixture.surrogates import read_runs
+
+    folder = Path(study.store.uri)
+    runs = read_runs(folder / "ratios.csv", folder / "metrics.csv")
+    np.testing.assert_allclose(runs.metrics["target"], [t["loss"] for t in result["trials"]])
+
+
+def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_config, tmp_path):
+    for search, words in (
+        ({"objective": "loss", "method": "closed_form"}, "needs trainings"),
+        ({"weights": {"licence": 0.5}}, "search.weights names 'licence'"),
+        ({"weights": {"licences": {"min": 0.5, "max": 0.1}}}, "min 0.5 is above max 0.1"),
+        ({"prior": {"licences": 0.0}}, "search.prior has no positive weight"),
+        ({"max_epochs": 17}, "search.max_epochs"),
+    ):
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump(small_config(tmp_path / "out", CANDIDATES, search=search)))
+        with pytest.raises(ConfigError, match=words):
+            load_config(file)
+
+
+@pytest.mark.slow
+def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, tmp_path):
+    """The whole session is killed without warning, also in the middle of what Ray writes."""
+    data = small_config("out", CANDIDATES)
+    data["search"] = {"token_budget": 10_000, "trials": 30, "sampler": "gp", "bootstrap": 20}  # slow suggestions: there is a middle
+    align_ray = str(Path(sys.executable).with_name("align-ray"))
+
+    def start(folder, command):
+        folder.mkdir(exist_ok=True)
+        (folder / "study.yaml").write_text(yaml.safe_dump(data))
+        return subprocess.Popen(
+            [align_ray, command, "study.yaml"],
+            cwd=folder,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(folder, command):
+        process = start(folder, command)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    finish(killed, "embed")
+    shutil.copytree(killed, whole)
+    process = start(killed, "search")
+    begun = lambda: {f.name for f in (killed / "out" / "tune").glob("search-*/MixtureTrial_*")}
+    deadline = time.time() + 200
+    while time.time() < deadline and len(begun()) < 3:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    had = begun()
+    assert 3 <= len(had) < 30 and not (killed / "out" / "search.json").exists()
+    finish(killed, "search")
+    finish(whole, "search")
+    after, undisturbed = (json.loads((f / "out" / "search.json").read_text()) for f in (killed, whole))
+    assert len(after["trials"]) == len(undisturbed["trials"])
+    assert after["mixtures"] == undisturbed["mixtures"]
+
+
+@pytest.mark.slow
+def test_lora_trains_adapters_alone_and_learns(embedded):
+    import torch
+    from safetensors.torch import load_file
+
+    from align_ray.embedding.pool import read_sample
+    from align_ray.fisher.probe import locate_probe
+    from align_ray.training.loop import Job, train_jobs, trainable_model
+
+    study = embedded(method="closed_form")
+    config = study.config.model_copy(
+        update={"finetune": study.config.finetune.model_copy(update={"lora_rank": 4, "epochs": 2, "learning_rate": 3e-3})}
+    )
+    located = locate_probe(config.probe)
+    model = trainable_model({"located": located, **config.finetune.model_dump()}, torch.device("cpu"))
+    learned = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learned and all("lora_" in n for n in learned)
+    rows = read_sample(study.store, "python-stdlib").training
+    heldout = {"target": read_sample(study.store, "target").heldout}
+    (done,) = train_jobs(config, study.store, located, heldout, [Job(rows, 3e-3, 0)])
+    losses = done.losses["target"]
+    assert losses.after.mean() != losses.before.mean() and abs(losses.after.mean() - losses.before.mean()) < 1
+    saved = [load_file(f) for f in Path(study.store.uri).rglob("model.safetensors")]
+    assert any(set(state) == learned for state in saved), "a checkpoint holds the adapters alone"

@@ -1,0 +1,267 @@
+"""The closed-form mixture: constraints, optimum with certificate, prices, near-optimal set, against brute force."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from align_ray.alignment.distance import scaled_cosine
+from align_ray.config import Search
+from align_ray.errors import ConfigError
+from align_ray.mixture.constraints import (
+    constraints,
+    from_unit_cube,
+    nearest,
+    split_tokens,
+    to_unit_cube,
+    unconstrained,
+    without_prior,
+)
+from align_ray.mixture.objectives import (
+    hellinger_objective,
+    kl_objective,
+    linear_objective,
+    log_mixture_objective,
+    scaled_cosine_objective,
+)
+from align_ray.mixture.solver import Goal, effective_corpora, near_optimal_average, pareto_front, solve
+
+NAMES = ("a", "b", "c", "d")
+
+
+def limits(tokens=10_000, prior_strength=0.0, **fields):
+    tokens = tokens if isinstance(tokens, dict) else dict.fromkeys(NAMES, tokens)
+    return constraints(Search(token_budget=1000, prior_strength=prior_strength, **fields), tokens)
+
+
+def corpora(k=4, seed=0, rows=300):
+    rng = np.random.default_rng(seed)
+    return np.exp(rng.normal(size=rows)) * np.exp(0.8 * rng.normal(size=(k, rows)))
+
+
+def objectives(seed=0):
+    pooled = corpora(seed=seed)
+    target = np.array([0.5, 0.3, 0.1, 0.1]) @ pooled * np.random.default_rng(seed).gamma(20, 0.05, pooled.shape[1])
+    share = pooled / pooled.sum(1, keepdims=True)
+    return {
+        "scaled-cosine": scaled_cosine_objective(pooled, target),
+        "hellinger": hellinger_objective(pooled, target),
+        "kl": kl_objective(pooled, target),
+        "log-mixture": log_mixture_objective(share, target),
+        "linear": linear_objective(np.array([0.1, 0.4, 0.2, 0.3])),
+    }
+
+
+KINDS = list(objectives())
+
+
+def goal(kind="scaled-cosine", seed=0):
+    return Goal([objectives(seed)[kind]], np.ones(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_mixtures_at_once_are_as_one_by_one_and_gradients_are_right(kind):
+    objective = objectives()[kind]
+    w = np.random.default_rng(1).dirichlet(np.ones(4), 150)
+    values = objective.values(w)
+    np.testing.assert_allclose(values, [objective.gradient(row)[0] for row in w], atol=1e-6)
+    step = 1e-5 * np.eye(4)
+    slope = [(objective.gradient(w[0] + e)[0] - objective.gradient(w[0] - e)[0]) / 2e-5 for e in step]
+    np.testing.assert_allclose(objective.gradient(w[0])[1], slope, rtol=1e-4, atol=1e-7)
+
+
+def test_the_scaled_cosine_objective_is_the_papers_similarity_of_the_pooled_embedding():
+    pooled, target = corpora(), corpora(1, seed=9)
+    w = np.array([0.4, 0.3, 0.2, 0.1])
+    wanted = scaled_cosine((w @ pooled)[None], target)[0, 0]
+    assert scaled_cosine_objective(pooled, target[0]).gradient(w)[0] == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prior_strength", [0.0, 0.05])
+@pytest.mark.parametrize("fields", [{}, {"weights": {"a": {"max": 0.2}, "d": 0.15}}, {"max_epochs": 0.03}])
+def test_the_optimum_is_feasible_beats_random_search_and_its_certificate_holds(kind, prior_strength, fields):
+    bounds = limits(prior_strength=prior_strength, **fields)
+    best = solve(goal(kind), bounds)
+    assert best.weights.sum() == pytest.approx(1) and (best.weights >= bounds.lower - 1e-9).all()
+    assert (best.weights <= bounds.upper + 1e-9).all()
+    tried = np.stack([from_unit_cube(u, bounds) for u in np.random.default_rng(3).random((2000, 4))])
+    penalty = prior_strength * (tried * np.log(np.maximum(tried, 1e-9) * 4)).sum(1)
+    assert (goal(kind).values(tried) - penalty).max() <= best.penalised + max(best.gap, 1e-7)
+    assert best.gap < 1e-5
+
+
+def test_a_known_mixture_is_found_again():
+    pooled, known = corpora(), np.array([0.1, 0.6, 0.3, 0.0])
+    found = solve(Goal([scaled_cosine_objective(pooled, known @ pooled)], np.ones(1)), limits())
+    np.testing.assert_allclose(found.weights, known, atol=2e-3)
+    assert found.value == pytest.approx(1, abs=1e-6)
+
+
+def test_the_mean_of_single_scores_always_chooses_one_corpus():
+    assert effective_corpora(solve(goal("linear"), limits()).weights) == pytest.approx(1)
+
+
+def test_the_shadow_price_is_the_gain_of_a_little_more_text():
+    tokens = {"a": 100, "b": 10_000, "c": 10_000, "d": 10_000}
+    bounds = limits(tokens, max_epochs=1)
+    best = solve(goal(), bounds)
+    assert best.weights[0] == pytest.approx(0.1) and best.shadow[0] > 0 and (best.shadow[1:] == 0).all()
+    more = solve(goal(), limits({**tokens, "a": 101}, max_epochs=1))
+    assert more.value - best.value == pytest.approx(best.shadow[0] * bounds.per_token, rel=0.05)
+
+
+def test_a_lower_bound_that_costs_has_its_price():
+    free, held = solve(goal(), limits()), solve(goal(), limits(weights={"d": {"min": 0.4}}))
+    more = solve(goal(), limits(weights={"d": {"min": 0.401}}))
+    assert free.weights[3] < 0.4 and held.weights[3] == pytest.approx(0.4)
+    assert held.value - more.value == pytest.approx(held.price[3] * 0.001, rel=0.05)
+
+
+def test_a_number_of_corpora_is_kept_and_costs_little():
+    best = solve(goal(), limits(max_corpora=2))
+    assert (best.weights > 1e-4).sum() == 2
+    pairs = [np.eye(4)[i] * t + np.eye(4)[j] * (1 - t) for i in range(4) for j in range(i) for t in np.linspace(0, 1, 101)]
+    assert best.value >= goal().values(np.stack(pairs)).max() - 1e-4
+
+
+def test_a_prior_pulls_towards_it():
+    plain, pulled = (solve(goal(), limits(prior_strength=s, prior={"d": 1.0, "a": 1.0})).weights for s in (0.0, 10.0))
+    np.testing.assert_allclose(pulled[[0, 3]], 0.5, atol=0.05)
+    assert plain[3] < 0.3
+
+
+def test_the_worst_target_is_raised_above_what_the_sum_gives_it():
+    both = [objectives(0)["scaled-cosine"], objectives(7)["scaled-cosine"]]
+    total, worst = solve(Goal(both, np.array([0.5, 0.5])), limits()), solve(Goal(both, None), limits())
+    value = lambda w: min(o.values(w[None])[0] for o in both)
+    assert value(worst.weights) >= value(total.weights) - 1e-9 and worst.gap < 1e-4
+    grid = np.random.default_rng(0).dirichlet(np.ones(4), 20_000)
+    assert Goal(both, None).values(grid).max() <= worst.value + 1e-5
+
+
+def test_no_point_of_the_pareto_front_is_beaten_in_both_targets():
+    both = [objectives(0)["scaled-cosine"], objectives(7)["scaled-cosine"]]
+    front = pareto_front(both, without_prior(limits()), 5)
+    values = np.array([[o.values(w[None])[0] for o in both] for _, w in front])
+    assert len(front) == 5 and (np.diff(values[np.argsort(values[:, 0]), 1]) <= 1e-6).all()
+
+
+def test_the_near_optimal_average_is_feasible_near_optimal_steadier_and_the_centroid_of_its_set():
+    bounds = limits(weights={"b": {"max": 0.25}})
+    best = solve(goal(), bounds)
+    slack = 0.01
+    mean = near_optimal_average(goal(), bounds, best, slack, 0)
+    assert mean.sum() == pytest.approx(1) and (mean <= bounds.upper + 1e-9).all()
+    assert goal().values(mean[None])[0] >= best.value - slack
+    assert effective_corpora(mean) > effective_corpora(best.weights)
+    tried = np.random.default_rng(0).dirichlet(np.ones(4), 200_000)
+    inside = tried[(tried[:, 1] <= 0.25)]
+    inside = inside[goal().values(inside) >= best.value - slack]
+    assert len(inside) > 100
+    np.testing.assert_allclose(mean, inside.mean(0), atol=0.03)
+    np.testing.assert_array_equal(near_optimal_average(goal(), bounds, best, 0.0, 0), best.weights)
+
+
+def test_the_same_seed_gives_the_same_average():
+    best = solve(goal(), limits())
+    first, second, other = (near_optimal_average(goal(), limits(), best, 0.01, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, other, atol=0.03)
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_epochs": 0.03}, {"weights": {"a": {"min": 0.3}, "b": {"max": 0.1}}}])
+def test_every_point_of_the_unit_cube_is_a_feasible_mixture(fields):
+    bounds = limits(**fields)
+    for u in np.random.default_rng(0).random((200, 4)):
+        w = from_unit_cube(u, bounds)
+        assert w.sum() == pytest.approx(1) and (w <= bounds.upper + 1e-9).all() and (w >= bounds.lower - 1e-9).all()
+
+
+def test_uniform_points_of_the_cube_are_uniform_mixtures():
+    w = np.array([from_unit_cube(u, limits()) for u in np.random.default_rng(1).random((20_000, 4))])
+    np.testing.assert_allclose(w.mean(0), 0.25, atol=0.005)
+    np.testing.assert_allclose(w.var(0), 3 / 80, rtol=0.05)
+
+
+def test_the_cubes_point_of_a_mixture_gives_it_back():
+    for w in (np.array([0.4, 0.3, 0.2, 0.1]), np.eye(4)[1]):
+        np.testing.assert_allclose(from_unit_cube(to_unit_cube(w), limits()), w, atol=1e-5)
+
+
+def test_nearest_gives_what_is_over_a_cap_to_the_others_in_proportion():
+    found = nearest(np.array([0.6, 0.2, 0.1, 0.1]), limits(weights={"a": {"max": 0.2}}))
+    np.testing.assert_allclose(found, [0.2, 0.4, 0.2, 0.2], atol=1e-9)
+
+
+def test_caps_that_just_fill_the_budget_leave_one_mixture():
+    bounds = limits({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
+    np.testing.assert_allclose(solve(goal(), bounds).weights, [0.1, 0.2, 0.3, 0.4], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tokens, fields, field",
+    [
+        (10, {"max_epochs": 1}, "search.token_budget"),
+        (10_000, {"weights": {"a": {"min": 0.6}, "b": {"min": 0.6}}}, "search.weights"),
+        (10_000, {"weights": {n: {"max": 0.1} for n in NAMES}}, "search.weights"),
+        (100, {"max_epochs": 4, "weights": {"a": {"min": 0.5}}}, "search.weights.a"),
+        (10_000, {"max_corpora": 1, "weights": {"a": 0.5, "b": 0.5}}, "search.max_corpora"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_in_one_sentence_that_names_the_field(tokens, fields, field):
+    with pytest.raises(ConfigError, match=rf"field '{field}'"):
+        limits(tokens, **fields)
+
+
+def test_without_constraints_the_optimum_is_at_least_as_good():
+    bounds = limits(weights={"a": {"max": 0.1}})
+    assert solve(goal(), unconstrained(bounds)).value >= solve(goal(), bounds).value
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 1023])
+def test_tokens_are_split_into_whole_sequences_by_the_largest_remainder(rows):
+    np.testing.assert_array_equal(split_tokens(np.array([0.5, 0.26, 0.24]), 10), [5, 3, 2])
+    w = np.random.default_rng(rows).dirichlet(np.ones(6))
+    counts = split_tokens(w, rows)
+    assert counts.sum() == rows and (np.abs(counts - w * rows) < 1).all()
+
+
+def test_any_caps_and_any_point_of_the_cube_corners_included_give_a_feasible_mixture():
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        caps = np.minimum(1, rng.random(4) ** 3)
+        caps = np.minimum(1, caps * max(1, rng.choice([1, 1.5, 4]) / caps.sum()))
+        caps[rng.integers(4)] += max(0, 1 - caps.sum())
+        u = rng.choice([0.0, 1e-300, 0.5, 1.0], 4) if rng.random() < 0.3 else rng.random(4)
+        bounds = dataclasses.replace(limits(), upper=np.minimum(caps, 1))
+        w = from_unit_cube(u, bounds)
+        assert w.sum() == pytest.approx(1, abs=1e-9) and (w >= 0).all() and (w <= bounds.upper + 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_number_of_corpora_is_kept_where_only_a_corpus_the_target_does_not_want_can_fill_the_budget(seed):
+    pooled = corpora(seed=seed)
+    wanted = Goal([scaled_cosine_objective(pooled, np.array([0.0, 0.4, 0.3, 0.3]) @ pooled)], np.ones(1))
+    bounds = limits({"a": 1000, "b": 400, "c": 400, "d": 400}, max_epochs=1, max_corpora=2)
+    best = solve(wanted, bounds)
+    assert (best.weights > 1e-6).sum() == 2 and best.weights[0] >= 0.6 - 1e-9 and (best.weights <= bounds.upper + 1e-9).all()
+    for u in np.random.default_rng(seed).random((50, 4)):
+        w = from_unit_cube(u, bounds)
+        assert (w > 1e-6).sum() <= 2 and w.sum() == pytest.approx(1) and (w <= bounds.upper + 1e-9).all()
+    mean = near_optimal_average(wanted, bounds, best, 0.01, 0)
+    assert (mean > 1e-6).sum() <= 2
+
+
+def test_a_forced_corpus_that_cannot_fill_the_budget_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"search\.max_corpora"):
+        limits(max_corpora=1, weights={"b": {"min": 0.1, "max": 0.5}})
+
+
+def test_the_near_optimal_average_leaves_the_corner():
+    """By a linear objective the set is a simplex cut off at the best corpus; its centroid is known."""
+    scores = np.r_[1.0, np.zeros(7)]
+    bounds = constraints(Search(token_budget=1, prior_strength=0.0), {f"c{i}": 10 for i in range(8)})
+    cut = Goal([linear_objective(scores)], np.ones(1))
+    mean = near_optimal_average(cut, bounds, solve(cut, bounds), 0.3, 0)
+    assert mean[0] == pytest.approx(1 - 0.3 * 7 / 8, abs=0.03)

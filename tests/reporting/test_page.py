@@ -1,0 +1,356 @@
+"""The report in a real browser: what it shows is what is stored, and it can be used with a mouse, a keyboard and a screen reader."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from align_ray.config import Config
+from align_ray.reporting.figures import samples_figure
+from align_ray.reporting.page import render_report
+from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return study()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def address(stored, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_report(*stored), encoding="utf-8")
+    return path.as_uri()
+
+
+def opener(browser, address):
+    """A function that opens the report, then whatever went wrong: nothing may be asked of a network, and no error be logged."""
+    contexts, trouble = [], []
+
+    def open_page(width=1400, **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: trouble.append(request.url) if request.url != address else None)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def opened(browser, address):
+    yield from opener(browser, address)
+
+
+@pytest.fixture(scope="module")
+def page(browser, address):
+    """One page for all tests that need no special one: what they touch does not meet."""
+    pages = opener(browser, address)
+    yield next(pages)()
+    with pytest.raises(StopIteration):
+        next(pages)
+
+
+def tree(stored):
+    """What paths on the page lead into; what is derived from results is computed here anew."""
+    config, results = stored
+    mixtures, runs = results["search"]["mixtures"], results["finetune"]["runs"]
+    finetuned, losses = {}, {}
+    for t in TARGETS:
+        ours, uniform = runs["mixture"]["targets"][t], runs["uniform"]["targets"][t]
+        gap, half = ours["after"] - uniform["after"], 1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5
+        finetuned[t] = {"value": gap, "low": gap - half, "high": gap + half}
+        pooled = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][t]}
+        x = [pooled[n] for n in CANDIDATES]
+        y = [runs[n]["targets"][t]["after"] for n in CANDIDATES]
+        r = np.corrcoef(x, y)[0, 1]
+        low, high = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959963985 / np.sqrt(len(x) - 3))
+        all_x = x + [mixtures[k]["alignment"]["value"] for k in ("uniform", "recommended")]
+        losses[t] = {"r": {"r": r, "low": low, "high": high, "points": len(x)}, "points": [{"alignment": v} for v in all_x]}
+    derived = {
+        "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
+        "price": mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"],
+        "finetuned": finetuned,
+        "losses": losses,
+        "embedding_rate": 7168 / 30,
+        "actual": {"seconds": 22.75},
+        "estimated": {"tokens": 21504, "worker_seconds": 37.5, "cost": 0.0129},
+    }
+    return {**results, "config": config.model_dump(mode="json"), "derived": derived}
+
+
+def lookup(value, path):
+    for part in path.split("/"):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def shown(page):
+    """(path, value attribute or None, text) of everything on the page that is a stored value."""
+    return page.evaluate(
+        "[...document.querySelectorAll('[data-path]')].map((e) => [e.dataset.path, e.getAttribute('value'), e.textContent])"
+    )
+
+
+def check(stored, items):
+    whole = tree(stored)
+    for path, value, text in items:
+        wanted = lookup(whole, path)
+        if value is None:
+            assert text == wanted, path
+            continue
+        assert float(value) == pytest.approx(wanted, rel=1e-9, abs=1e-12), path
+        digits = text.replace(",", "").replace("%", "")
+        unit = 10.0 ** -len(re.sub(r"e.*", "", digits).partition(".")[2])
+        if "e" in digits:
+            unit *= 10.0 ** int(digits.partition("e")[2])
+        assert float(digits) == pytest.approx(wanted * (100 if "%" in text else 1), abs=0.5001 * unit), (path, text)
+
+
+def test_every_number_of_the_answer_and_the_tables_is_the_stored_one(stored, page):
+    items = shown(page)
+    check(stored, items)
+    paths = {path for path, _, _ in items}
+    sections = {path.partition("/")[0] for path in paths}
+    assert sections == {*stored[1], "config", "derived"}, "every result is on the page"
+    assert {f"search/mixtures/recommended/weights/{n}" for n in CANDIDATES} <= paths
+
+
+def test_no_number_reaches_the_answer_or_a_table_but_with_the_path_of_what_is_stored(page):
+    left = page.evaluate("""() => [...document.querySelectorAll('#answer p, #answer li, td')].map((element) => {
+        const copy = element.cloneNode(true);
+        copy.querySelectorAll('[data-path], .name').forEach((e) => e.remove());
+        return element.classList.contains('name') ? '' : copy.textContent;
+    }).filter((text) => /[0-9]/.test(text))""")
+    assert left == []
+
+
+def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warnings(stored, page):
+    assert page.locator("main > section").first.get_attribute("id") == "answer"
+    answer = page.locator("#answer")
+    assert answer.locator("dt").all_text_contents() == [
+        "Expected gain",
+        "Measured: held-out loss",
+        "Confidence",
+        "What limits it",
+    ]
+    weights = stored[1]["search"]["mixtures"]["recommended"]["weights"]
+    order = sorted((n for n in weights if weights[n] >= 0.005), key=lambda n: -weights[n])
+    assert answer.locator(".shares .name").all_text_contents() == order
+    binding = [n for n, w in stored[1]["search"]["weights"].items() if w["binds"]]
+    assert binding and all(n in answer.locator("dd").last.text_content() for n in binding)
+    assert (
+        answer.locator(".warning").all_text_contents()
+        == stored[1]["search"]["warnings"] + stored[1]["contamination"]["warnings"]
+    )
+
+
+def test_text_of_the_data_stays_text(page):
+    assert page.title() == "align-ray: two-targets"
+    assert page.locator("pre", has_text="excerpt 1").first.text_content() == f"{HOSTILE} excerpt 1"
+    assert page.locator("img").count() == 0
+
+
+def test_the_slider_moves_along_the_stored_front_by_keyboard(stored, page):
+    front = stored[1]["search"]["pareto"]
+    slider = page.get_by_role("slider", name="Weight of the targets")
+    slider.focus()
+    slider.press("Home")
+    seen = []
+    for step in range(len(front)):
+        point = front[step]
+        texts = dict(zip(CANDIDATES, page.locator("#front-weights tbody td:nth-child(2)").all_text_contents(), strict=True))
+        assert texts == {n: f"{100 * w:.1f}%" for n, w in point["weights"].items()}
+        assert page.locator("#front-targets tbody td:nth-child(3)").all_text_contents() == [
+            f"{v:.4f}" for v in point["values"].values()
+        ]
+        spoken = slider.get_attribute("aria-valuetext")
+        assert all(
+            f"{t}: {100 * point['target_weights'][t]:.1f}%" in spoken and f"{point['values'][t]:.4f}" in spoken for t in TARGETS
+        )
+        assert page.evaluate("document.getElementById('front').data[0].selectedpoints") == [step]
+        widest = page.locator("#front-weights .bar").first.evaluate("e => parseFloat(e.style.width)")
+        assert widest == pytest.approx(100 * point["weights"]["textbook"], abs=0.051)
+        check(stored, shown(page))
+        seen.append(spoken)
+        slider.press("ArrowRight")
+    assert len(set(seen)) == len(front) == 11
+    assert slider.input_value() == "10", "the last point is the end"
+
+
+def test_tables_sort_both_ways_by_keyboard_and_say_so(page):
+    head = page.locator("#weights-table thead th", has_text="weight").first
+    button = head.get_by_role("button")
+
+    def values():
+        return page.evaluate(
+            "[...document.querySelectorAll('#weights-table tbody td:nth-child(2) data')].map((e) => Number(e.value))"
+        )
+
+    assert head.get_attribute("aria-sort") is None
+    button.focus()
+    button.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending" and values() == sorted(values())
+    button.press("Space")
+    assert head.get_attribute("aria-sort") == "descending" and values() == sorted(values(), reverse=True)
+    other = page.locator("#weights-table thead th", has_text="corpus")
+    other.get_by_role("button").click()
+    names = page.locator("#weights-table tbody th").all_text_contents()
+    assert names == sorted(CANDIDATES) and head.get_attribute("aria-sort") is None
+    assert page.locator("table:not(.sortable)").count() == 0
+
+
+def test_rows_without_a_value_stay_last_in_both_directions(page):
+    head = page.locator("#weights-table thead th", has_text="gain per 1M")
+    for _ in range(2):
+        head.get_by_role("button").click()
+        cells = page.locator("#weights-table tbody td:nth-child(8)").all_text_contents()
+        assert cells[0] != "" and cells[-1] == ""
+
+
+def test_the_heat_map_is_ordered_by_clustering_or_as_given(stored, page):
+    read = "document.getElementById('matrix')"
+    button = page.get_by_role("button", name="Ordered by clustering")
+    assert button.get_attribute("aria-pressed") == "true" and page.evaluate(f"{read}.data.length") == 2
+    clustered = page.evaluate(f"{read}.layout.yaxis.ticktext")
+    assert sorted(clustered) == sorted(KINDS) and clustered != list(KINDS)
+    assert abs(clustered.index("code") - clustered.index("library")) == 1, "the closest corpora are neighbours"
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false" and page.evaluate(f"{read}.data.length") == 1
+    assert page.evaluate(f"{read}.layout.yaxis.ticktext") == list(KINDS)
+    cells = page.evaluate(f"{read}.data[0].z")
+    assert cells == [[stored[1]["alignment"]["matrix"][a][b]["value"] for b in KINDS] for a in KINDS]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_configuration_can_be_copied_with_and_without_the_clipboards_interface(stored, opened, allowed):
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    if not allowed:  # as on pages where the browser offers none
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')); }")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("Copied.").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert Config.model_validate(yaml.safe_load(text)) == stored[0] and text == stored[0].to_yaml()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_never_scrolls_sideways_and_text_keeps_its_contrast(opened, scheme):
+    page = opened(width=420, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    low = page.evaluate("""() => {
+        const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const under = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } };
+        const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+        const html = [...document.querySelectorAll('p, td, th, caption, li, dt, a, button, summary, pre, .note, label, h1, h2, h3, h4')]
+            .filter((e) => e.checkVisibility()).map((e) => [contrast(getComputedStyle(e).color, under(e)), e.outerHTML.slice(0, 80)]);
+        const paper = getComputedStyle(document.body).backgroundColor;
+        const plots = [...document.querySelectorAll('svg text')].filter((t) => t.textContent && !t.closest('.heatmaplayer'))
+            .map((t) => [contrast(getComputedStyle(t).fill, paper), t.textContent]);
+        return [html.length, plots.length, [...html, ...plots].filter(([c]) => !(c >= 4.5))];
+    }""")
+    assert low[0] > 100 and low[1] > 50 and low[2] == []
+
+
+def test_figures_follow_a_change_of_scheme_and_are_light_on_paper(opened):
+    page = opened(color_scheme="light")
+    colour = "document.getElementById('weights').layout.font.color"
+    light = page.evaluate(colour)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{colour} !== '{light}'")
+    page.evaluate(
+        "window.seen = null; addEventListener('beforeprint', () => (window.seen = ["
+        + colour
+        + ", document.querySelectorAll('details:not([open])').length]))"
+    )
+    page.pdf(format="A4")
+    assert page.evaluate("window.seen") == [light, 0], "printed in light colours with everything open"
+    assert page.evaluate(colour) != light and page.locator("details:not([open])").count() > 0, "and back afterwards"
+
+
+def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(page):
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((h) => Number(h.tagName[1]))")
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels[:-1], levels[1:], strict=True))
+    assert [page.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
+    figures = page.locator("[role=img]").all()
+    assert len(figures) == 3 + 2 * len(TARGETS)
+    for figure in figures:
+        assert (
+            figure.get_attribute("aria-label")
+            and page.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
+        )
+        assert page.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, "its numbers are in a table"
+        assert figure.locator("svg").count() > 0
+    bare = "table:not(:has(> caption)), thead th:not([scope=col]), tbody th:not([scope=row]), [role=region]:not([aria-label]):not([aria-labelledby])"
+    assert page.locator(bare).count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    wanted = page.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map((a) => a.hash.slice(1))")
+    assert set(wanted) <= set(ids)
+
+
+def test_the_first_tab_stop_skips_to_the_answer(opened):
+    page = opened()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
+    config, results = stored
+    html = render_report(config, {name: results[name] for name in ("corpora", "alignment", "cost")})
+    assert (
+        "is the candidate most likely to lower the loss" in html
+        and "Mixture weights" not in html
+        and 'id="front-slider"' not in html
+    )
+
+
+def test_a_corpus_without_a_finite_score_is_named_and_left_out_of_figure_and_table(stored):
+    config, results = stored
+    nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
+    samples = {**results["samples"], "news": {"role": "candidate", "targets": dict.fromkeys(TARGETS, nothing)}}
+    html = render_report(config, {**results, "samples": samples})
+    assert html.count("no sequence of it has a finite alignment") == len(TARGETS)
+    (box,) = samples_figure(samples, TARGETS[0]).data
+    assert sorted(box.y) == sorted(set(KINDS) - {"news"}) and list(box.median) == sorted(box.median, reverse=True)
+    only = {name: {**s, "targets": dict.fromkeys(TARGETS, nothing)} for name, s in samples.items()}
+    assert not samples_figure(only, TARGETS[0]).data and not samples_figure({}, TARGETS[0]).data
+    assert render_report(config, {**results, "samples": only}).count("is left out:") == len(TARGETS) * len(KINDS)
+    assert "Samples of text" not in render_report(config, {**results, "samples": {}})
+
+
+def test_three_targets_give_a_choice_of_pairs_each_from_one_end_to_the_other():
+    from align_ray.reporting.figures import front_pairs
+
+    def point(*shares):
+        return {"target_weights": dict(zip("abc", shares, strict=True))}
+
+    front = [point(1, 0, 0), point(0.5, 0.5, 0), point(0, 1, 0), point(0.5, 0, 0.5), point(0, 0, 1), point(0, 0.5, 0.5)]
+    assert front_pairs({"pareto": front}) == [
+        {"targets": ["a", "b"], "points": [0, 1, 2]},
+        {"targets": ["a", "c"], "points": [0, 3, 4]},
+        {"targets": ["b", "c"], "points": [2, 5, 4]},
+    ]
+    assert front_pairs({"pareto": []}) == []

@@ -1,0 +1,198 @@
+"""What stages return: dictionaries, as stored, with a table, a figure and a readable form."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from align_ray.reporting.results import (
+    RESULTS,
+    WIDTH,
+    Alignment,
+    Contamination,
+    Corpora,
+    Finetuned,
+    Mixture,
+    Result,
+    Samples,
+    Validation,
+)
+
+
+def estimate(value, half=0.01):
+    return {"value": value, "error": half / 2, "low": value - half, "high": value + half}
+
+
+def ranked(candidates):
+    rows = []
+    for name, value in candidates.items():
+        tests = {"p_best": 0.9, "p_above_next": 0.8, "adjusted": 0.7, "separate": 12}
+        rows.append({"candidate": name, **estimate(value), **tests, "corrected": None, "pooled": estimate(0.99)})
+    rows[-1] |= {"p_above_next": None, "adjusted": None, "separate": None}
+    return rows
+
+
+LONG = "a-corpus-whose-name-is-much-longer-than-any-column-of-a-table-has-room-for"
+
+
+@pytest.fixture
+def alignment():
+    fisher = {"t1": ranked({"a": 0.9, LONG: 0.8}), "t2": ranked({LONG: 0.7, "a": 0.6})}
+    head = {"t1": ranked({"a": 0.5, LONG: 0.4}), "t2": ranked({LONG: 0.3, "a": 0.2})}
+    entropy = {"t1": ranked({"a": 6.0, LONG: 7.0}), "t2": ranked({"a": 8.0, LONG: 8.5})}
+    return Alignment(
+        targets=["t1", "t2"],
+        ranking=fisher,
+        others={"head": {"ranking": head}},
+        predicted={"measure": "unigram cross-entropy", "ranking": entropy},
+        ceiling={"t1": estimate(0.95), "t2": estimate(0.85)},
+    )
+
+
+@pytest.fixture
+def finetuned():
+    def run(after, error):
+        change = {"before": 4.0, "after": after, "change": after - 4.0, "change_error": error, "overlap": 0.0}
+        return {"weights": {"a": 1.0}, "sequences": 8, "training": [[1, 4.0]], "targets": {"t1": change}}
+
+    return Finetuned(tokens=1024, runs={"a": run(3.9, 0.01), "b": run(3.5, 0.02)})
+
+
+@pytest.fixture
+def mixture():
+    def described(weights, value):
+        return {"weights": weights, "value": value, "alignment": estimate(0.9), "epochs": {"a": 0.5, "b": 4.0}}
+
+    found = {"low": 0.1, "high": 0.8, "gain_per_million_tokens": 0.0, "price_of_bound": 0.0}
+    return Mixture(
+        chosen="recommended",
+        mixtures={"recommended": described({"a": 0.3, "b": 0.7}, -6.0), "uniform": described({"a": 0.5, "b": 0.5}, -7.0)},
+        weights={"a": {"weight": 0.2, "binds": None, **found}, "b": {"weight": 0.8, "binds": "repetition", **found}},
+        caps={"a": 1.3, "b": 0.8},
+    )
+
+
+@pytest.fixture
+def validation():
+    def trained(loss, twin=None):
+        return {"weights": {"a": 1.0}, "same_as": twin, "loss": {"t1": estimate(loss), "all": estimate(loss)}}
+
+    against = {"t1": {**estimate(0.2), "p_lower": 0.03}, "all": {**estimate(0.2), "p_lower": 0.03}}
+    return Validation(
+        mixtures={"recommended": trained(3.0), "uniform": trained(3.2), "unimax": trained(3.2, "uniform")},
+        versus={"uniform": {"recommended": against}, "unimax": {"recommended": against}, "recommended": {}},
+    )
+
+
+@pytest.fixture
+def contamination():
+    def clean(rank):
+        values = {"alignment": estimate(0.9), "alignment_clean": None, "cross_entropy": 6.0, "cross_entropy_clean": None}
+        return {"share": 1.0, **values, "rank": rank, "rank_clean": None}
+
+    overlap = {"documents": 3, "of": 10, "covered": 0.25}
+    return Contamination(
+        words=13,
+        overlap={"b": {"t1": overlap}, "a": {"t1": overlap}},
+        clean={"b": {"t1": clean(2)}, "a": {"t1": clean(1)}},
+        warnings=[],
+    )
+
+
+@pytest.fixture
+def corpora():
+    a = {"role": "target", "batches": 4, "estimated_tokens": 1000, "sample_digest": "0a", "documents": 10, "bytes": 4000}
+    b = {**a, "role": "candidate", "in_target": 2, "unreadable": 1}
+    return Corpora(corpora={"a": a, "b": b}, work={"computed": 8})
+
+
+@pytest.fixture(params=["alignment", "finetuned", "mixture", "validation", "contamination", "corpora"])
+def result(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_result_is_the_dictionary_that_is_stored(result):
+    plain = json.loads(json.dumps(result))
+    assert plain == result and type(plain) is dict
+    assert {type(result)} <= set(RESULTS.values())
+
+
+def test_the_text_form_fits_a_terminal_and_carries_no_escape_codes(result):
+    text = repr(result)
+    assert text.startswith(result.TITLE) and "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_the_table_has_one_plain_value_a_cell_and_everything_that_is_shown_and_drawn(result):
+    frame = result.to_pandas()
+    assert not frame.map(lambda cell: isinstance(cell, dict | list)).any(axis=None)
+    assert {*result.DRAWN} <= set(frame) and {*result.SHOWN} <= set(frame)
+
+
+def test_the_figure_shows_every_row_once_with_its_interval(result):
+    frame, (label, value) = result.to_pandas(), result.DRAWN
+    figure = result.plot()
+    assert [n for trace in figure.data for n in trace.y] == list(frame[label])
+    assert [x for trace in figure.data for x in trace.x] == list(frame[value])
+    if f"{value}_low" in frame:
+        lows = [x - down for trace in figure.data for x, down in zip(trace.x, trace.error_x.arrayminus, strict=True)]
+        assert lows == pytest.approx(list(frame[f"{value}_low"]))
+
+
+def test_a_name_cannot_become_markup_in_a_notebook(corpora):
+    hostile = Corpora(corpora={"<script>alert(1)</script>": corpora["corpora"]["a"]})
+    assert "<script>" not in hostile._repr_html_() and "&lt;script&gt;" in hostile._repr_html_()
+
+
+def test_alignment_is_a_row_a_target_and_candidate_in_the_order_of_cross_entropy(alignment):
+    frame = alignment.to_pandas()
+    assert list(zip(frame["target"], frame["candidate"], strict=True)) == [("t1", "a"), ("t1", LONG), ("t2", "a"), ("t2", LONG)]
+    assert list(frame["rank"]) == [1, 2, 1, 2]
+    row = frame[(frame["target"] == "t2") & (frame["candidate"] == "a")].iloc[0]
+    assert (row["cross_entropy"], row["alignment"], row["head"], row["ceiling"]) == (8.0, 0.6, 0.2, 0.85)
+    assert row["alignment_low"] == pytest.approx(0.59) and pd.isna(row["alignment_corrected"])
+    assert len(alignment.plot().data) == 2, "a panel a target"
+
+
+def test_a_change_of_loss_has_an_interval_only_where_its_error_is_known(finetuned):
+    frame = finetuned.to_pandas().set_index("run")
+    assert list(frame.index) == ["b", "a"], "lowest loss first"
+    assert frame.loc["b", "change_high"] == pytest.approx(-0.5 + 1.96 * 0.02)
+    finetuned["runs"] = {"a": finetuned["runs"]["a"]}
+    finetuned["runs"]["a"]["targets"]["t1"]["change_error"] = None
+    assert "change_low" not in finetuned.to_pandas() and "95%" not in repr(finetuned)
+
+
+def test_a_mixture_is_a_row_a_corpus_and_is_compared_in_a_row_a_mixture(mixture):
+    frame = mixture.to_pandas()
+    assert list(frame["corpus"]) == ["b", "a"] and list(frame["weight"]) == [0.7, 0.3] and list(frame["optimum"]) == [0.8, 0.2]
+    assert list(mixture.comparison()["most_epochs"]) == [4.0, 4.0]
+    assert list(mixture.comparison()["mixture"]) == ["recommended", "uniform"]
+
+
+def test_validation_says_how_probably_a_mixture_is_worse_than_the_recommended_one(validation):
+    frame = validation.to_pandas().set_index("mixture")
+    assert set(frame["target"]) == {"t1"}, "the mean over one target is left out"
+    assert frame.loc["unimax", "p_worse"] == pytest.approx(0.97) and frame.loc["unimax", "same_as"] == "uniform"
+    assert pd.isna(frame.loc["recommended", "p_worse"])
+
+
+def test_counts_that_a_corpus_does_not_have_are_zero(corpora):
+    frame = corpora.to_pandas().set_index("corpus")
+    assert frame.loc["a", "unreadable"] == 0 and frame.loc["b", "in_target"] == 2
+
+
+def test_samples_without_a_finite_score_are_left_out_and_none_at_all_are_an_empty_figure():
+    scores = {"of": 32, "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5], "most": [], "least": []}
+    nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
+    samples = Samples({n: {"role": "candidate", "targets": {"t": s}} for n, s in (("a", scores), ("b", nothing))})
+    assert list(samples.to_pandas()["corpus"]) == ["a"] and list(samples.plot().data[0].x) == [0.3]
+    for empty in (Samples({}), Samples({"b": samples["b"]})):
+        assert empty.to_pandas().empty and not empty.plot().data and repr(empty) == ""
+
+
+def test_every_stage_of_the_study_returns_its_own_kind():
+    from align_ray.pipeline import STAGES
+
+    assert set(STAGES) - set(RESULTS) == {"predict"}
+    assert all(issubclass(kind, Result) for kind in RESULTS.values())

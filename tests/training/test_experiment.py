@@ -1,0 +1,84 @@
+"""Ray's own state of an experiment, cut off by a kill, never keeps a run from going on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from align_ray import pipeline
+from align_ray.config import Config
+from align_ray.training.experiment import drop_torn, restorable
+
+
+@pytest.fixture(scope="module")
+def searched(local_ray, small_config, tmp_path_factory):
+    """A study after its search; its output folder and the folder of Ray Tune's experiment."""
+    out = tmp_path_factory.mktemp("searched")
+    study = pipeline.open_study(Config.model_validate(small_config(out, search={"token_budget": 10_000, "trials": 4, "bootstrap": 20})))
+    pipeline.embed(study)
+    pipeline.search(study)
+    (experiment,) = (out / "tune").glob("search-*")
+    return study, out, experiment
+
+
+def copied(experiment: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(experiment, folder / "experiment"))
+
+
+def tear(folder: Path, pattern: str, share: float) -> None:
+    file = max(folder.glob(pattern))
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+
+
+def test_a_whole_snapshot_is_restored_and_left_as_it_is(searched, tmp_path):
+    folder = copied(searched[2], tmp_path)
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    assert restorable(str(folder))
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+    assert not restorable(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("pattern", ["experiment_state-*", "search_gen_state-*", "searcher-state-*", "tuner.pkl"])
+def test_a_torn_snapshot_alone_means_a_new_experiment(searched, tmp_path, pattern, share):
+    folder = copied(searched[2], tmp_path)
+    tear(folder, pattern, share)
+    assert not restorable(str(folder)) and not folder.exists()
+
+
+@pytest.mark.parametrize("torn", [True, False])
+@pytest.mark.parametrize("kind", ["experiment_state", "search_gen_state", "searcher-state"])
+def test_a_torn_or_missing_snapshot_gives_way_to_the_one_before(searched, tmp_path, kind, torn):
+    folder = copied(searched[2], tmp_path)
+    for file in list(folder.glob("*-20*")):
+        later = file.with_name(file.name.partition("-20")[0] + "-2099-01-01_00-00-00" + file.suffix)
+        shutil.copy(file, later)
+    (last,) = folder.glob(f"{kind}-2099*")
+    last.write_bytes(last.read_bytes()[:-1]) if torn else last.unlink()
+    assert restorable(str(folder)) and not list(folder.glob("*-2099*")) and list(folder.glob(f"{kind}-20*"))
+
+
+def test_a_search_goes_on_with_the_trials_it_had(searched):
+    study, out, experiment = searched
+    expected, trials = json.loads((out / "search.json").read_text()), {f.name for f in experiment.glob("MixtureTrial_*")}
+    (out / "search.json").unlink()
+    assert pipeline.search(study)["trials"] == expected["trials"]
+    assert {f.name for f in experiment.glob("MixtureTrial_*")} == trials, "a trial was made anew"
+
+
+def test_a_search_goes_on_from_a_torn_snapshot_to_the_same_result(searched):
+    study, out, experiment = searched
+    expected = json.loads((out / "search.json").read_text())
+    tear(experiment, "searcher-state-*", 0.0)  # what a kill left in a run of these tests
+    (out / "search.json").unlink()
+    assert pipeline.search(study)["mixtures"] == expected["mixtures"]
+
+
+def test_a_torn_json_file_is_dropped_and_a_whole_one_kept(tmp_path):
+    whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
+    whole.write_text('{"a": 1}')
+    torn.write_text('{"a": ')
+    for file in (whole, torn, tmp_path / "none.json"):
+        drop_torn(str(file))
+    assert whole.exists() and not torn.exists()
