@@ -27,7 +27,7 @@ _PUBLIC = {
     "load_config": "config_file",
     "Config": "config",
     "open_study": "pipeline",
-    "Study": "pipeline",
+    "Study": "context",
     "embed": "pipeline",
     "align": "pipeline",
     "search": "pipeline",

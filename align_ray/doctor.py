@@ -164,7 +164,7 @@ def _output(config: Config | None) -> list[Check]:
 def _torch(config: Config | None) -> list[Check]:
     import torch
 
-    from align_ray.training.loop import has_bfloat16
+    from align_ray.fisher.probe import has_bfloat16
 
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     gpu = torch.cuda.is_available()

@@ -16,8 +16,10 @@ from align_ray.checks.page import study_files
 from align_ray.checks.predict import predictive_study
 from align_ray.checks.prediction import FEWEST
 from align_ray.config import Config
+from align_ray.context import Study, _finetune_model
+from align_ray.corpora.sample import read_sample, sample_corpora, token_counts
 from align_ray.corpora.sources import check_corpus
-from align_ray.embedding.pool import embed_missing, embedded_so_far, read_embeddings, read_sample, sample_corpora
+from align_ray.embedding.pool import embed_missing, embedded_so_far, read_embeddings
 from align_ray.embedding.scores import refuse_unscorable, score_samples
 from align_ray.embedding.sequential import embed_until_settled
 from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
@@ -25,41 +27,15 @@ from align_ray.estimate import estimate
 from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
 from align_ray.handover.recipe import make_recipe
 from align_ray.mixture.constraints import constraints
-from align_ray.mixture.search import find_mixture, mixmin_weights, token_counts
+from align_ray.mixture.mixmin import mixmin_weights
+from align_ray.mixture.search import find_mixture
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import Alignment, Contamination, Corpora, Finetuned, Mixture, Samples, Validation
 from align_ray.reporting.tracking import tracking_uri
-from align_ray.stages import STAGES, Study, alone, need, stored, timed, tracking
+from align_ray.stages import STAGES, alone, need, stored, timed, tracking
 from align_ray.store import Store
 from align_ray.training.finetune import finetune_runs, planned_runs
 from align_ray.training.validate import VALIDATED, validate_mixtures
-
-
-def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
-    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
-
-    `write`: keep the configuration in the output folder, which shows that it can be written."""
-    located, store = check_study(config), Store(config.output)
-    if write:
-        store.check_writable()
-        with store.locked():  # the configuration of a run that is going on stays
-            store.write_bytes("config.yaml", config.to_yaml().encode())
-    return Study(config, store, located, say)
-
-
-def check_study(config: Config) -> Located:
-    """What `open_study` checks but for the output, where nothing is written; returns the probe."""
-    for corpus in config.corpora:
-        check_corpus(corpus)
-    located = locate_probe(config.probe)
-    for field, model in (("probe", located), ("finetune.model", _finetune_model(config, located))):
-        if config.sampling.sequence_length > model.context:
-            raise ProbeError(
-                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
-                f"{model.context} tokens; lower it."
-            )
-    tracking_uri(config)
-    return located
 
 
 def embed(study: Study) -> Corpora:
@@ -277,14 +253,28 @@ def run(study: Study) -> str:
     return where
 
 
-def _finetune_model(config: Config, probe: Located) -> Located:
-    """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences."""
-    if config.finetune.model is None or config.finetune.model == config.probe.model:
-        return probe
-    located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
-    if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
-        raise ConfigError(
-            f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "
-            "use a model of the same family or make it the probe."
-        )
+def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
+    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
+
+    `write`: keep the configuration in the output folder, which shows that it can be written."""
+    located, store = check_study(config), Store(config.output)
+    if write:
+        store.check_writable()
+        with store.locked():  # the configuration of a run that is going on stays
+            store.write_bytes("config.yaml", config.to_yaml().encode())
+    return Study(config, store, located, say)
+
+
+def check_study(config: Config) -> Located:
+    """What `open_study` checks but for the output, where nothing is written; returns the probe."""
+    for corpus in config.corpora:
+        check_corpus(corpus)
+    located = locate_probe(config.probe)
+    for field, model in (("probe", located), ("finetune.model", _finetune_model(config, located))):
+        if config.sampling.sequence_length > model.context:
+            raise ProbeError(
+                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
+                f"{model.context} tokens; lower it."
+            )
+    tracking_uri(config)
     return located

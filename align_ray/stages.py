@@ -7,25 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from align_ray.config import TRAINED, Config, digest
+from align_ray.config import TRAINED, digest
+from align_ray.context import Study
 from align_ray.errors import UserError
-from align_ray.fisher.probe import Located
 from align_ray.reporting.results import RESULTS
 from align_ray.reporting.tracking import Tracker, start_tracking, track
 from align_ray.runtime import capacity, connect
 from align_ray.spending import costs, price, spending
-from align_ray.store import Store
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A checked configuration, ready to run."""
-
-    config: Config
-    store: Store
-    probe: Located
-    say: Callable[[str], None]
-    """Receives one line of progress per event."""
 
 
 def alone(stage: Callable[..., Any]) -> Callable[..., Any]:

@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from align_ray.errors import ConfigError, StoreError
+from align_ray.fisher.unit import Unit
 
 Parsed = TypeVar("Parsed")
 DAMAGED = (pa.ArrowException, SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -48,22 +49,6 @@ def file_system(place: str) -> tuple[pafs.FileSystem, str]:
     return pafs.FileSystem.from_uri(place) if "://" in place else (pafs.LocalFileSystem(), place)
 
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """The embedding of one batch, by blocks that are never mixed silently: `trunk` and `head`, or of the reference
-    procedure `trunk` and `vocabulary`."""
-
-    blocks: dict[str, np.ndarray]
-    """float32 [R, D], one row per label draw; R = 1 where there is no label noise."""
-    variances: dict[str, np.ndarray]
-    """float32 [D], variance over the batch's sequences of their draw-averaged embeddings (not of the reference)."""
-    loss: float
-    """The probe's nats per token."""
-    sequences: int
-    skipped: tuple[int, ...]
-    """Sequences left out because their embedding is not finite, by position in the batch."""
-    tokens: int
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,8 +117,8 @@ def main(
     import ray
 
     from align_ray.config import Cluster, Corpus, Sampling
-    from align_ray.corpora import draw as sampling
     from align_ray.corpora import sources as corpora
+    from align_ray.corpora import tasks as reading
     from align_ray.corpora.draw import draw_corpora
     from align_ray.runtime import WORKER_ENVIRONMENT, connect
 
@@ -131,7 +131,7 @@ def main(
         environment = {"env_vars": WORKER_ENVIRONMENT}
         ray.init("local", num_cpus=tasks, include_dashboard=False, runtime_env=environment, log_to_driver=False)
         connect(Cluster())
-        corpora.FRAGMENT_BYTES = sampling.TASK_BYTES = int(piece * 2**20)
+        corpora.FRAGMENT_BYTES = reading.TASK_BYTES = int(piece * 2**20)
         corpus, watch = Corpus(name="generated", source=str(place)), Memory()
         watch.start()
         start = time.perf_counter()
@@ -145,7 +145,7 @@ def main(
             f"{drawn.counts.get('unreadable', 0)} | {seconds:.0f} | {size / 1e6 / seconds / tasks:.0f} | "
             f"{watch.driver / 1e6:.0f} | {watch.worker / 1e6:.0f} | {spilled() / 1e6:.0f} |"
         )
-        tasks_run = len(sampling.read_tasks([corpus]))
+        tasks_run = len(reading.read_tasks([corpus]))
         ray.shutdown()
         print(f"\n{tasks_run} tasks, {tasks_run / seconds:.0f} a second\n")
         print("| one process | MB/s |\n|---|---|")

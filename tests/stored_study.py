@@ -8,11 +8,11 @@ from align_ray.alignment.coefficients import align_corpora
 from align_ray.alignment.intervals import p_mean_negative, two_sample_mean
 from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
 from align_ray.config import Config
-from align_ray.mixture.describe import search_mixture
+from align_ray.fisher.unit import Unit
 from align_ray.mixture.goals import cross_entropy_goal
-from align_ray.store import Unit
+from align_ray.mixture.search import search_mixture
 from align_ray.training.finetune import change
-from align_ray.training.loop import Losses
+from align_ray.training.jobs import Losses
 from align_ray.training.validate import combined_mean
 
 TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")

@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from align_ray import pipeline, stages
 from align_ray.cli.main import app
 from align_ray.config import Config, Probe
-from align_ray.embedding.pool import read_sample, unit_id
+from align_ray.corpora.sample import read_sample
+from align_ray.embedding.units import unit_id
 from align_ray.errors import CapReached, ConfigError
 from align_ray.estimate import passes, planned_work
 from align_ray.fisher.probe import load_model, locate_probe, parameters
+from align_ray.pipeline import open_study
 from align_ray.spending import costs
 
 PRICED = {"price_per_hour": 3600.0}
@@ -70,7 +72,7 @@ def test_a_cap_without_a_price_is_refused(small_config, tmp_path):
 
 def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(local_ray, small_config, tmp_path):
     def study(**cost):
-        return pipeline.open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT, cost={**PRICED, **cost})))
+        return open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT, cost={**PRICED, **cost})))
 
     with pytest.raises(CapReached, match="max_cost"):
         pipeline.embed(study(max_cost=0.5))
@@ -89,13 +91,13 @@ def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(l
 
 
 def test_an_alignment_of_the_batches_that_were_embedded_before_the_cap(local_ray, small_config, tmp_path):
-    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT)))
+    study = open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT)))
     key = pipeline.embed(study)["work"]["key"]
     for corpus in study.config.corpora:  # the last round
         last = unit_id(read_sample(study.store, corpus.name).batches[-1])
         (tmp_path / "out" / "embeddings" / key / f"{last}.parquet").unlink()
     capped = {**PRICED, "max_cost": costs(study.store)["embed"]["spent"] + 1.0}
-    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT, cost=capped)))
+    study = open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT, cost=capped)))
     with pytest.raises(CapReached):
         pipeline.run(study)
     limits = study.store.read_json("embedding.json")["limits"]

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from align_ray.errors import ConfigError
-from align_ray.store import Store, Unit
+from align_ray.fisher.unit import Unit
+from align_ray.store import Store
 
 
 @pytest.fixture(params=["{}", "file://{}"], ids=["path", "uri"])

@@ -13,7 +13,7 @@ from align_ray.alignment.comparison import ranking
 from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
 from align_ray.alignment.intervals import Estimate, interval, one_sample_mean, two_sample_mean
 from align_ray.alignment.noise import corpus_noise, corrected_distances, relative_variance
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 
 def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Estimate:

@@ -14,7 +14,7 @@ from align_ray.alignment import baselines
 from align_ray.alignment.coefficients import batch_matrix
 from align_ray.alignment.distance import SIMILARITIES
 from align_ray.alignment.gradients import BLOCKS, Sketches, predicted_change
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 
 @dataclasses.dataclass(frozen=True)

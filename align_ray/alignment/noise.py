@@ -14,7 +14,7 @@ import numpy as np
 
 from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.alignment.intervals import interval
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 Value = TypeVar("Value", float, np.ndarray)
 

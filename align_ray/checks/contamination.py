@@ -19,9 +19,11 @@ from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.config import Config
-from align_ray.corpora.draw import on_tasks, read_task, read_tasks
+from align_ray.corpora.sample import read_sample
 from align_ray.corpora.sources import documents
-from align_ray.embedding.pool import embed_batches, read_embeddings, read_sample, unit_id
+from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
+from align_ray.embedding.pool import embed_batches, read_embeddings
+from align_ray.embedding.units import unit_id
 from align_ray.fisher.probe import Located, load_tokenizer
 from align_ray.progress import counted
 from align_ray.store import Store

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.embedding.pool import read_sample
+from align_ray.corpora.sample import read_sample
 from align_ray.fisher.probe import Located
 from align_ray.store import Store
-from align_ray.training.loop import Job, Trained, train_jobs
+from align_ray.training.jobs import Job, Trained, train_jobs
 
 PILOT_STEP = 3
 """Every so manieth candidate takes part in the choice of the learning rate."""

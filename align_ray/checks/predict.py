@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from align_ray.alignment.baselines import sentence_model
-from align_ray.alignment.gradients import gradient_sketches
 from align_ray.alignment.measures import Measure, alignment_measures, baseline_measures, combined_measures, gradient_measures
 from align_ray.checks.outcomes import Outcome, measure_outcomes
 from align_ray.checks.prediction import FEWEST, difference, quality, reliability
 from align_ray.config import Config
-from align_ray.embedding.pool import embed_missing, read_embeddings, read_sample
+from align_ray.corpora.sample import read_sample
+from align_ray.embedding.pool import embed_missing, read_embeddings
+from align_ray.embedding.sketches import gradient_sketches
 from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
 from align_ray.store import Store
 

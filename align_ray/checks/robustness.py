@@ -15,10 +15,12 @@ from scipy import stats
 from align_ray.alignment.coefficients import batch_matrix
 from align_ray.alignment.distance import distance_matrix
 from align_ray.config import Config, digest
-from align_ray.embedding.pool import embed_missing, read_embeddings, sample_corpora
+from align_ray.corpora.sample import sample_corpora
+from align_ray.embedding.pool import embed_missing, read_embeddings
 from align_ray.errors import ConfigError, StoreError
 from align_ray.fisher.probe import load_model, locate_probe
-from align_ray.store import Store, Unit
+from align_ray.fisher.unit import Unit
+from align_ray.store import Store
 
 SEEDS = 3
 

@@ -14,10 +14,7 @@ from align_ray.cli import mixture as cli_mixture
 from align_ray.cli import select as cli_select
 from align_ray.cli import ui as cli_ui
 from align_ray.cli.common import OptionsAnywhere, Path_, Set, guard, set_output, study_of
-from align_ray.errors import CapReached
-from align_ray.reporting.tables import (
-    out,
-    plain_table,
+from align_ray.cli.show import (
     show_contamination,
     show_costs,
     show_mixture,
@@ -28,6 +25,8 @@ from align_ray.reporting.tables import (
     show_ranking,
     show_validation,
 )
+from align_ray.errors import CapReached
+from align_ray.reporting.tables import out, plain_table
 
 app = typer.Typer(
     cls=OptionsAnywhere, add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False

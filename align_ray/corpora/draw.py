@@ -11,26 +11,21 @@ import heapq
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from align_ray.config import Corpus, Sampling
-from align_ray.corpora.sources import Fragment, documents, plan_fragments
+from align_ray.corpora.sources import Fragment, documents
+from align_ray.corpora.tasks import grouped_fragments, on_tasks
 from align_ray.errors import CorpusError
+from align_ray.fisher.trunk import PADDING
 from align_ray.progress import counted
 
 DOCUMENT_SEQUENCES = 8
 """A document contributes at most this many sequences, so that no long document fills a batch alone."""
 CHARACTERS_PER_TOKEN = 12
 """Upper bound used to decide how much text to keep before it is tokenised; English and code have 3 to 5."""
-PADDING = -1
-"""Stands for padding in token ids."""
-TASK_BYTES = 64 * 2**20
-"""Read by one task, or more where a corpus would be more than MOST_TASKS tasks."""
-MOST_TASKS = 8192
-"""The driver starts some 75 tasks a second (docs/scaling.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,45 +123,14 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 
 
-def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
-    """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as JSON."""
-    return [
-        {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
-        for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)
-        for group in groups or [[]]  # files may have become empty since they were checked
-    ]
 
 
-def on_tasks(tasks: list[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """The Ray Data set of what `read` makes of rows such as those of `read_tasks`, each in a batch of its own and a task."""
-    import ray
-
-    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
 
 
-def read_task(batch: dict[str, np.ndarray]) -> tuple[Corpus, list[Fragment]]:
-    """What a row of `read_tasks` says, in a batch of one."""
-    return Corpus(**json.loads(batch["corpus"][0])), [Fragment(**f) for f in json.loads(batch["fragments"][0])]
 
 
-def grouped_fragments(corpora: list[Corpus]) -> list[list[list[Fragment]]]:
-    """By corpus, what each task reads: TASK_BYTES, or more where there would be more than MOST_TASKS tasks in all."""
-    plans = [plan_fragments(corpus) for corpus in corpora]
-    total = sum(fragment.bytes for plan in plans for fragment in plan)
-    return [group_fragments(plan, max(TASK_BYTES, total // MOST_TASKS)) for plan in plans]
 
 
-def group_fragments(fragments: list[Fragment], most: int) -> list[list[Fragment]]:
-    """Consecutive fragments together up to `most` bytes, so that ten thousand small files are not ten thousand tasks."""
-    groups: list[list[Fragment]] = []
-    size = most
-    for fragment in fragments:
-        if size + fragment.bytes > most or fragment.kind in ("hub", "installed"):
-            groups.append([])
-            size = 0
-        groups[-1].append(fragment)
-        size += fragment.bytes
-    return groups
 
 
 def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, batches: int, counts: Counter) -> Batches:

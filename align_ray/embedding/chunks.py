@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import digest
-from align_ray.corpora.draw import PADDING
+from align_ray.fisher.trunk import PADDING
 
 CHUNK = pa.schema(
     {

@@ -20,8 +20,10 @@ from torch import nn
 from align_ray.alignment.coefficients import batch_matrix, measures
 from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.config import Config, Embedding, digest
+from align_ray.corpora.sample import read_sample
 from align_ray.embedding.chunks import chunk_of, scored_schema
-from align_ray.embedding.pool import head_name, probe_with_head, read_embeddings, read_sample, unit_id
+from align_ray.embedding.pool import probe_with_head, read_embeddings
+from align_ray.embedding.units import head_name, unit_id
 from align_ray.errors import ConfigError, ProbeError, StoreError, mistake
 from align_ray.fisher.pooling import pooled_rows
 from align_ray.fisher.probe import Located, load_tokenizer

@@ -14,7 +14,8 @@ from align_ray.alignment.distance import distance_matrix
 from align_ray.config import Config
 from align_ray.embedding.pool import embed_missing, read_embeddings
 from align_ray.fisher.probe import Located
-from align_ray.store import Store, Unit
+from align_ray.fisher.unit import Unit
+from align_ray.store import Store
 
 FIRST = 8
 """Batches of every corpus at the first look: fewer leave so few degrees of freedom that hardly anything can be settled."""

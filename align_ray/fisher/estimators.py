@@ -14,7 +14,7 @@ from align_ray.fisher.head_tuning import tuned_head, with_head
 from align_ray.fisher.pooling import pooled_rows
 from align_ray.fisher.reference import reference_blocks, reference_embedding
 from align_ray.fisher.trunk import fisher_embeddings
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 log = logging.getLogger(__name__)
 

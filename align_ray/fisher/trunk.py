@@ -12,6 +12,7 @@ vocabulary head is a block of its own (`fisher/head.py`).
 Cost: one forward pass, and per label draw one backward pass through activations only. Several draws share the forward.
 """
 
+
 import dataclasses
 import hashlib
 import logging
@@ -200,3 +201,7 @@ def _row_squares(x: Tensor, g: Tensor, grams: dict[tuple, Tensor]) -> Tensor:
     if at not in grams:
         grams[at] = torch.bmm(x, x.transpose(1, 2))
     return (torch.bmm(grams[at], g).to(exact) * g).sum(1) / i
+
+
+PADDING = -1
+"""Stands for padding in token ids."""

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Config, Corpus
-from align_ray.corpora.draw import document_key, draw_corpora, on_tasks, read_task, read_tasks
+from align_ray.corpora.draw import document_key, draw_corpora
 from align_ray.corpora.sources import documents
+from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.embedding.chunks import aligned_with, chunk_of, chunk_to_score, holds, keys_of
 from align_ray.embedding.scores import Reference, score_chunks
 from align_ray.errors import CorpusError

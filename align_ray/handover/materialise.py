@@ -14,17 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Corpus
-from align_ray.corpora.draw import on_tasks, read_task, read_tasks
 from align_ray.corpora.sources import documents
+from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.errors import ConfigError, CorpusError
 from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.store import Store
 
 BINS = 2**14
 """Of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS of each corpus, or
 one document."""
-SHARD_TOKENS = 32_000_000
-"""About 128 MB of text."""
 MOST_EPOCHS = 16
 """A corpus is not repeated more often: the gain of a repetition is gone long before (see `search.max_epochs`)."""
 
@@ -123,25 +122,10 @@ def materialise(
     return manifest
 
 
-def check_free(out: Store, settings: dict[str, Any]) -> None:
-    """Raise ConfigError where the folder holds shards whose manifest, or its `settings`, does not say the same."""
-    manifest = out.find_json("manifest.json")
-    held = manifest.get("settings", manifest) if isinstance(manifest, dict) else {}
-    if any(name.startswith("part-") for name in out.names("")) and {k: held.get(k) for k in settings} != settings:
-        raise ConfigError(f"--out {out.uri}: the folder holds shards of something else; name another folder or empty it.")
 
 
-def write_shard(store: Store, shard: int, table: pa.Table) -> dict[str, list]:
-    """Write part-NNNNN.parquet; returns its name, rows and SHA-256 as a batch of one row."""
-    name = f"part-{shard:05d}.parquet"
-    store.write_table(name, table)
-    sha = hashlib.sha256(store.read_bytes(name)).hexdigest()
-    return {"file": [name], "rows": [table.num_rows], "sha256": [sha]}
 
 
-def shard_list(written: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a manifest says of the shards, from the rows `write_shard` gave."""
-    return sorted(({k: part[k] for k in ("file", "rows", "sha256")} for part in written), key=lambda part: part["file"])
 
 
 def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict[str, Any]]:

@@ -22,14 +22,14 @@ import pyarrow as pa
 from scipy import stats
 
 from align_ray.config import Config, Corpus, digest
-from align_ray.corpora.draw import on_tasks
+from align_ray.corpora.tasks import on_tasks
 from align_ray.embedding.chunks import aligned_with, keys_of
 from align_ray.embedding.scores import score_reference
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.fisher.probe import Located
 from align_ray.handover.documents import Scored, heldout_scores, read_scores, score_corpus
-from align_ray.handover.materialise import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.handover.rule import Amount, Method, number_taken, ranked
+from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.store import Store
 
 FILES_PER_TASK = 64

@@ -4,7 +4,6 @@
 beforehand, and a surrogate of the loss is optimised under the same constraints.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,35 +12,22 @@ from pyarrow.csv import write_csv
 from scipy.stats import qmc
 
 from align_ray.config import Config, digest
+from align_ray.context import target_weights
 from align_ray.fisher.probe import Located
 from align_ray.mixture.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
-from align_ray.mixture.goals import target_weights
-from align_ray.mixture.objectives import Objective
-from align_ray.mixture.solver import Goal, penalties, solve
-from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, cross_validated, default_surrogate
 from align_ray.mixture.tune import sampler
 from align_ray.progress import steps
 from align_ray.runtime import capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.store import Store
 from align_ray.training.experiment import restorable
-from align_ray.training.loop import (
-    driver_resources,
-    job_counter,
-    job_keys,
-    runs_at_once,
-    scaling,
-    train_jobs,
-    train_model,
-    trainable_model,
-)
+from align_ray.training.jobs import driver_resources, job_counter, job_keys, runs_at_once, scaling, train_jobs
+from align_ray.training.loop import train_model
 from align_ray.training.rows import heldout_sequences, mixture_jobs, validation_half
+from align_ray.training.step import trainable_model
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the proxy's tokens after which its loss is reported."""
-CANDIDATE_MIXTURES = 5_000
-"""Feasible mixtures of a round when a surrogate without gradients is optimised; the mean of the best hundred is proposed, as
-RegMix does."""
 
 
 def combined(config: Config, losses: dict[str, float]) -> float:
@@ -150,7 +136,7 @@ def proxy_loop(settings: dict[str, Any]) -> None:
     from ray import train
     from ray.train.torch import get_device
 
-    from align_ray.training.loop import sequence_losses
+    from align_ray.training.step import sequence_losses
 
     device = get_device()
     if device.type == "cpu":
@@ -198,85 +184,13 @@ def run_swarm(
     return weights, losses
 
 
-@dataclasses.dataclass(frozen=True)
-class Proposal:
-    """Weights [K], the surrogate used, its prediction of every metric, and the cross-validated rank correlation of every
-    surrogate by metric."""
-
-    weights: np.ndarray
-    surrogate: str
-    predicted: dict[str, float]
-    quality: dict[str, dict[str, float]]
 
 
-def propose(
-    weights: np.ndarray,
-    metrics: dict[str, np.ndarray],
-    share: np.ndarray | None,
-    limits: Constraints,
-    surrogate: str | None = None,
-    seed: int = 0,
-    coordinates: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Proposal:
-    """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
-
-    `weights`: runs' float64 [n, J], metrics [n] each. The prior's strength is taken times the spread of the runs' metric. The
-    log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`: content of the
-    runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that the runs'
-    domains need not be the candidates.
-    """
-    observed = np.stack(list(metrics.values()))
-    spread = float(np.ptp(observed.max(0) if share is None else share @ observed))
-    limits = dataclasses.replace(limits, strength=limits.strength * spread)
-    old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(limits.names)))
-    features = weights @ old
-    chosen = surrogate or default_surrogate(len(weights))
-    quality = {kind: {m: cross_validated(features, v, kind, seed) for m, v in metrics.items()} for kind in SURROGATES}
-    fitted = {m: SURROGATES[chosen](features, v) for m, v in metrics.items()}
-    laws = [law for law in fitted.values() if isinstance(law, LogLinear)]
-    if len(laws) == len(fitted):
-        goal = Goal([_on_weights(law.objective(), new) for law in laws], share)
-        best = solve(goal, limits).weights
-    else:
-        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + penalties(limits, w), limits, seed)
-    predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
-    return Proposal(best, chosen, predicted, quality)
 
 
-def _total(features: np.ndarray, fitted: dict[str, Predict], share: np.ndarray | None) -> np.ndarray:
-    values = np.stack([predict(features) for predict in fitted.values()])
-    return values.max(0) if share is None else share @ values
 
 
-def _best_of_many(cost: Predict, limits: Constraints, seed: int) -> np.ndarray:
-    """Mean of the hundred feasible mixtures of least cost, out of sparse and dense ones and, in a second round, of ones around the
-    best of those."""
-    rng, k = np.random.default_rng(seed), len(limits.names)
-    concentrations = rng.choice([0.1, 0.3, 1.0], CANDIDATE_MIXTURES)
-    tried = np.stack([nearest(rng.dirichlet(np.full(k, c)), limits) for c in concentrations])
-    for _ in range(2):
-        best = tried[np.argsort(cost(tried))[:100]]
-        around = [nearest(rng.dirichlet(100 * best[i % 100] + 1e-3), limits) for i in range(CANDIDATE_MIXTURES)]
-        tried = np.concatenate([best, np.stack(around)])
-    return nearest(tried[np.argsort(cost(tried))[:100]].mean(0), limits)
 
 
-def _on_weights(objective: Objective, new: np.ndarray) -> Objective:
-    """An objective of features w @ new as one of w."""
-
-    def gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
-        value, by_feature = objective.gradient(w @ new)
-        return value, new @ by_feature
-
-    return Objective(lambda w: objective.values(np.atleast_2d(w) @ new), gradient)
 
 
-def content_coordinates(pooled: np.ndarray, components: int = 8) -> np.ndarray:
-    """Coordinates of corpora by what they hold, from pooled embeddings float [K, D]: principal components of the rows' ratios to
-    their mean, [K, q]. They are linear in the embedding, so that a mixture's are the mixture of its corpora's."""
-    ratios = pooled / np.maximum(pooled.mean(0), 1e-30)
-    ratios = ratios / np.sqrt(ratios.shape[1])
-    centred = ratios - ratios.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    kept = min(components, int((s > 1e-9 * s[0]).sum()))
-    return u[:, :kept] * s[:kept] / s[0]

@@ -144,10 +144,3 @@ def to_unit_cube(w: np.ndarray) -> np.ndarray:
     return np.exp(-np.clip(w, 1e-6, None))
 
 
-def split_tokens(weights: np.ndarray, rows: int) -> np.ndarray:
-    """Whole sequences per corpus that sum to `rows`, by the largest remainder."""
-    exact = weights * rows
-    counts = np.floor(exact).astype(int)
-    for i in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
-        counts[i] += 1
-    return counts

@@ -1,6 +1,5 @@
 """The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to compare with."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,102 +8,13 @@ from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.alignment.intervals import interval
 from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
-from align_ray.mixture.constraints import Constraints, constraints, nearest, unconstrained, without_prior
-from align_ray.mixture.goals import (
-    Builder,
-    cross_entropy_goal,
-    fisher_goal,
-    linear_goal,
-    main_rows,
-    mixmin_goal,
-    reported_weights,
-)
+from align_ray.context import reported_weights
+from align_ray.mixture.constraints import Constraints, nearest, unconstrained, without_prior
 from align_ray.mixture.solver import (
     Goal,
     Optimum,
-    effective_corpora,
-    near_optimal_average,
     pareto_front,
-    penalties,
-    scaled_prior,
-    solve,
 )
-from align_ray.mixture.tune import tune_search
-from align_ray.store import Unit
-
-
-def goal_builder(
-    config: Config,
-    rows: dict[str, np.ndarray],
-    batches: dict[str, np.ndarray],
-    vocabulary: int,
-    probabilities: Callable[[], dict[str, np.ndarray]],
-) -> Builder:
-    """The builder of the configured objective (of `cross-entropy` for `loss`, which starts from there)."""
-    match config.search.objective:
-        case "mixmin":
-            return mixmin_goal(config, probabilities())
-        case "linear":
-            return linear_goal(config, rows)
-        case "cross-entropy" | "loss":
-            return cross_entropy_goal(config, batches, vocabulary)
-    return fisher_goal(config, rows)
-
-
-def search_mixture(
-    config: Config,
-    embeddings: dict[str, list[Unit]],
-    tokens: dict[str, int],
-    build: Builder,
-    storage: str,
-    others: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Find weights that maximise the goal under the constraints; returns a JSON value.
-
-    `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps its state; `others`: further mixtures to show.
-    `mixtures[name]`: `weights`, `value` of the objective (nats for cross-entropy and mixmin: minus the cross-entropy), the
-    pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
-    `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
-    `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
-    optimum's weight, what limits it and prices. `chosen`: `recommended`.
-    """
-    goal = build(None)
-    limits = scaled_prior(constraints(config.search, tokens), goal)
-    optimum = solve(goal, limits)
-    trials: list[dict[str, Any]] = []
-    found, gap = "closed_form", None
-    if config.search.method == "tune":
-        trials = tune_search(config, goal, limits, optimum, storage)
-        best = max(trials, key=lambda t: t["penalised"])
-        gap = optimum.penalised - best["penalised"]
-        if gap < -1e-9:
-            optimum, found = solve(goal, limits, np.array([best["weights"][n] for n in limits.names])), "search"
-    free = solve(goal, unconstrained(limits))
-    noise = _bootstrap(config, build, goal, limits, optimum)
-    recommended = near_optimal_average(goal, limits, optimum, noise["slack"], config.seed)
-    mixtures = {"recommended": recommended, "closed_form": optimum.weights, "unconstrained": free.weights}
-    if trials:
-        mixtures["search"] = np.array([best["weights"][n] for n in limits.names])
-    mixtures |= comparison_mixtures(goal, limits, tokens) | others
-    rows = main_rows(embeddings)
-    return {
-        "objective": config.search.objective,
-        "chosen": "recommended",
-        "optimum": found,
-        "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
-        "weights": _weights(limits, optimum, noise),
-        "caps": dict(zip(limits.names, limits.caps.tolist(), strict=True)),
-        "effective_corpora": effective_corpora(recommended),
-        "kkt_residual": optimum.gap,
-        "gap_of_search": gap,
-        "standard_error": noise["error"],
-        "slack": noise["slack"],
-        "single": dict(zip(limits.names, goal.values(np.eye(len(limits.names))).tolist(), strict=True)),
-        "lead_over_single": noise["lead"],
-        "pareto": _pareto(config, goal, limits),
-        "warnings": _warnings(config, limits, tokens, optimum, noise),
-        "trials": trials,
-    }
 
 
 def comparison_mixtures(goal: Goal, limits: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
@@ -179,36 +89,6 @@ def mixture_alignment(
     return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
 
 
-def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
-    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it
-    falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
-    weights, values, behind, lead = [], [], [], []
-    singles = np.eye(len(limits.names))
-    feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
-    single = max(feasible, key=lambda w: plain.values(w[None])[0], default=None)
-    for r in range(config.search.bootstrap):
-        goal = build(np.random.default_rng([config.seed, r]))
-        again = solve(goal, limits, optimum.weights)
-        here = float((goal.values(optimum.weights[None]) - penalties(limits, optimum.weights[None]))[0])
-        weights.append(again.weights)
-        values.append(goal.values(optimum.weights[None])[0])
-        behind.append(max(0.0, again.penalised - here))
-        if single is not None:
-            lead.append(values[-1] - goal.values(single[None])[0])
-    return {
-        "low": np.quantile(weights, 0.025, axis=0),
-        "high": np.quantile(weights, 0.975, axis=0),
-        "error": float(np.std(values, ddof=1)),
-        "slack": float(np.sqrt(np.mean(np.square(behind)))),
-        "lead": None
-        if single is None
-        else {
-            "corpus": limits.names[int(np.argmax(single))],
-            "value": float(plain.values(optimum.weights[None])[0] - plain.values(single[None])[0]),
-            "low": float(np.quantile(lead, 0.025)),
-            "high": float(np.quantile(lead, 0.975)),
-        },
-    }
 
 
 def _weights(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from align_ray.alignment.baselines import background_distribution, discounted_di
 from align_ray.alignment.coefficients import batch_matrix, measures
 from align_ray.alignment.distance import distance_matrix
 from align_ray.config import Config
+from align_ray.context import target_weights
+from align_ray.fisher.unit import Unit
 from align_ray.mixture.objectives import (
     Objective,
     hellinger_objective,
@@ -21,26 +23,14 @@ from align_ray.mixture.objectives import (
     scaled_cosine_objective,
 )
 from align_ray.mixture.solver import Goal
-from align_ray.store import Unit
 
 Builder = Callable[[np.random.Generator | None], Goal]
 
 FISHER = {"scaled-cosine": scaled_cosine_objective, "hellinger": hellinger_objective, "kl": kl_objective}
 
 
-def target_weights(config: Config) -> np.ndarray | None:
-    """Weights of the targets [M], sum 1; None for the worst target."""
-    given, names = config.search.targets, [t.name for t in config.targets]
-    if given == "worst":
-        return None
-    weights = np.array([1.0 if given == "sum" else given.get(n, 0.0) for n in names])
-    return weights / weights.sum()
 
 
-def reported_weights(config: Config) -> np.ndarray:
-    """Weights of the targets [M] for what is reported as their mean: equal ones where the worst target is the goal."""
-    weights = target_weights(config)
-    return np.full(len(config.targets), 1 / len(config.targets)) if weights is None else weights
 
 
 def main_rows(embeddings: dict[str, list[Unit]]) -> dict[str, np.ndarray]:
@@ -120,3 +110,21 @@ def resampled_mean(rows: np.ndarray, rng: np.random.Generator | None) -> np.ndar
     return (
         rows.mean(0, dtype=np.float64) if rng is None else (draws(len(rows), rng).astype(np.float32) @ rows).astype(np.float64)
     )
+
+
+def goal_builder(
+    config: Config,
+    rows: dict[str, np.ndarray],
+    batches: dict[str, np.ndarray],
+    vocabulary: int,
+    probabilities: Callable[[], dict[str, np.ndarray]],
+) -> Builder:
+    """The builder of the configured objective (of `cross-entropy` for `loss`, which starts from there)."""
+    match config.search.objective:
+        case "mixmin":
+            return mixmin_goal(config, probabilities())
+        case "linear":
+            return linear_goal(config, rows)
+        case "cross-entropy" | "loss":
+            return cross_entropy_goal(config, batches, vocabulary)
+    return fisher_goal(config, rows)

@@ -1,24 +1,111 @@
 """Mixtures from runs that a user has made elsewhere: their tables, this project's constraints and content coordinates."""
 
-from typing import TYPE_CHECKING
+import dataclasses
 
 import numpy as np
 
 from align_ray.config import Search
+from align_ray.context import Study
+from align_ray.corpora.sample import token_counts
 from align_ray.embedding.pool import read_embeddings
 from align_ray.errors import ConfigError
-from align_ray.mixture.by_loss import Proposal, content_coordinates, propose
-from align_ray.mixture.constraints import Constraints, constraints
+from align_ray.mixture.constraints import Constraints, constraints, nearest
 from align_ray.mixture.goals import main_rows
-from align_ray.mixture.search import token_counts
-from align_ray.mixture.surrogates import SURROGATES, Runs
+from align_ray.mixture.objectives import Objective
+from align_ray.mixture.solver import Goal, penalties, solve
+from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, Runs, cross_validated, default_surrogate
 
-if TYPE_CHECKING:
-    from align_ray.pipeline import Study
+CANDIDATE_MIXTURES = 5_000
+"""Feasible mixtures of a round when a surrogate without gradients is optimised; the mean of the best hundred is proposed, as
+RegMix does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """Weights [K], the surrogate used, its prediction of every metric, and the cross-validated rank correlation of every
+    surrogate by metric."""
+
+    weights: np.ndarray
+    surrogate: str
+    predicted: dict[str, float]
+    quality: dict[str, dict[str, float]]
+
+
+def propose(
+    weights: np.ndarray,
+    metrics: dict[str, np.ndarray],
+    share: np.ndarray | None,
+    limits: Constraints,
+    surrogate: str | None = None,
+    seed: int = 0,
+    coordinates: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Proposal:
+    """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
+
+    `weights`: runs' float64 [n, J], metrics [n] each. The prior's strength is taken times the spread of the runs' metric. The
+    log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`: content of the
+    runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that the runs'
+    domains need not be the candidates.
+    """
+    observed = np.stack(list(metrics.values()))
+    spread = float(np.ptp(observed.max(0) if share is None else share @ observed))
+    limits = dataclasses.replace(limits, strength=limits.strength * spread)
+    old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(limits.names)))
+    features = weights @ old
+    chosen = surrogate or default_surrogate(len(weights))
+    quality = {kind: {m: cross_validated(features, v, kind, seed) for m, v in metrics.items()} for kind in SURROGATES}
+    fitted = {m: SURROGATES[chosen](features, v) for m, v in metrics.items()}
+    laws = [law for law in fitted.values() if isinstance(law, LogLinear)]
+    if len(laws) == len(fitted):
+        goal = Goal([_on_weights(law.objective(), new) for law in laws], share)
+        best = solve(goal, limits).weights
+    else:
+        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + penalties(limits, w), limits, seed)
+    predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
+    return Proposal(best, chosen, predicted, quality)
+
+
+def _total(features: np.ndarray, fitted: dict[str, Predict], share: np.ndarray | None) -> np.ndarray:
+    values = np.stack([predict(features) for predict in fitted.values()])
+    return values.max(0) if share is None else share @ values
+
+
+def _best_of_many(cost: Predict, limits: Constraints, seed: int) -> np.ndarray:
+    """Mean of the hundred feasible mixtures of least cost, out of sparse and dense ones and, in a second round, of ones around the
+    best of those."""
+    rng, k = np.random.default_rng(seed), len(limits.names)
+    concentrations = rng.choice([0.1, 0.3, 1.0], CANDIDATE_MIXTURES)
+    tried = np.stack([nearest(rng.dirichlet(np.full(k, c)), limits) for c in concentrations])
+    for _ in range(2):
+        best = tried[np.argsort(cost(tried))[:100]]
+        around = [nearest(rng.dirichlet(100 * best[i % 100] + 1e-3), limits) for i in range(CANDIDATE_MIXTURES)]
+        tried = np.concatenate([best, np.stack(around)])
+    return nearest(tried[np.argsort(cost(tried))[:100]].mean(0), limits)
+
+
+def _on_weights(objective: Objective, new: np.ndarray) -> Objective:
+    """An objective of features w @ new as one of w."""
+
+    def gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
+        value, by_feature = objective.gradient(w @ new)
+        return value, new @ by_feature
+
+    return Objective(lambda w: objective.values(np.atleast_2d(w) @ new), gradient)
+
+
+def content_coordinates(pooled: np.ndarray, components: int = 8) -> np.ndarray:
+    """Coordinates of corpora by what they hold, from pooled embeddings float [K, D]: principal components of the rows' ratios to
+    their mean, [K, q]. They are linear in the embedding, so that a mixture's are the mixture of its corpora's."""
+    ratios = pooled / np.maximum(pooled.mean(0), 1e-30)
+    ratios = ratios / np.sqrt(ratios.shape[1])
+    centred = ratios - ratios.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    kept = min(components, int((s > 1e-9 * s[0]).sum()))
+    return u[:, :kept] * s[:kept] / s[0]
 
 
 def propose_from_runs(
-    runs: Runs, surrogate: str | None, study: "Study | None", prior_strength: float
+    runs: Runs, surrogate: str | None, study: Study | None, prior_strength: float
 ) -> tuple[Constraints, Proposal]:
     """A mixture of the runs' domains without constraints; with a study one of its candidates under its constraints, where the runs'
     domains must be corpora of the study (candidates or targets), whose embeddings then stand for them."""

@@ -6,29 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.baselines import dsir_weights
-from align_ray.alignment.coefficients import batch_matrix, measures, pooled_alignment
 from align_ray.config import Config
-from align_ray.embedding.pool import embed_batches, read_embeddings, read_sample, unit_id
+from align_ray.context import target_weights
+from align_ray.corpora.sample import read_sample, token_counts
+from align_ray.embedding.pool import read_embeddings
 from align_ray.fisher.probe import Located, load_tokenizer
-from align_ray.mixture.by_loss import combined, propose, run_swarm, tune_loss
-from align_ray.mixture.constraints import Constraints, constraints, nearest
-from align_ray.mixture.describe import describe, goal_builder, mixture_alignment, search_mixture
-from align_ray.mixture.goals import main_rows, mixmin_goal, target_weights
-from align_ray.mixture.solver import Goal, effective_corpora, scaled_prior, solve
+from align_ray.fisher.unit import Unit
+from align_ray.mixture.by_loss import combined, run_swarm, tune_loss
+from align_ray.mixture.check import CHECKED, check_mixtures
+from align_ray.mixture.constraints import Constraints, constraints, nearest, unconstrained
+from align_ray.mixture.describe import _pareto, _warnings, _weights, comparison_mixtures, describe
+from align_ray.mixture.dsir import _dsir
+from align_ray.mixture.goals import Builder, goal_builder, main_rows
+from align_ray.mixture.mixmin import candidate_probabilities
+from align_ray.mixture.propose import propose
+from align_ray.mixture.solver import Goal, Optimum, effective_corpora, near_optimal_average, penalties, scaled_prior, solve
+from align_ray.mixture.tune import tune_search
 from align_ray.store import Store
-from align_ray.training.loop import heldout_probabilities
-from align_ray.training.rows import heldout_sequences, mixture_jobs, mixture_rows, validation_half
-
-CHECKED = ("recommended", "uniform", "bad")
-DSIR_TEXTS = 256
-"""Texts that DSIR selects, out of the candidates' training samples."""
-
-
-def token_counts(config: Config, store: Store) -> dict[str, int]:
-    """Tokens available by candidate: its bytes times the tokens per byte of its sample."""
-    corpora = store.read_json("corpora.json")
-    return {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates}
 
 
 def find_mixture(config: Config, store: Store, probe: Located, model: Located, say: Callable[[str], None]) -> dict[str, Any]:
@@ -119,72 +113,89 @@ def by_other_objectives(
     return result
 
 
-def candidate_probabilities(config: Config, store: Store, model: Located, tokens: dict[str, int]) -> dict[str, np.ndarray]:
-    """Probability of every token of the held-out validation half after training on each candidate alone, by target
-    float32 [K, m, T - 1]."""
-    alone = [{n: float(n == name) for n in tokens} for name in tokens]
-    jobs = mixture_jobs(config, store, tokens, alone, config.finetune.tokens, range(1))
-    found = heldout_probabilities(config, store, model, heldout_sequences(config, store), jobs)
-    return {t: np.stack([validation_half(p) for p in by_job]) for t, by_job in found.items()}
-
-
-def mixmin_weights(config: Config, store: Store, model: Located, tokens: dict[str, int]) -> dict[str, float]:
-    """MixMin's mixture under the same caps, without a prior."""
-    limits = constraints(config.search.model_copy(update={"prior_strength": 0.0}), tokens)
-    goal: Goal = mixmin_goal(config, candidate_probabilities(config, store, model, tokens))(None)
-    return dict(zip(limits.names, solve(goal, limits).weights.tolist(), strict=True))
-
-
-def _dsir(config: Config, store: Store, tokenizer: Any) -> np.ndarray:
-    def texts(rows: np.ndarray) -> list[str]:
-        return tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
-
-    candidates = {c.name: texts(read_sample(store, c.name).training) for c in config.candidates}
-    flat = lambda name: (b := read_sample(store, name).batches).reshape(-1, b.shape[-1])  # noqa: E731
-    targets = [text for t in config.targets for text in texts(flat(t.name))]
-    return dsir_weights(candidates, targets, DSIR_TEXTS, config.seed)
-
-
-def check_mixtures(
+def search_mixture(
     config: Config,
-    store: Store,
-    probe: Located,
-    embedded: dict[str, Any],
-    embeddings: dict[str, Any],
-    limits: Constraints,
-    mixtures: dict[str, Any],
+    embeddings: dict[str, list[Unit]],
+    tokens: dict[str, int],
+    build: Builder,
+    storage: str,
+    others: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Draw sequences in each mixture's proportions, batch them together, embed them, and compare with the prediction.
+    """Find weights that maximise the goal under the constraints; returns a JSON value.
 
-    Independent text of the same kind: the prediction is from the first half of every corpus' batches, the mixture is drawn from the
-    sequences of the second half. By mixture and target: predicted and measured pooled alignment with intervals.
+    `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps its state; `others`: further mixtures to show.
+    `mixtures[name]`: `weights`, `value` of the objective (nats for cross-entropy and mixmin: minus the cross-entropy), the
+    pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
+    `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
+    `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
+    optimum's weight, what limits it and prices. `chosen`: `recommended`.
     """
-    size, batches = config.sampling.batch_size, {n: read_sample(store, n).batches[: len(embeddings[n])] for n in limits.names}
-    halves = {n: len(b) // 2 for n, b in batches.items()}
-    drawn_from = {n: b[halves[n] :].reshape(-1, b.shape[-1]) for n, b in batches.items()}
-    drawn = {}
-    for name in CHECKED:
-        # as many batches as the text fills without repetition: copies are not independent
-        shares = mixtures[name]["weights"]
-        fills = min(len(drawn_from[n]) / shares[n] for n in limits.names if shares[n] > 0.01)
-        count = min(max(2, int(fills) // size), max(2, config.sampling.batches // 2))
-        everything = {n: len(rows) for n, rows in drawn_from.items()}
-        rows = mixture_rows(drawn_from, everything, shares, size * count, config.seed)
-        order = np.random.default_rng(config.seed).permutation(len(rows))
-        drawn[name] = list(rows[order].reshape(count, size, -1))
-    embed_batches(config, store, probe, [b for parts in drawn.values() for b in parts], embedded["dtype"])
-    blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
-    rows_of = main_rows(embeddings)
-    corpora = [rows_of[n][: max(1, halves[n])] for n in limits.names]
-    result: dict[str, Any] = {}
-    for name, parts in drawn.items():
-        w = np.array([mixtures[name]["weights"][n] for n in limits.names])
-        measured = batch_matrix([store.read_unit(embedded["key"], unit_id(b)) for b in parts], blocks)
-        result[name] = {
-            t.name: {
-                "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1)),
-                "measured": vars(pooled_alignment(measured, rows_of[t.name])),
-            }
-            for t in config.targets
-        }
-    return result
+    goal = build(None)
+    limits = scaled_prior(constraints(config.search, tokens), goal)
+    optimum = solve(goal, limits)
+    trials: list[dict[str, Any]] = []
+    found, gap = "closed_form", None
+    if config.search.method == "tune":
+        trials = tune_search(config, goal, limits, optimum, storage)
+        best = max(trials, key=lambda t: t["penalised"])
+        gap = optimum.penalised - best["penalised"]
+        if gap < -1e-9:
+            optimum, found = solve(goal, limits, np.array([best["weights"][n] for n in limits.names])), "search"
+    free = solve(goal, unconstrained(limits))
+    noise = _bootstrap(config, build, goal, limits, optimum)
+    recommended = near_optimal_average(goal, limits, optimum, noise["slack"], config.seed)
+    mixtures = {"recommended": recommended, "closed_form": optimum.weights, "unconstrained": free.weights}
+    if trials:
+        mixtures["search"] = np.array([best["weights"][n] for n in limits.names])
+    mixtures |= comparison_mixtures(goal, limits, tokens) | others
+    rows = main_rows(embeddings)
+    return {
+        "objective": config.search.objective,
+        "chosen": "recommended",
+        "optimum": found,
+        "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
+        "weights": _weights(limits, optimum, noise),
+        "caps": dict(zip(limits.names, limits.caps.tolist(), strict=True)),
+        "effective_corpora": effective_corpora(recommended),
+        "kkt_residual": optimum.gap,
+        "gap_of_search": gap,
+        "standard_error": noise["error"],
+        "slack": noise["slack"],
+        "single": dict(zip(limits.names, goal.values(np.eye(len(limits.names))).tolist(), strict=True)),
+        "lead_over_single": noise["lead"],
+        "pareto": _pareto(config, goal, limits),
+        "warnings": _warnings(config, limits, tokens, optimum, noise),
+        "trials": trials,
+    }
+
+
+def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
+    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it
+    falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
+    weights, values, behind, lead = [], [], [], []
+    singles = np.eye(len(limits.names))
+    feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
+    single = max(feasible, key=lambda w: plain.values(w[None])[0], default=None)
+    for r in range(config.search.bootstrap):
+        goal = build(np.random.default_rng([config.seed, r]))
+        again = solve(goal, limits, optimum.weights)
+        here = float((goal.values(optimum.weights[None]) - penalties(limits, optimum.weights[None]))[0])
+        weights.append(again.weights)
+        values.append(goal.values(optimum.weights[None])[0])
+        behind.append(max(0.0, again.penalised - here))
+        if single is not None:
+            lead.append(values[-1] - goal.values(single[None])[0])
+    return {
+        "low": np.quantile(weights, 0.025, axis=0),
+        "high": np.quantile(weights, 0.975, axis=0),
+        "error": float(np.std(values, ddof=1)),
+        "slack": float(np.sqrt(np.mean(np.square(behind)))),
+        "lead": None
+        if single is None
+        else {
+            "corpus": limits.names[int(np.argmax(single))],
+            "value": float(plain.values(optimum.weights[None])[0] - plain.values(single[None])[0]),
+            "low": float(np.quantile(lead, 0.025)),
+            "high": float(np.quantile(lead, 0.975)),
+        },
+    }

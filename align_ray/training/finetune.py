@@ -12,7 +12,7 @@ import numpy as np
 from align_ray.config import Config
 from align_ray.fisher.probe import Located
 from align_ray.store import Store
-from align_ray.training.loop import Losses, train_jobs
+from align_ray.training.jobs import Losses, train_jobs
 from align_ray.training.rows import heldout_sequences, mixture_jobs, test_half
 
 OVERLAP_TOKENS = 13

@@ -4,15 +4,15 @@ A proxy sees fewer tokens than the run it stands for, so it would hardly ever re
 many times. Each corpus is therefore first cut down to its unique tokens times proxy tokens / token budget.
 """
 
+
 import zlib
 
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.embedding.pool import read_sample
-from align_ray.mixture.constraints import split_tokens
+from align_ray.corpora.sample import read_sample
 from align_ray.store import Store
-from align_ray.training.loop import Job
+from align_ray.training.jobs import Job
 
 
 def mixture_rows(
@@ -64,3 +64,12 @@ def validation_half(values: np.ndarray) -> np.ndarray:
 def test_half(values: np.ndarray) -> np.ndarray:
     """The second half, for what is reported; all of a single sequence."""
     return values[len(values) // 2 :]
+
+
+def split_tokens(weights: np.ndarray, rows: int) -> np.ndarray:
+    """Whole sequences per corpus that sum to `rows`, by the largest remainder."""
+    exact = weights * rows
+    counts = np.floor(exact).astype(int)
+    for i in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
+        counts[i] += 1
+    return counts

@@ -7,10 +7,10 @@ from scipy import stats
 
 from align_ray.alignment.intervals import Estimate, interval, p_mean_negative, two_sample_mean
 from align_ray.config import Config
+from align_ray.context import reported_weights
 from align_ray.fisher.probe import Located
-from align_ray.mixture.goals import reported_weights
 from align_ray.store import Store
-from align_ray.training.loop import train_jobs
+from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import heldout_sequences, mixture_jobs, test_half
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")

@@ -5,7 +5,7 @@ import pytest
 
 from align_ray.alignment import coefficients as al
 from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 DIMENSION = 4000
 

@@ -6,7 +6,7 @@ import pytest
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import one_sample_mean
 from align_ray.alignment.noise import corpus_noise, corrected_distances, needed
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 DIMENSION = 4000
 

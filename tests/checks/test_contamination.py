@@ -9,6 +9,7 @@ import yaml
 from align_ray import pipeline
 from align_ray.checks.contamination import WORDS, ngram_hashes, shared
 from align_ray.config_file import load_config
+from align_ray.pipeline import open_study
 from tests.conftest import write_jsonl
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -43,7 +44,7 @@ def leaky(small_config, corpora, tmp_path_factory, local_ray):
     data["candidates"].append({"name": "leaky", "source": str(folder / "leaky.jsonl")})
     data["sampling"]["batches"] = 8
     (folder / "study.yaml").write_text(yaml.safe_dump(data))
-    study = pipeline.open_study(load_config(folder / "study.yaml"))
+    study = open_study(load_config(folder / "study.yaml"))
     pipeline.embed(study)
     return pipeline.contamination(study), len(stolen), study
 

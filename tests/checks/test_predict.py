@@ -13,9 +13,11 @@ from align_ray.checks.outcomes import _draw
 from align_ray.cli.main import app
 from align_ray.config_file import load_config
 from align_ray.corpora.installed import INSTALLED
-from align_ray.embedding.pool import read_sample, unit_id
+from align_ray.corpora.sample import read_sample
+from align_ray.embedding.units import unit_id
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.fisher.probe import load_model, locate_probe, random_model
+from align_ray.pipeline import open_study
 from tests.conftest import write_jsonl
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
@@ -46,7 +48,7 @@ def config_file(small_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config_file, local_ray):
-    study = pipeline.open_study(load_config(config_file))
+    study = open_study(load_config(config_file))
     pipeline.embed(study)
     return study, pipeline.predict(study)
 
@@ -118,7 +120,7 @@ def test_the_published_points_are_analysed_by_the_command():
 
 
 def test_more_tokens_than_the_sample_holds_are_refused(config_file):
-    study = pipeline.open_study(load_config(config_file, {"predict.tokens": [10_000]}))
+    study = open_study(load_config(config_file, {"predict.tokens": [10_000]}))
     with pytest.raises(ConfigError, match=r"predict.tokens.*10000.*finetune.tokens"):
         pipeline.predict(study)
 
@@ -207,7 +209,7 @@ def test_sequential_embedding_stops_where_ranks_are_settled(small_config, tmp_pa
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(data))
     lines = []
-    study = pipeline.open_study(load_config(file), say=lines.append)
+    study = open_study(load_config(file), say=lines.append)
     work = pipeline.embed(study)["work"]
     limits = study.store.read_json("embedding.json")["limits"]
     assert limits == work["limits"] and set(limits.values()) <= {8, 16, 32}

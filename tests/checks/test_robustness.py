@@ -6,7 +6,7 @@ import pytest
 from align_ray.checks.robustness import _agreement, _layers, _row_sets, _scores, _variants, kendall_w, robustness
 from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
-from align_ray.store import Unit
+from align_ray.fisher.unit import Unit
 
 
 def test_kendalls_w_is_one_for_equal_rankings_and_that_of_the_textbook_otherwise():

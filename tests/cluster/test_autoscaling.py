@@ -45,10 +45,11 @@ STUDY = """
 import json, sys, threading, time
 import ray
 from align_ray import pipeline
+from align_ray.pipeline import open_study
 from align_ray.config import Config
 
 mapping, seen, stop = json.loads(sys.argv[1]), [], threading.Event()
-study = pipeline.open_study(Config.model_validate(mapping))
+study = open_study(Config.model_validate(mapping))
 
 def alive():
     return sum(n["Alive"] for n in ray.nodes()) - 1

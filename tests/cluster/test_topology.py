@@ -16,8 +16,9 @@ import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from align_ray import pipeline
+from align_ray.pipeline import open_study
 from align_ray.corpora import sources as corpora
-from align_ray.corpora import draw as sampling
+from align_ray.corpora import tasks
 from align_ray.config import Config
 
 mappings = json.loads(sys.argv[1])
@@ -26,8 +27,8 @@ for mapping in mappings:
     nodes, pieces = mapping.pop("nodes"), mapping.pop("pieces")
     for _ in range(nodes - len(cluster.list_all_nodes())):
         cluster.add_node(num_cpus=3)
-    corpora.FRAGMENT_BYTES = sampling.TASK_BYTES = pieces
-    study = pipeline.open_study(Config.model_validate({**mapping, "cluster": {**mapping["cluster"], "address": cluster.address}}))
+    corpora.FRAGMENT_BYTES = tasks.TASK_BYTES = pieces
+    study = open_study(Config.model_validate({**mapping, "cluster": {**mapping["cluster"], "address": cluster.address}}))
     pipeline.embed(study)
     pipeline.search(study)
 ray.shutdown()  # a driver that outlives its raylet exits with 1, and at the end of the process either may be first

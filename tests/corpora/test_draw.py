@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 
 from align_ray.config import Sampling
-from align_ray.corpora import draw as sampling
-from align_ray.corpora.draw import (
-    DOCUMENT_SEQUENCES,
-    MOST_TASKS,
-    TASK_BYTES,
-    document_key,
-    group_fragments,
-    make_batches,
-    smallest,
-)
+from align_ray.corpora import tasks
+from align_ray.corpora.draw import DOCUMENT_SEQUENCES, document_key, make_batches, smallest
 from align_ray.corpora.sources import Fragment
+from align_ray.corpora.tasks import MOST_TASKS, TASK_BYTES, group_fragments, grouped_fragments
 from tests.tiny import Characters
 
 SAMPLING = Sampling(sequence_length=8, batch_size=2)
@@ -144,7 +137,7 @@ def test_small_files_share_a_task_and_large_or_foreign_ones_do_not():
 
 def test_corpora_of_terabytes_are_read_in_thousands_of_tasks_together(monkeypatch):
     pieces = [Fragment("json", "x", i, i + 1, TASK_BYTES) for i in range(50_000)]
-    monkeypatch.setattr(sampling, "plan_fragments", lambda corpus: pieces)
-    groups = [group for of_corpus in sampling.grouped_fragments([None, None, None]) for group in of_corpus]
+    monkeypatch.setattr(tasks, "plan_fragments", lambda corpus: pieces)
+    groups = [group for of_corpus in grouped_fragments([None, None, None]) for group in of_corpus]
     assert MOST_TASKS // 2 < len(groups) <= 2 * MOST_TASKS
     assert sum(map(len, groups)) == 150_000

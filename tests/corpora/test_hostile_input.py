@@ -27,8 +27,7 @@ from align_ray.checks.contamination import ngram_hashes, shared
 from align_ray.cli.main import app
 from align_ray.config import Config, Corpus, Embedding, Probe, Sampling
 from align_ray.config_file import load_config
-from align_ray.corpora import draw as sampling
-from align_ray.corpora import limits
+from align_ray.corpora import limits, tasks
 from align_ray.corpora.draw import document_key, make_batches, smallest
 from align_ray.corpora.parquet import text_records
 from align_ray.corpora.sources import Fragment, check_corpus, documents, plan_fragments
@@ -36,9 +35,11 @@ from align_ray.embedding.pool import FisherActor, read_embeddings
 from align_ray.errors import ConfigError, CorpusError, ProbeError, StoreError, UserError, mistake_behind
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.fisher.unit import Unit
 from align_ray.handover import materialise
+from align_ray.pipeline import open_study
 from align_ray.reporting.tracking import start_tracking
-from align_ray.store import Store, Unit
+from align_ray.store import Store
 from align_ray.training.loop import finished
 from tests.tiny import tiny_model
 
@@ -161,7 +162,7 @@ def test_files_that_became_empty_after_the_check_leave_a_corpus_without_document
     (tmp_path / "a.jsonl").write_bytes(b"")
     (tmp_path / "b.jsonl").write_bytes(lines("b"))
     wanted = [(Corpus(name=n, source=str(tmp_path / f"{n}.jsonl")), 100) for n in ("a", "b")]
-    drawn = {corpus.name: found for corpus, found in sampling.draw_corpora(wanted, Sampling(), 0)}
+    drawn = {corpus.name: found for corpus, found in draw.draw_corpora(wanted, Sampling(), 0)}
     assert drawn["a"].documents == [] and drawn["a"].counts == {} and len(drawn["b"].documents) == 1
 
 
@@ -317,7 +318,7 @@ def test_text_of_any_script_is_drawn_whole_and_fills_its_batches(tmp_path, scrip
     assert texts == words and counts == {}
     wanted = Sampling(sequence_length=32, batch_size=4)
     tokens = 2 * 4 * 32
-    drawn = smallest(((document_key(0, t), t) for t in texts), tokens * sampling.CHARACTERS_PER_TOKEN)
+    drawn = smallest(((document_key(0, t), t) for t in texts), tokens * draw.CHARACTERS_PER_TOKEN)
     tokenizer = load_tokenizer(locate_probe(load_config().probe))
     found = make_batches(drawn, tokenizer, wanted, 2, Counter())
     assert found.ids.shape == (2, 4, 32)
@@ -484,7 +485,7 @@ def test_a_mistake_that_a_worker_meets_is_one_sentence(local_ray, small_config, 
     path.write_text(yaml.safe_dump(mapping))
     plan = lambda corpus: [*plan_fragments(corpus), Fragment("text", "/proc/self/mem", 0, 10, 10)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "plan_fragments", plan)
+        patch.setattr(tasks, "plan_fragments", plan)
         result = CliRunner().invoke(app, ["embed", str(path)])
     assert result.exit_code == 2 and result.stderr.startswith("error: corpus 'target': cannot read /proc/self/mem (")
 
@@ -509,7 +510,7 @@ with Store(sys.argv[1]).locked():
 
 
 def test_a_second_run_is_refused_with_the_first_ones_process_and_a_killed_run_holds_nothing(small_config, tmp_path):
-    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out")))
+    study = open_study(Config.model_validate(small_config(tmp_path / "out")))
     path = tmp_path / "other.yaml"
     path.write_text(yaml.safe_dump(small_config(tmp_path / "out", seed=7)))
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
@@ -627,7 +628,7 @@ def embedded(small_config, tmp_path_factory, local_ray):
     sources.mkdir()
     (sources / "a.jsonl").write_bytes(open(licences["source"], "rb").read())
     licences["source"] = str(sources)
-    study = pipeline.open_study(Config.model_validate(mapping))
+    study = open_study(Config.model_validate(mapping))
     with vanishing(sources / "b.jsonl"):
         result = pipeline.embed(study)
     pipeline.align(study)
@@ -646,7 +647,7 @@ def vanishing(file):
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "plan_fragments", plan)
+        patch.setattr(tasks, "plan_fragments", plan)
         yield
 
 

@@ -20,8 +20,8 @@ from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.cli.main import app
 from align_ray.config import Config, Cost, Embedding
 from align_ray.corpora.draw import document_key
+from align_ray.corpora.sample import read_sample
 from align_ray.embedding.chunks import holds, tokenised
-from align_ray.embedding.pool import read_sample
 from align_ray.embedding.scores import Reference, refuse_unscorable, score_reference, sequence_scores
 from align_ray.errors import CapReached, ConfigError, StoreError
 from align_ray.fisher.probe import load_model, load_tokenizer
@@ -29,6 +29,7 @@ from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.handover import documents as document_scores
 from align_ray.handover import select as selection
 from align_ray.handover.rule import Amount, distinct, gumbel_noise, log_weights, number_taken, ranked
+from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import charged
 from align_ray.store import Store
@@ -266,7 +267,7 @@ def study(small_config, corpora, tmp_path_factory, local_ray):
     (folder / "mixed.jsonl").write_text("".join(line + "\n" for line in lines))
     mapping = small_config(folder / "out", ("licences",), embedding={"dtype": "float32"}, cluster={"max_actors": 1})
     mapping["candidates"].append({"name": "mixed", "source": str(folder / "mixed.jsonl")})
-    opened = pipeline.open_study(Config.model_validate(mapping))
+    opened = open_study(Config.model_validate(mapping))
     pipeline.embed(opened)
     return opened, good
 
@@ -417,6 +418,6 @@ def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study
 def test_samples_are_left_out_with_one_line_where_the_estimator_has_none(small_config, tmp_path, monkeypatch):
     said = []
     mapping = small_config(tmp_path, embedding={"estimator": "reference"})
-    opened = pipeline.open_study(Config.model_validate(mapping), said.append)
+    opened = open_study(Config.model_validate(mapping), said.append)
     monkeypatch.setattr(stages, "need", lambda study, stage: {})
     assert pipeline.samples(opened) == {} and any("embedding.estimator" in line for line in said)

@@ -18,6 +18,7 @@ from align_ray import pipeline
 from align_ray.config import Config, Cost
 from align_ray.config_file import load_config
 from align_ray.errors import CapReached, ConfigError
+from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import _key
 
@@ -34,7 +35,7 @@ def embedded(small_config, tmp_path_factory, local_ray):
         data["search"] = {"token_budget": 10_000, "trials": 4, "bootstrap": 20, "proxy_tokens": 512, **search}
         file = folder / "study.yaml"
         file.write_text(yaml.safe_dump(data))
-        study = pipeline.open_study(load_config(file))
+        study = open_study(load_config(file))
         if pipeline.stored(study, "embed") is None:
             pipeline.embed(study)
         return study
@@ -51,7 +52,7 @@ def test_a_search_that_trains_depends_on_how(small_config, tmp_path, objective, 
     def key(rate):
         search = {"token_budget": 10_000, "objective": objective, "method": method, "proxy_tokens": 512}
         mapping = small_config(tmp_path / "out", search=search, finetune={"tokens": 1024, "eval_tokens": 512, "learning_rate": rate})
-        return _key(pipeline.open_study(Config.model_validate(mapping)), "search")
+        return _key(open_study(Config.model_validate(mapping)), "search")
 
     assert (key(1e-3) != key(1e-4)) == depends
 
@@ -175,9 +176,10 @@ def test_lora_trains_adapters_alone_and_learns(embedded):
     import torch
     from safetensors.torch import load_file
 
-    from align_ray.embedding.pool import read_sample
+    from align_ray.corpora.sample import read_sample
     from align_ray.fisher.probe import locate_probe
-    from align_ray.training.loop import Job, train_jobs, trainable_model
+    from align_ray.training.jobs import Job, train_jobs
+    from align_ray.training.step import trainable_model
 
     study = embedded(method="closed_form")
     config = study.config.model_copy(

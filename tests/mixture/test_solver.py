@@ -8,15 +8,7 @@ import pytest
 from align_ray.alignment.distance import scaled_cosine
 from align_ray.config import Search
 from align_ray.errors import ConfigError
-from align_ray.mixture.constraints import (
-    constraints,
-    from_unit_cube,
-    nearest,
-    split_tokens,
-    to_unit_cube,
-    unconstrained,
-    without_prior,
-)
+from align_ray.mixture.constraints import constraints, from_unit_cube, nearest, to_unit_cube, unconstrained, without_prior
 from align_ray.mixture.objectives import (
     hellinger_objective,
     kl_objective,
@@ -25,6 +17,7 @@ from align_ray.mixture.objectives import (
     scaled_cosine_objective,
 )
 from align_ray.mixture.solver import Goal, effective_corpora, near_optimal_average, pareto_front, solve
+from align_ray.training.rows import split_tokens
 
 NAMES = ("a", "b", "c", "d")
 

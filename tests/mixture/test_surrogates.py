@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from align_ray.cli.main import app
 from align_ray.config import Search
 from align_ray.errors import ConfigError
-from align_ray.mixture.by_loss import content_coordinates, propose, swarm_mixtures
+from align_ray.mixture.by_loss import swarm_mixtures
 from align_ray.mixture.constraints import constraints
+from align_ray.mixture.propose import content_coordinates, propose
 from align_ray.mixture.surrogates import SURROGATES, cross_validated, default_surrogate, fit_log_linear, read_runs
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "published" / "regmix"

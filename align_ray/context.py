@@ -1,0 +1,54 @@
+"""A checked configuration with all that its stages need, passed whole."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from align_ray.config import Config
+from align_ray.errors import ConfigError
+from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A checked configuration, ready to run."""
+
+    config: Config
+    store: Store
+    probe: Located
+    say: Callable[[str], None]
+    """Receives one line of progress per event."""
+
+
+
+
+
+
+def _finetune_model(config: Config, probe: Located) -> Located:
+    """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences."""
+    if config.finetune.model is None or config.finetune.model == config.probe.model:
+        return probe
+    located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
+    if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
+        raise ConfigError(
+            f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "
+            "use a model of the same family or make it the probe."
+        )
+    return located
+
+
+def target_weights(config: Config) -> np.ndarray | None:
+    """Weights of the targets [M], sum 1; None for the worst target."""
+    given, names = config.search.targets, [t.name for t in config.targets]
+    if given == "worst":
+        return None
+    weights = np.array([1.0 if given == "sum" else given.get(n, 0.0) for n in names])
+    return weights / weights.sum()
+
+
+def reported_weights(config: Config) -> np.ndarray:
+    """Weights of the targets [M] for what is reported as their mean: equal ones where the worst target is the goal."""
+    weights = target_weights(config)
+    return np.full(len(config.targets), 1 / len(config.targets)) if weights is None else weights

@@ -1,0 +1,180 @@
+"""Training jobs on Ray Train: each starts from the model's weights (or from random ones), trains on given sequences, and
+measures the loss of every target's held-out sequences before and after.
+
+The jobs are shared out among as many Ray Train runs as the cluster holds at once (starting one costs ten seconds of CPU),
+inside a Ray Tune experiment. A finished job's losses are in the store, keyed by all that determines them, and are not
+computed again.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from align_ray import progress
+from align_ray.config import Config, digest
+from align_ray.fisher.probe import Located
+from align_ray.runtime import Capacity, capacity
+from align_ray.spending import check_cap, seconds_left
+from align_ray.store import Store
+from align_ray.training.experiment import drop_torn, restorable
+from align_ray.training.loop import finished, train_loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training: int32 rows [n, T], the peak learning rate, and the seed of the order (and of random weights)."""
+
+    rows: np.ndarray
+    learning_rate: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """A target's loss on its held-out sequences, float64 [m], nats per token, before and after a job."""
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a job came to: losses by target, the seconds of the training alone, and its steps with the loss of their batch."""
+
+    losses: dict[str, Losses]
+    seconds: float
+    training: list[tuple[int, float]]
+
+
+def train_jobs(
+    config: Config, store: Store, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]
+) -> list[Trained]:
+    """Train every job whose result is not in the store; returns what every job came to.
+
+    `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
+    """
+    keys = job_keys(config, located, heldout, jobs)
+    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k)}
+    if todo:
+        _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
+        check_cap(config)
+    return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
+
+
+def job_keys(config: Config, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[str]:
+    """What a job's results are stored under: the digest of all that determines them."""
+    settings = config.finetune
+    fixed = [
+        located.digest,
+        settings.epochs,
+        settings.batch_size,
+        settings.scratch,
+        {n: r.tolist() for n, r in heldout.items()},
+        *([settings.lora_rank] if settings.lora_rank else []),
+    ]
+    return [digest([fixed, job.rows.tolist(), job.learning_rate, job.seed]) for job in jobs]
+
+
+def heldout_probabilities(
+    config: Config, store: Store, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]
+) -> dict[str, np.ndarray]:
+    """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1]; trains what is missing."""
+    from safetensors.numpy import load
+
+    train_jobs(config, store, located, heldout, jobs)
+    parts = [load(store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(config, located, heldout, jobs)]
+    return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
+
+
+
+
+def _trained(stored: dict[str, Any]) -> Trained:
+    losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
+    return Trained(losses, stored["seconds"], stored.get("training", []))
+
+
+def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
+    """Share the jobs out among as many Ray Train runs as the cluster holds at once, inside one Ray Tune experiment."""
+    from ray import train, tune
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    room = capacity(config.cluster)
+    slots = min(len(jobs), runs_at_once(config, room))
+    local = store.local_path("train")
+    storage = str(local) if local else f"{store.uri}/train"
+    settings = {**settings, **config.finetune.model_dump()}
+
+    def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
+        share = jobs[point["share"] :: slots]
+        run = f"share-{digest([job['key'] for job in share])}"
+        drop_torn(f"{storage}/{run}/checkpoint_manager_snapshot.json")
+        TorchTrainer(
+            train_loop,
+            train_loop_config={**settings, "jobs": share},
+            scaling_config=scaling(config, room.use_gpu),
+            run_config=train.RunConfig(
+                name=run,
+                storage_path=storage,
+                failure_config=train.FailureConfig(max_failures=2),
+                checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+                callbacks=[TuneReportCallback()],
+            ),
+        ).fit()
+
+    name = f"finetune-{digest([slots, [job['key'] for job in jobs], config.cost.max_cost])}"
+    space = {"share": tune.grid_search(list(range(slots)))}
+    trainable = tune.with_parameters(trial, jobs=jobs)  # through the object store: rows of many jobs are megabytes
+    # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the store
+    if config.cost.max_cost is None and restorable(f"{storage}/{name}"):
+        tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
+    else:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, driver_resources()),
+            param_space=space,
+            tune_config=tune.TuneConfig(max_concurrent_trials=slots, time_budget_s=seconds_left()),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[job_counter()],
+            ),
+        )
+    with progress.steps("trainings done", len(jobs)):
+        results = tuner.fit()
+    for error in results.errors:
+        raise RuntimeError(f"fine-tuning failed: {error}") from error
+
+
+def job_counter() -> Any:
+    """A Ray Tune callback that counts every result of a trial as a step of the progress."""
+    from ray import tune
+
+    class JobCounter(tune.Callback):
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+            progress.step()
+
+    return JobCounter()
+
+
+def runs_at_once(config: Config, room: Capacity) -> int:
+    """Training runs that the cluster holds together."""
+    share = config.finetune.gpus_per_worker if room.use_gpu else 1.0
+    return max(1, int(room.most / (config.finetune.workers * share)))
+
+
+def scaling(config: Config, use_gpu: bool) -> Any:
+    """Ray Train's ScalingConfig of one run."""
+    from ray import train
+
+    part = {"GPU": config.finetune.gpus_per_worker} if use_gpu else {"CPU": 1}
+    return train.ScalingConfig(num_workers=config.finetune.workers, use_gpu=use_gpu, resources_per_worker=part)
+
+
+def driver_resources() -> dict[str, float]:
+    """Where the cluster offers `driver` (an on-demand head), runs are driven from there, never from a spot node."""
+    import ray
+
+    return {"driver": 1} if ray.cluster_resources().get("driver", 0) >= 1 else {"cpu": 0.1}
