@@ -1,7 +1,9 @@
-"""A checked configuration with all that its stages need, passed whole."""
+"""What every stage is handed: the checked configuration, where results are kept, the probe, and who is told of progress."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,30 +15,37 @@ from align_ray.store import Store
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A checked configuration, ready to run."""
+    """A checked configuration, ready to run (see `pipeline.open_study`)."""
 
     config: Config
     store: Store
     probe: Located
-    say: Callable[[str], None]
+    say: Callable[[str], None] = lambda line: None
     """Receives one line of progress per event."""
 
+    @cached_property
+    def model(self) -> Located:
+        """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences (ConfigError)."""
+        config, probe = self.config, self.probe
+        if config.finetune.model is None or config.finetune.model == config.probe.model:
+            return probe
+        located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
+        if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
+            raise ConfigError(
+                f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "
+                "use a model of the same family or make it the probe."
+            )
+        return located
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The probe's."""
+        return load_tokenizer(self.probe)
 
-
-
-
-def _finetune_model(config: Config, probe: Located) -> Located:
-    """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences."""
-    if config.finetune.model is None or config.finetune.model == config.probe.model:
-        return probe
-    located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
-    if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
-        raise ConfigError(
-            f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "
-            "use a model of the same family or make it the probe."
-        )
-    return located
+    def changed(self, **sections: dict[str, Any]) -> "Study":
+        """The same study with fields of some sections of its configuration changed: `changed(search={"method": "tune"})`."""
+        updated = {name: getattr(self.config, name).model_copy(update=fields) for name, fields in sections.items()}
+        return dataclasses.replace(self, config=self.config.model_copy(update=updated))
 
 
 def target_weights(config: Config) -> np.ndarray | None:

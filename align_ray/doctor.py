@@ -135,9 +135,9 @@ def _extras() -> list[Check]:
 
 
 def _configuration(config: Config) -> list[Check]:
-    from align_ray.pipeline import check_study
+    from align_ray.pipeline import open_study
 
-    check_study(config)
+    open_study(config, write=False)
     return [Check("configuration", "ok", f"{len(config.corpora)} corpora can be read, the probe's context suffices")]
 
 

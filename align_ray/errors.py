@@ -35,8 +35,13 @@ class CapReached(Exception):
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
+def named(error: UserError) -> str:
+    """ "CorpusError: sentence", the form in which workers return a user's mistake."""
+    return f"{type(error).__name__}: {error}"
+
+
 def mistake(named: str) -> UserError:
-    """The error that "CorpusError: sentence" stands for: the form in which workers return one."""
+    """The error that "CorpusError: sentence" stands for (see `named`)."""
     kind, _, sentence = named.partition(": ")
     known: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
     return {error.__name__: error for error in known}[kind](sentence)

@@ -8,11 +8,11 @@ import dataclasses
 from typing import Any
 
 from align_ray.config import TRAINED, Config
+from align_ray.context import Study
 from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
-from align_ray.fisher.probe import Located, parameters
+from align_ray.fisher.probe import parameters
 from align_ray.spending import costs, price
-from align_ray.store import Store
 from align_ray.training.validate import VALIDATED
 
 EXACT_PASSES = (1.3, 0.9)
@@ -42,11 +42,12 @@ def passes(config: Config) -> float:
     return EXACT_PASSES[0] + EXACT_PASSES[1] * (settings.draws if settings.estimator == "exact" else 0)
 
 
-def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Work]:
+def planned_work(study: Study) -> dict[str, Work]:
     """The work of every stage of `run` that needs workers, and of `validate`, at most: corpora may be smaller than the
     configuration allows for, and stored results are not computed again."""
-    forward = 2.0 * sum(parameters(probe))
-    forward_trained = 2.0 * sum(parameters(model, config.finetune.scratch))
+    config = study.config
+    forward = 2.0 * sum(parameters(study.probe))
+    forward_trained = 2.0 * sum(parameters(study.model, config.finetune.scratch))
     sampling, tune = config.sampling, config.finetune
     batch = sampling.batch_size * sampling.sequence_length
     held, candidates = len(config.targets) * tune.eval_tokens, len(config.candidates)
@@ -74,14 +75,14 @@ def planned_work(config: Config, probe: Located, model: Located) -> dict[str, Wo
     }
 
 
-def estimate(config: Config, store: Store, probe: Located, model: Located, gpu: bool) -> dict[str, Any]:
+def estimate(study: Study, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
     `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the
     source does not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
     """
-    work = planned_work(config, probe, model)
-    tflops, source = achieved_tflops(config, store, probe, gpu)
+    config, work = study.config, planned_work(study)
+    tflops, source = achieved_tflops(study, gpu)
     stages = {}
     for stage, todo in work.items():
         seconds = START_SECONDS + todo.flops / (tflops * 1e12)
@@ -100,12 +101,13 @@ def estimate(config: Config, store: Store, probe: Located, model: Located, gpu: 
     }
 
 
-def achieved_tflops(config: Config, store: Store, probe: Located, gpu: bool) -> tuple[float, str]:
+def achieved_tflops(study: Study, gpu: bool) -> tuple[float, str]:
     """Of one worker, and whether that was given, measured in this study or assumed."""
+    config = study.config
     if config.cost.tflops:
         return config.cost.tflops, "given"
-    done = costs(store).get("embed", {}).get("rate")
+    done = costs(study.store).get("embed", {}).get("rate")
     if done:
-        flops = done["tokens"] * 2.0 * sum(parameters(probe)) * passes(config)
+        flops = done["tokens"] * 2.0 * sum(parameters(study.probe)) * passes(config)
         return flops / done["actor_seconds"] / 1e12, "measured in this study"
     return ASSUMED_TFLOPS[gpu], "assumed"

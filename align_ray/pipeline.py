@@ -16,15 +16,16 @@ from align_ray.checks.page import study_files
 from align_ray.checks.predict import predictive_study
 from align_ray.checks.prediction import FEWEST
 from align_ray.config import Config
-from align_ray.context import Study, _finetune_model
-from align_ray.corpora.sample import read_sample, sample_corpora, token_counts
+from align_ray.context import Study
+from align_ray.corpora.sample import sample_corpora, token_counts
 from align_ray.corpora.sources import check_corpus
-from align_ray.embedding.pool import embed_missing, embedded_so_far, read_embeddings
+from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.pool import embed_missing, embedded_so_far
 from align_ray.embedding.scores import refuse_unscorable, score_samples
 from align_ray.embedding.sequential import embed_until_settled
 from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
 from align_ray.estimate import estimate
-from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.fisher.probe import Located, locate_probe
 from align_ray.handover.recipe import make_recipe
 from align_ray.mixture.constraints import constraints
 from align_ray.mixture.mixmin import mixmin_weights
@@ -38,23 +39,46 @@ from align_ray.training.finetune import finetune_runs, planned_runs
 from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
+def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
+    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
+
+    `write`: keep the configuration in the output folder, which shows that it can be written."""
+    study = Study(config, Store(config.output), checked_probe(config), say)
+    for field, model in (("probe", study.probe), ("finetune.model", study.model)):
+        if config.sampling.sequence_length > model.context:
+            raise ProbeError(
+                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
+                f"{model.context} tokens; lower it."
+            )
+    tracking_uri(config)
+    if write:
+        study.store.check_writable()
+        with study.store.locked():  # the configuration of a run that is going on stays
+            study.store.write_bytes("config.yaml", config.to_yaml().encode())
+    return study
+
+
+def checked_probe(config: Config) -> Located:
+    """The probe, after a look at the first records of every corpus."""
+    for corpus in config.corpora:
+        check_corpus(corpus)
+    return locate_probe(config.probe)
+
+
 def embed(study: Study) -> Corpora:
     """Draw and batch the corpora, compute missing embeddings; returns {"corpora": counts, "work": counts}."""
     config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
         study.say(f"reading {len(config.corpora)} corpora")
-        corpora = sample_corpora(config, store, study.probe)
+        corpora = sample_corpora(study)
         constraints(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
         most = sum(c["batches"] for c in corpora.values())
         study.say(f"embedding {'at most ' if config.sampling.sequential else ''}{most} batches")
         try:
-            if config.sampling.sequential:
-                done = embed_until_settled(config, store, study.probe, study.say)
-            else:
-                done = embed_missing(config, store, study.probe)
+            done = embed_until_settled(study) if config.sampling.sequential else embed_missing(study)
         except CapReached as stop:  # an alignment of what there is, with the intervals of so many batches, is still valid
-            done = embedded_so_far(config, store, study.probe)
+            done = embedded_so_far(study)
             if min(done["limits"].values()) < 2:
                 raise
             study.say(f"note: {stop}")
@@ -72,11 +96,9 @@ def align(study: Study) -> Alignment:
 
     def work() -> dict[str, Any]:
         published = config.embedding.estimator == "reference" and config.embedding.quirks.absolute_epsilon
-        embeddings = read_embeddings(config, study.store)
-        names = [t.name for t in config.targets]
-        result = align_corpora(embeddings, names, PUBLISHED_EPSILON if published else None)
-        batches = {c.name: read_sample(study.store, c.name).batches[: len(embeddings[c.name])] for c in config.corpora}
-        by_entropy = rank_by_cross_entropy(batches, names, len(load_tokenizer(study.probe)))
+        evidence, names = read_evidence(study), [t.name for t in config.targets]
+        result = align_corpora(evidence.units, names, PUBLISHED_EPSILON if published else None)
+        by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer))
         result["predicted"] = {"measure": MEASURE, "ranking": by_entropy}
         for name, places in result["skipped"].items():
             if places:
@@ -90,11 +112,10 @@ def align(study: Study) -> Alignment:
 
 def contamination(study: Study) -> Contamination:
     """Text that candidates share with the targets, and their ranks without it (see `contamination.contamination`)."""
-    config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        result = find_contamination(config, store, study.probe, study.say)
-        store.write_json("contamination.json", result)
+        result = find_contamination(study)
+        study.store.write_json("contamination.json", result)
         for line in result["warnings"]:
             study.say(f"note: {line}")
         return result
@@ -104,17 +125,16 @@ def contamination(study: Study) -> Contamination:
 
 def samples(study: Study) -> Samples:
     """The most and the least aligned sequences of every corpus (see `score_samples`); {} where single ones have no embedding."""
-    config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
         try:
-            refuse_unscorable(config.embedding)
+            refuse_unscorable(study.config.embedding)
         except ConfigError as reason:
             study.say(f"no samples of text by alignment: {reason}")
             result = {}
         else:
-            result = score_samples(config, store, study.probe, study.say)
-        store.write_json("samples.json", result)
+            result = score_samples(study)
+        study.store.write_json("samples.json", result)
         return result
 
     return timed(study, "samples", work, on_workers=True)
@@ -122,12 +142,12 @@ def samples(study: Study) -> Samples:
 
 def search(study: Study) -> Mixture:
     """Mixture weights under the constraints (see `find_mixture`)."""
-    config, store = study.config, study.store
+    store = study.store
 
     def work() -> dict[str, Any]:
-        result = find_mixture(config, store, study.probe, _finetune_model(config, study.probe), study.say)
+        result = find_mixture(study)
         store.write_json("search.json", result)
-        store.write_json("recipe.json", make_recipe(config, study.probe, result, store.read_json("corpora.json")))
+        store.write_json("recipe.json", make_recipe(study, result, store.read_json("corpora.json")))
         for line in result["warnings"]:
             study.say(f"note: {line}")
         return result
@@ -143,13 +163,12 @@ def recipe(study: Study) -> dict[str, Any]:
 
 def finetune(study: Study) -> Finetuned:
     """Fine-tune on every candidate, uniform and the found mixture (see `finetune_runs`)."""
-    config, store = study.config, study.store
 
     def work() -> dict[str, Any]:
-        runs = planned_runs(config, store.read_json("search.json"))
-        study.say(f"fine-tuning {len(runs)} times on {config.finetune.tokens} tokens")
-        result = finetune_runs(config, store, _finetune_model(config, study.probe), token_counts(config, store), runs)
-        store.write_json("finetune.json", result)
+        runs = planned_runs(study.config, study.store.read_json("search.json"))
+        study.say(f"fine-tuning {len(runs)} times on {study.config.finetune.tokens} tokens")
+        result = finetune_runs(study, token_counts(study), runs)
+        study.store.write_json("finetune.json", result)
         return result
 
     return timed(study, "finetune", work, on_workers=True)
@@ -158,22 +177,19 @@ def finetune(study: Study) -> Finetuned:
 def validate(study: Study, further: tuple[str, ...] = ()) -> Validation:
     """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`); `further`:
     names of other mixtures of the search. Raises UserError for one it does not have."""
-    config, store = study.config, study.store
+    settings = study.config.finetune
 
     def work() -> dict[str, Any]:
-        model, tokens = _finetune_model(config, study.probe), token_counts(config, store)
-        known = store.read_json("search.json")["mixtures"]
+        tokens, known = token_counts(study), study.store.read_json("search.json")["mixtures"]
         for name in further:
             if name not in known:
                 raise UserError(f"--mixture {name}: the search has {', '.join(known)}.")
         mixtures = {name: known[name]["weights"] for name in (*VALIDATED, *further) if name in known}
         study.say("training on every candidate, for MixMin")
-        mixtures["mixmin"] = mixmin_weights(config, store, model, tokens)
-        study.say(
-            f"training on {len(mixtures)} mixtures with {config.finetune.seeds} seeds, {config.finetune.tokens} tokens each"
-        )
-        result = validate_mixtures(config, store, model, tokens, mixtures)
-        store.write_json("validation.json", result)
+        mixtures["mixmin"] = mixmin_weights(study, tokens)
+        study.say(f"training on {len(mixtures)} mixtures with {settings.seeds} seeds, {settings.tokens} tokens each")
+        result = validate_mixtures(study, tokens, mixtures)
+        study.store.write_json("validation.json", result)
         return result
 
     return timed(study, "validate", work, on_workers=True)
@@ -194,7 +210,7 @@ def predict(study: Study) -> dict[str, Any]:
         raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
 
     def work() -> dict[str, Any]:
-        result = predictive_study(config, store, study.probe, _finetune_model(config, study.probe), study.say)
+        result = predictive_study(study)
         store.write_json("prediction.json", result)
         for name, content in study_files(result).items():
             store.write_bytes(name, content)
@@ -227,7 +243,7 @@ def plan(study: Study) -> dict[str, Any]:
     """The work, time and money of every stage, before anything is started (see `estimate.estimate`)."""
     config = study.config
     gpu = config.cluster.use_gpu if config.cluster.use_gpu is not None else torch.cuda.is_available()
-    return estimate(config, study.store, study.probe, _finetune_model(config, study.probe), gpu)
+    return estimate(study, gpu)
 
 
 @alone
@@ -251,30 +267,3 @@ def run(study: Study) -> str:
     if capped:
         raise capped
     return where
-
-
-def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
-    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
-
-    `write`: keep the configuration in the output folder, which shows that it can be written."""
-    located, store = check_study(config), Store(config.output)
-    if write:
-        store.check_writable()
-        with store.locked():  # the configuration of a run that is going on stays
-            store.write_bytes("config.yaml", config.to_yaml().encode())
-    return Study(config, store, located, say)
-
-
-def check_study(config: Config) -> Located:
-    """What `open_study` checks but for the output, where nothing is written; returns the probe."""
-    for corpus in config.corpora:
-        check_corpus(corpus)
-    located = locate_probe(config.probe)
-    for field, model in (("probe", located), ("finetune.model", _finetune_model(config, located))):
-        if config.sampling.sequence_length > model.context:
-            raise ProbeError(
-                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
-                f"{model.context} tokens; lower it."
-            )
-    tracking_uri(config)
-    return located

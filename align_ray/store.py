@@ -19,15 +19,13 @@ import json
 import os
 import socket
 import uuid
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
@@ -35,7 +33,6 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from align_ray.errors import ConfigError, StoreError
-from align_ray.fisher.unit import Unit
 
 Parsed = TypeVar("Parsed")
 DAMAGED = (pa.ArrowException, SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -114,6 +111,11 @@ class Store:
         fs, path = self._at(name)
         return Path(path) if isinstance(fs, pafs.LocalFileSystem) else None
 
+    def place(self, name: str) -> str:
+        """A path, or a URI on another file system, that Ray takes for a folder of the store."""
+        local = self.local_path(name)
+        return str(local) if local else f"{self.uri}/{name}"
+
     def exists(self, name: str) -> bool:
         fs, path = self._at(name)
         return fs.get_file_info(path).is_file
@@ -176,7 +178,8 @@ class Store:
         value = self.find_json(name)
         return {k: v for k, v in value.items() if isinstance(v, dict)} if isinstance(value, dict) else {}
 
-    def _read(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+    def read(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """What `parse` makes of a file. Raises StoreError where it is missing or torn."""
         try:
             return parse(self.read_bytes(name))
         except DAMAGED as error:
@@ -186,8 +189,8 @@ class Store:
             ) from None
 
     def read_json(self, name: str) -> Any:
-        """Raises StoreError where the file is missing or torn; so do `read_table` and `read_unit`."""
-        return self._read(name, json.loads)
+        """Raises StoreError where the file is missing or torn; so does `read_table`."""
+        return self.read(name, json.loads)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -195,7 +198,7 @@ class Store:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def read_table(self, name: str) -> pa.Table:
-        return self._read(name, _table)
+        return self.read(name, parse_table)
 
     def batches(self, names: list[str], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of Parquet files of one schema, in this order; `columns`: default, all. Raises StoreError for a damaged one."""
@@ -210,28 +213,11 @@ class Store:
                 f"a file of {self.uri}/{names[0].rpartition('/')[0]} is damaged ({reason}); delete that folder and run it again."
             ) from None
 
-    def write_unit(self, key: str, unit_id: str, unit: Unit) -> None:
-        scalars = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name not in ("blocks", "variances")}
-        empty = np.zeros(0, np.float32)
-        columns = {
-            "block": list(unit.blocks),
-            "draws": [len(values) for values in unit.blocks.values()],
-            "values": pa.array([values.ravel() for values in unit.blocks.values()], pa.list_(pa.float32())),
-            "variance": pa.array([unit.variances.get(name, empty) for name in unit.blocks], pa.list_(pa.float32())),
-        }
-        metadata = {"unit": json.dumps(scalars), "crc32": str(_checksum(unit))}
-        self.write_table(f"embeddings/{key}/{unit_id}.parquet", pa.table(columns).replace_schema_metadata(metadata))
-
-    def read_unit(self, key: str, unit_id: str) -> Unit:
-        return self._read(f"embeddings/{key}/{unit_id}.parquet", _unit)
-
-    def sound_units(self, key: str, unit_ids: Iterable[str]) -> set[str]:
-        """Those of `unit_ids` that are there and whole: every one is read and its checksums compared, READERS at a time."""
-        stored = self.names(f"embeddings/{key}")
-        there = [u for u in unit_ids if f"{u}.parquet" in stored]
+    def sound(self, files: dict[str, str], parse: Callable[[bytes], Any]) -> set[str]:
+        """Those keys of `files` whose file is there and whole (`parse` takes it): every one is read, READERS at a time."""
         with ThreadPoolExecutor(READERS) as pool:
-            whole = pool.map(lambda u: self.find(f"embeddings/{key}/{u}.parquet", _unit) is not None, there)
-            return {u for u, sound in zip(there, whole, strict=True) if sound}
+            whole = pool.map(lambda file: self.find(file, parse) is not None, files.values())
+            return {key for key, sound in zip(files, whole, strict=True) if sound}
 
     def sound_tables(self, folder: str) -> set[str]:
         """Names of the Parquet files of a folder whose footer is whole: a file that was cut off has none."""
@@ -247,36 +233,9 @@ class Store:
             return {name for name, whole in zip(stored, pool.map(sound, stored), strict=True) if whole}
 
 
-def _table(data: bytes) -> pa.Table:
+def parse_table(data: bytes) -> pa.Table:
+    """A Parquet file of which every page has the checksum that was written with it."""
     return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-
-
-def _unit(data: bytes) -> Unit:
-    table = _table(data)
-    scalars = json.loads(table.schema.metadata[b"unit"])
-    blocks: dict[str, np.ndarray] = {}
-    variances: dict[str, np.ndarray] = {}
-    for i, name in enumerate(table["block"].to_pylist()):
-        blocks[name] = table["values"][i].values.to_numpy().reshape(table["draws"][i].as_py(), -1)
-        variance = table["variance"][i].values.to_numpy()
-        variances |= {name: variance} if len(variance) else {}
-    unit = Unit(blocks, variances, **{**scalars, "skipped": tuple(scalars["skipped"])})
-    checksum = table.schema.metadata.get(b"crc32")  # older units have none
-    if checksum and int(checksum) != _checksum(unit):
-        raise ValueError("the unit's checksum differs")
-    return unit
-
-
-def _checksum(unit: Unit) -> int:
-    """CRC-32 of all of a unit: those of Parquet cover its pages, but neither their headers nor the footer."""
-    parts = {"blocks": unit.blocks, "variances": unit.variances}
-    shapes = {part: {name: list(values.shape) for name, values in arrays.items()} for part, arrays in parts.items()}
-    scalars = [unit.loss, unit.sequences, *unit.skipped, unit.tokens, unit.seconds]
-    total = zlib.crc32(json.dumps([shapes, scalars]).encode())
-    for arrays in parts.values():
-        for values in arrays.values():
-            total = zlib.crc32(np.ascontiguousarray(values, np.float32).data, total)
-    return total
 
 
 def _holder(path: Path) -> str:

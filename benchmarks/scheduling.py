@@ -14,7 +14,7 @@ import typer
 
 
 class Sleeper:
-    """Takes a batch as FisherActor does, and as long as a GPU would."""
+    """Takes a batch as ProbeActor does, and as long as a GPU would."""
 
     def __init__(self, seconds: float):
         self.seconds, self.ready = seconds, time.time()

@@ -42,7 +42,7 @@ def actors() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error):
-            if "FisherActor" in " ".join(process.info["cmdline"] or []):
+            if "ProbeActor" in " ".join(process.info["cmdline"] or []):
                 found.append(process)
     return found
 
@@ -83,12 +83,13 @@ def embed_until_done(opened) -> int:
 
 
 def units(folder: Path) -> dict[str, np.ndarray]:
+    from align_ray.embedding.units import read_unit
     from align_ray.store import Store
 
     store = Store(str(folder))
     (key,) = [p.name for p in (folder / "embeddings").iterdir()]
     names = [n.removesuffix(".parquet") for n in store.names(f"embeddings/{key}")]
-    return {n: np.concatenate([b.ravel() for b in store.read_unit(key, n).blocks.values()]) for n in names}
+    return {n: np.concatenate([b.ravel() for b in read_unit(store, key, n).blocks.values()]) for n in names}
 
 
 def main(

@@ -60,12 +60,13 @@ def start_driver(config: Path, address: str, command: str = "run") -> subprocess
 
 def results(out: Path) -> dict[str, Any]:
     """What a finished run has stored: names and values of the units, alignment, weights, losses."""
+    from align_ray.embedding.units import read_unit
     from align_ray.store import Store
 
     store = Store(str(out))
     key = store.read_json("embedding.json")["key"]
     names = sorted(n.removesuffix(".parquet") for n in store.names(f"embeddings/{key}"))
-    units = [store.read_unit(key, n).blocks for n in names]
+    units = [read_unit(store, key, n).blocks for n in names]
     return {
         "units": names,
         "embeddings": np.concatenate([b.ravel() for blocks in units for b in blocks.values()]),

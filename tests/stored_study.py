@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from align_ray.alignment.coefficients import align_corpora
+from align_ray.alignment.coefficients import align_corpora, batch_matrix, main_blocks
 from align_ray.alignment.intervals import p_mean_negative, two_sample_mean
 from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
 from align_ray.config import Config
@@ -45,7 +45,8 @@ def study():
     )
     alignment = align_corpora(units, list(TARGETS))
     alignment["predicted"] = {"measure": MEASURE, "ranking": rank_by_cross_entropy(batches, list(TARGETS), VOCABULARY)}
-    search = search_mixture(config, units, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
+    rows = {name: batch_matrix(of_corpus, main_blocks(of_corpus)) for name, of_corpus in units.items()}
+    search = search_mixture(config, rows, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
     search["check"] = {
         "recommended": {t: {"predicted": m, "measured": m} for t in TARGETS for m in [alignment["matrix"]["library"][t]]}
     }

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from align_ray import pipeline, stages
 from align_ray.cli.main import app
 from align_ray.config import Config, Probe
+from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.units import unit_id
 from align_ray.errors import CapReached, ConfigError
@@ -16,6 +17,7 @@ from align_ray.estimate import passes, planned_work
 from align_ray.fisher.probe import load_model, locate_probe, parameters
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
+from align_ray.store import Store
 
 PRICED = {"price_per_hour": 3600.0}
 """One unit of money for a second of a worker."""
@@ -31,25 +33,28 @@ def test_parameters_are_counted_without_loading_weights_and_embeddings_are_left_
     assert trunk + head == model.num_parameters() - model.transformer.wpe.weight.numel()  # tied: the head is the embedding
 
 
+def study(config):
+    return Study(config, Store(config.output), locate_probe(config.probe))
+
+
 def test_the_work_follows_from_the_configuration(small_config, tmp_path):
     config, probe = Config.model_validate(small_config(tmp_path / "out")), locate_probe(Probe())
-    work = planned_work(config, probe, probe)
+    work = planned_work(study(config))
     assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
     assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))
     assert work["finetune"].tokens == (2 + 2) * 1024
     by_loss = {"objective": "loss", "method": "swarm", "proxy_tokens": 512}  # a swarm fits losses: any other objective is refused
     swarm = config.model_copy(update={"search": config.search.model_copy(update=by_loss)})
-    assert planned_work(swarm, probe, probe)["search"].tokens - work["search"].tokens == 6 * 512
+    assert planned_work(study(swarm))["search"].tokens - work["search"].tokens == 6 * 512
     mixmin = config.model_copy(update={"search": config.search.model_copy(update={"objective": "mixmin", "proxy_tokens": 512})})
-    assert planned_work(mixmin, probe, probe)["search"].tokens - work["search"].tokens == 2 * 1024, "as fine-tuned on each alone"
+    assert planned_work(study(mixmin))["search"].tokens - work["search"].tokens == 2 * 1024, "as fine-tuned on each alone"
 
 
 def test_the_samples_of_the_report_are_as_many_batches_as_hold_32_sequences(small_config, tmp_path):
-    probe = locate_probe(Probe())
     for batch_size, batches, scored in ((4, 4, 4), (4, 20, 8), (12, 20, 3), (64, 20, 1)):  # 4: there are no more
         sampling = {"sequence_length": 32, "batch_size": batch_size, "batches": batches}
         config = Config.model_validate(small_config(tmp_path / "out", sampling=sampling))
-        assert planned_work(config, probe, probe)["samples"].tokens == 3 * scored * batch_size * 32
+        assert planned_work(study(config))["samples"].tokens == 3 * scored * batch_size * 32
 
 
 def test_a_dry_run_shows_the_plan_starts_nothing_and_writes_nothing(small_config, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from align_ray.embedding.units import read_unit, write_unit
 from align_ray.errors import ConfigError
 from align_ray.fisher.unit import Unit
 from align_ray.store import Store
@@ -18,8 +19,8 @@ def test_an_embedding_is_read_back_as_it_was_written(store):
     rng = np.random.default_rng(0)
     trunk, variance, head = (rng.random(shape).astype(np.float32) for shape in [(3, 40), 40, (1, 7)])
     scalars = {"loss": 2.5, "sequences": 32, "skipped": (3, 30), "tokens": 4096, "seconds": 0.75}
-    store.write_unit("key", "u1", Unit({"trunk": trunk, "head": head}, {"trunk": variance}, **scalars))
-    found = store.read_unit("key", "u1")
+    write_unit(store, "key", "u1", Unit({"trunk": trunk, "head": head}, {"trunk": variance}, **scalars))
+    found = read_unit(store, "key", "u1")
     assert list(found.blocks) == ["trunk", "head"] and list(found.variances) == ["trunk"]
     for written, read in [(trunk, found.blocks["trunk"]), (variance, found.variances["trunk"]), (head, found.blocks["head"])]:
         np.testing.assert_array_equal(written, read)

@@ -6,6 +6,7 @@ intervals are t intervals with the jackknife variance of the two-sample (or one-
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -47,6 +48,11 @@ def measures(units: list[Unit]) -> dict[str, tuple[str, ...]]:
     return {"published": blocks, **apart} if "vocabulary" in blocks else apart
 
 
+def main_blocks(units: list[Unit]) -> tuple[str, ...]:
+    """The blocks of the main measure (see `measures`)."""
+    return next(iter(measures(units).values()))
+
+
 def batch_matrix(units: list[Unit], blocks: tuple[str, ...]) -> np.ndarray:
     """Batch embeddings, float32 [n, D]: means over the label draws, blocks joined."""
     return np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units]).astype(np.float32)
@@ -65,7 +71,7 @@ def draws_left_out(units: list[Unit], blocks: tuple[str, ...]) -> list[np.ndarra
     return [batch_matrix(part, blocks) for part in parts]
 
 
-def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolute: float | None = None) -> dict:
+def align_corpora(embeddings: Mapping[str, list[Unit]], targets: list[str], absolute: float | None = None) -> dict:
     """Everything the report shows of alignment, as a JSON value. `absolute`: epsilon of the distance, default relative.
 
     `measure`: the main one; of it, `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal;
@@ -90,7 +96,7 @@ def align_corpora(embeddings: dict[str, list[Unit]], targets: list[str], absolut
     }
 
 
-def _align(embeddings: dict[str, list[Unit]], blocks: tuple[str, ...], targets: list[str], absolute: float | None) -> dict:
+def _align(embeddings: Mapping[str, list[Unit]], blocks: tuple[str, ...], targets: list[str], absolute: float | None) -> dict:
     """`matrix`, `ranking`, `diversity` and `ceiling` of one measure."""
     names = list(embeddings)
     rows = {name: batch_matrix(units, blocks) for name, units in embeddings.items()}

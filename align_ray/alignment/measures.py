@@ -5,7 +5,7 @@ Every measure sees the same sequences: the candidate's batches and the target's,
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Measure:
 
 
 def alignment_measures(
-    embeddings: dict[str, list[Unit]], candidates: list[str], targets: list[str], suffix: str = ""
+    embeddings: Mapping[str, list[Unit]], candidates: list[str], targets: list[str], suffix: str = ""
 ) -> list[Measure]:
     """Alignment by every similarity, block of rows, and form: means over pairs of batches, and of the pooled embeddings."""
     seconds = float(np.median([sum(u.seconds for u in units) for units in embeddings.values()]))

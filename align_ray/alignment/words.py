@@ -4,6 +4,8 @@ In the predictive study (docs/study.md) it ranked candidates by the loss after t
 alignment, at next to no cost; so it is what candidates are ranked by, with the alignment coefficient beside it.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from align_ray.alignment.baselines import PRIOR, background_distribution
@@ -32,7 +34,7 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, background: 
     return n * under(whole[None]) - (n - 1) * under(whole - counts)
 
 
-def rank_by_cross_entropy(batches: dict[str, np.ndarray], targets: list[str], vocabulary: int) -> dict[str, list[dict]]:
+def rank_by_cross_entropy(batches: Mapping[str, np.ndarray], targets: list[str], vocabulary: int) -> dict[str, list[dict]]:
     """Candidates of every target from lowest to highest cross-entropy, as `comparison.ranking` gives them, values in nats
     per token. `batches`: token ids [n, B, T] by corpus; those that are no targets are candidates."""
     candidates = [name for name in batches if name not in targets]

@@ -8,25 +8,24 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.coefficients import batch_matrix, measures
+from align_ray.alignment.coefficients import batch_matrix, main_blocks
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.config import Config
-from align_ray.corpora.sample import read_sample
+from align_ray.context import Study
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
-from align_ray.embedding.pool import embed_batches, read_embeddings
-from align_ray.embedding.units import unit_id
-from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.pool import embed_batches
+from align_ray.embedding.units import units_of
 from align_ray.progress import counted
-from align_ray.store import Store
 
 WORDS = 13
 UNSPACED = (
@@ -149,7 +148,7 @@ def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.
     return np.array([len(shared(ngram_hashes(text), grams)) > 0 for text in texts], dtype=bool)
 
 
-def contamination(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
+def contamination(study: Study) -> dict[str, Any]:
     """The overlaps of all documents, and every candidate's rank again without what its sample shares with a target.
 
     Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences that hold an
@@ -157,37 +156,35 @@ def contamination(config: Config, store: Store, located: Located, say: Callable[
     two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked text explains a rank or files
     vanished.
     """
-    say("reading every document again, for n-grams shared with the targets")
+    config, tokenizer = study.config, study.tokenizer
+    study.say("reading every document again, for n-grams shared with the targets")
     lost: Counter = Counter()
     known = target_ngrams(config, lost)
     found = overlaps(config, known, lost)
-    tokenizer = load_tokenizer(located)
-    embedded = store.read_json("embedding.json")
-    limits = embedded.get("limits") or {}
-    batches = {c.name: read_sample(store, c.name).batches[: limits.get(c.name)] for c in config.corpora}
+    evidence = read_evidence(study)
+    batches, rows = evidence.batches, evidence.rows
     size = config.sampling.batch_size
     leaked = {
         (c.name, t): leaked_sequences(_rows(batches[c.name]), tokenizer, known[t]) for c in config.candidates for t in known
     }
     kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
-    say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
-    embed_batches(config, store, located, [b for rows in kept.values() for b in rows], embedded["dtype"])
-    units = read_embeddings(config, store, embedded)
-    blocks = next(iter(measures(next(iter(units.values()))).values()))
+    study.say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
+    embed_batches(study, [b for rebatched in kept.values() for b in rebatched], evidence.dtype)
     clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
     for t in known:
-        target = batch_matrix(units[t], blocks)
         whole = rank_by_cross_entropy({n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer))[t]
         cleaned = {c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}
         enough = {n: b for n, b in cleaned.items() if len(b) > 1} | {t: batches[t]}
         after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t] if len(enough) > 1 else []
         places = [{row["candidate"]: (i, row) for i, row in enumerate(ranked, 1)} for ranked in (whole, after)]
         for c in config.candidates:
-            mine = units[c.name]
+            mine: np.ndarray | None = rows[c.name]
             if (c.name, t) in kept:
-                mine = [store.read_unit(embedded["key"], unit_id(b)) for b in kept[c.name, t]]
-            values = [batch_matrix(u, blocks) if len(u) > 1 else None for u in (units[c.name], mine)]
-            estimates = [None if v is None else vars(two_sample_mean(1 - distance_matrix(v, target))) for v in values]
+                units = units_of(study.store, evidence.key, kept[c.name, t])
+                mine = batch_matrix(units, main_blocks(units)) if len(units) > 1 else None
+            estimates = [
+                None if v is None else vars(two_sample_mean(1 - distance_matrix(v, rows[t]))) for v in (rows[c.name], mine)
+            ]
             clean[c.name][t] = {
                 "share": float(leaked[c.name, t].mean()),
                 "alignment": estimates[0],

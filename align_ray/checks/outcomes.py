@@ -6,22 +6,15 @@ chosen on the first quarter, losses are reported on the rest.
 
 import dataclasses
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 
-from align_ray.config import Config
-from align_ray.corpora.sample import read_sample
-from align_ray.fisher.probe import Located
-from align_ray.store import Store
+from align_ray.context import Study
 from align_ray.training.jobs import Job, Trained, train_jobs
+from align_ray.training.rows import heldout_sequences, training_sequences
 
 PILOT_STEP = 3
-"""Every so manieth candidate takes part in the choice of the learning rate."""
-
-
-PILOT_STEP = 3
-"""Every so manieth candidate takes part in the choice of the learning rate."""
+"""Every third candidate takes part in the choice of the learning rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +33,10 @@ class Outcome:
     """Median seconds of one training, without measuring the losses."""
 
 
-def measure_outcomes(config: Config, store: Store, model: Located, say: Callable[[str], None]) -> list[Outcome]:
+def measure_outcomes(study: Study) -> list[Outcome]:
     """Train on every candidate, for every number of tokens and seed, what is not in the store (Ray Train)."""
-    heldout = {t.name: read_sample(store, t.name).heldout for t in config.targets}
-    training = {c.name: read_sample(store, c.name).training for c in config.candidates}
-    settings = config.predict
+    config = study.config
+    heldout, training, settings = heldout_sequences(study), training_sequences(config, study.store), config.predict
 
     def run(plan: list[tuple[int, float, int]], names: list[str]) -> dict[tuple[int, float, int], list[Trained]]:
         jobs = []
@@ -54,16 +46,16 @@ def measure_outcomes(config: Config, store: Store, model: Located, say: Callable
                     training[name], tokens // config.sampling.sequence_length, [config.seed, seed, zlib.crc32(name.encode())]
                 )
                 jobs.append(Job(rows, rate, seed))
-        done = train_jobs(config, store, model, heldout, jobs)
+        done = train_jobs(study, heldout, jobs)
         return {key: done[i * len(names) : (i + 1) * len(names)] for i, key in enumerate(plan)}
 
     pilot = [(tokens, rate, 0) for tokens in settings.tokens for rate in settings.learning_rates]
     some = list(training)[::PILOT_STEP]
-    say(f"choosing learning rates: {len(pilot) * len(some)} trainings")
+    study.say(f"choosing learning rates: {len(pilot) * len(some)} trainings")
     validation = {key: float(np.mean([_after(t, 0) for t in trained])) for key, trained in run(pilot, some).items()}
     chosen = {n: min(settings.learning_rates, key=lambda rate: validation[n, rate, 0]) for n in settings.tokens}
     whole = [(n, chosen[n], seed) for n in settings.tokens for seed in range(settings.seeds)]
-    say(f"training on every candidate: {len(whole) * len(training)} trainings, without those done")
+    study.say(f"training on every candidate: {len(whole) * len(training)} trainings, without those done")
     runs = run(whole, list(training))
     outcomes = []
     for n in settings.tokens:

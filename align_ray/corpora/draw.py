@@ -18,7 +18,7 @@ import numpy as np
 from align_ray.config import Corpus, Sampling
 from align_ray.corpora.sources import Fragment, documents
 from align_ray.corpora.tasks import grouped_fragments, on_tasks
-from align_ray.errors import CorpusError
+from align_ray.errors import CorpusError, mistake, named
 from align_ray.fisher.trunk import PADDING
 from align_ray.progress import counted
 
@@ -89,17 +89,17 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
         index = int(batch["corpus"][0])
         fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
         texts = documents(wanted[index][0], fragments, counts)
-        kept, mistake = [], ""
+        kept, error = [], ""
         try:
             kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index])
-        except CorpusError as error:  # returned, not raised: Ray would wrap it in the worker's traceback
-            mistake = str(error)
+        except CorpusError as reason:  # returned, not raised: Ray would wrap it in the worker's traceback
+            error = named(reason)
         return {
             "corpus": [index],
             "keys": [[key for key, _ in kept]],
             "texts": [[text.encode("utf-8", errors="replace") for _, text in kept]],
             "counts": [json.dumps(counts)],
-            "mistake": [mistake],
+            "error": [error],
         }
 
     rows = [
@@ -117,8 +117,8 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
 def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes, str]]:
     """(key, text) of the rows of one corpus; adds up the tasks' counts. Raises CorpusError where a task met one."""
     for row in part:
-        if row["mistake"]:
-            raise CorpusError(row["mistake"])
+        if row["error"]:
+            raise mistake(row["error"])
         counts.update(json.loads(row["counts"]))
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Config, Corpus, digest
+from align_ray.context import Study
 from align_ray.corpora.draw import draw_corpora, make_batches
 from align_ray.errors import CorpusError
-from align_ray.fisher.probe import Located, load_tokenizer
 from align_ray.store import Store
 
 
@@ -27,14 +27,14 @@ class CorpusSample:
     """int32 [m, T], sequences for the target's loss (targets); no document in common with `batches`."""
 
 
-def sample_corpora(config: Config, store: Store, located: Located) -> dict[str, Any]:
+def sample_corpora(study: Study) -> dict[str, Any]:
     """Draw every corpus and write its batches; returns and stores the counts by corpus (corpora.json).
 
     Documents of a target are split by their key: one half is embedded, the other is the held-out text on which
     fine-tuning is judged. A candidate's document that is also a target's (same text) is left out and counted as
     `in_target`. Raises CorpusError where a corpus gives fewer than two batches.
     """
-    tokenizer = load_tokenizer(located)
+    config, store, tokenizer = study.config, study.store, study.tokenizer
     sampling, tune = config.sampling, config.finetune
     per_batch = sampling.batch_size * sampling.sequence_length
     target_tokens = 2 * max(sampling.batches * per_batch, tune.eval_tokens) + per_batch
@@ -112,7 +112,7 @@ def read_sample(store: Store, name: str) -> CorpusSample:
     return CorpusSample(**arrays)
 
 
-def token_counts(config: Config, store: Store) -> dict[str, int]:
+def token_counts(study: Study) -> dict[str, int]:
     """Tokens available by candidate: its bytes times the tokens per byte of its sample."""
-    corpora = store.read_json("corpora.json")
-    return {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates}
+    corpora = study.store.read_json("corpora.json")
+    return {c.name: corpora[c.name]["estimated_tokens"] for c in study.config.candidates}

@@ -8,7 +8,6 @@ of its distribution is little.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,19 +16,17 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from align_ray.alignment.coefficients import batch_matrix, measures
+from align_ray.alignment.coefficients import main_blocks
 from align_ray.alignment.distance import scaled_cosine_distance
-from align_ray.config import Config, Embedding, digest
-from align_ray.corpora.sample import read_sample
+from align_ray.config import Embedding, digest
+from align_ray.context import Study
 from align_ray.embedding.chunks import chunk_of, scored_schema
-from align_ray.embedding.pool import probe_with_head, read_embeddings
-from align_ray.embedding.units import head_name, unit_id
-from align_ray.errors import ConfigError, ProbeError, StoreError, mistake
+from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.pool import on_pool
+from align_ray.embedding.units import Folder, head_name, unit_id
+from align_ray.errors import ConfigError, ProbeError
 from align_ray.fisher.pooling import pooled_rows
-from align_ray.fisher.probe import Located, load_tokenizer
 from align_ray.fisher.trunk import fisher_embeddings
-from align_ray.runtime import capacity
-from align_ray.spending import check_cap, deadline
 from align_ray.store import Store
 
 VERSION = 1
@@ -83,18 +80,15 @@ def refuse_unscorable(settings: Embedding) -> None:
         )
 
 
-def score_reference(config: Config, store: Store, located: Located) -> Reference:
+def score_reference(study: Study) -> Reference:
     """What the embedding stage stored of the targets."""
-    refuse_unscorable(config.embedding)
-    embedded = store.read_json("embedding.json")
-    units = read_embeddings(config, store, embedded, config.targets)
-    (block,) = next(iter(measures(units[config.targets[0].name]).values()))
-    limits = embedded.get("limits") or {}
-    made_from = {t.name: [unit_id(b) for b in read_sample(store, t.name).batches[: limits.get(t.name)]] for t in config.targets}
-    key = digest([VERSION, embedded["key"], config.sampling.sequence_length, list(made_from.items())])
-    head = head_name(config, store, located, embedded["dtype"])
-    rows = {name: batch_matrix(of_target, (block,)) for name, of_target in units.items()}
-    return Reference(f"selection/{key}", embedded["dtype"], head, block, rows)
+    refuse_unscorable(study.config.embedding)
+    evidence, targets = read_evidence(study), [t.name for t in study.config.targets]
+    (block,) = main_blocks(evidence.units[targets[0]])
+    made_from = [[name, [unit_id(b) for b in evidence.batches[name]]] for name in targets]
+    key = digest([VERSION, evidence.key, study.config.sampling.sequence_length, made_from])
+    head = head_name(study, evidence.dtype)
+    return Reference(f"selection/{key}", evidence.dtype, head, block, {name: evidence.rows[name] for name in targets})
 
 
 def sequence_scores(
@@ -115,88 +109,47 @@ def sequence_scores(
     return SequenceScores(np.where(finite, alignment, np.nan), np.where(real.sum(1) > 1, loss, np.nan), result.step)
 
 
-class ScoringActor:
-    """Holds the probe; scores one chunk per call and writes it to the store. After `until` nothing is computed any more, and a
-    ProbeError or StoreError is returned (see FisherActor)."""
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Scores the chunk of a row (see `chunks.CHUNK`) and writes its file; a row without ids is scored already."""
 
-    def __init__(
-        self,
-        located: Located,
-        store: Store,
-        settings: Embedding,
-        seed: int,
-        against: dict[str, np.ndarray],
-        reference: Reference,
-        until: float | None,
-    ):
-        torch.set_num_threads(1)
-        self.until = until
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.load = lambda: probe_with_head(located, device, reference.dtype, store, reference.head)
-        self.store, self.settings, self.seed, self.against, self.block = store, settings, seed, against, reference.block
-        self.model: Any = None
-        self.step: int | None = None
+    store: Store
+    settings: Embedding
+    seed: int
+    block: str
+    against: dict[str, np.ndarray]
+    """Target embeddings, float64 [M, D], by name."""
 
-    def __call__(self, chunk: pa.Table) -> dict[str, list]:
-        (row,) = chunk.to_pylist()
-        start, computed, error = time.perf_counter(), 0, ""
-        if row["ids"] and not (self.until and time.time() > self.until):
-            computed = len(row["keys"])
-            try:
-                self.model = self.model or self.load()
-                self._score(row)
-            except (ProbeError, StoreError) as reason:
-                error = f"{type(reason).__name__}: {reason}"
-        receipt = {"file": row["file"], "documents": len(row["keys"]), "computed": computed, "counts": row["counts"]}
-        return {k: [v] for k, v in {**receipt, "seconds": time.perf_counter() - start, "error": error}.items()}
+    def receipt(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"file": row["file"], "documents": len(row["keys"]), "counts": row["counts"]}
 
-    def _score(self, row: dict[str, Any]) -> None:
+    def __call__(self, probe: Callable[[], Any], row: dict[str, Any], step: int | None) -> tuple[dict[str, Any], int | None]:
+        if not row["ids"]:
+            return {}, step
         n, targets = len(row["keys"]), self.against[row["against"]]
         ids = np.frombuffer(row["ids"], "<i4").reshape(n, -1).copy()  # torch wants it writable
-        scores = sequence_scores(self.model, ids, self.settings, self.seed, self.block, targets, self.step)
-        self.step = scores.step
+        scores = sequence_scores(probe(), ids, self.settings, self.seed, self.block, targets, step)
         if n > 1 and not np.isfinite(scores.alignment).any() and (ids >= 0).any():
             raise ProbeError(
                 "the probe gives no finite Fisher embedding for a whole chunk of documents; its weights or dtype are unusable."
             )
         columns = [row["keys"], row["texts"], row["tokens"], scores.loss, list(np.round(scores.alignment, DECIMALS))]
         self.store.write_table(row["file"], pa.table(columns, schema=scored_schema(len(targets))))
+        return {"computed": n}, scores.step
 
 
 def score_chunks(
-    chunks: Any,
-    config: Config,
-    store: Store,
-    located: Located,
-    reference: Reference,
-    against: dict[str, np.ndarray] | None = None,
+    study: Study, chunks: Any, reference: Reference, against: dict[str, np.ndarray] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`, `documents`, how many
     of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D] by name; default: their means as
     "". Raises ProbeError, StoreError, and CapReached where `cost.max_cost` is used up."""
-    from ray.data import ActorPoolStrategy
-
-    room = capacity(config.cluster)
-    receipts = chunks.map_batches(
-        ScoringActor,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=room.most, initial_size=max(1, room.now)),
-        fn_constructor_args=(
-            located, store, config.embedding, config.seed, against or {"": reference.means()},
-            dataclasses.replace(reference, rows={}), deadline(),
-        ),
-        num_cpus=room.resources["num_cpus"],
-        num_gpus=room.resources["num_gpus"],
-    )  # fmt: skip
-    for receipt in receipts.iter_rows():
-        if receipt["error"]:
-            raise mistake(receipt["error"])
-        yield receipt
-    check_cap(config)
+    config = study.config
+    work = Score(study.store, config.embedding, config.seed, reference.block, against or {"": reference.means()})
+    return on_pool(study, chunks, Folder("", reference.dtype, reference.head), work)
 
 
-def score_samples(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
+def score_samples(study: Study) -> dict[str, Any]:
     """The most and least aligned of each corpus' first sequences: samples.json, by corpus.
 
     `role`, and by target: `of`, sequences scored (the first batches, SAMPLES sequences at least); `quantiles` of their
@@ -205,13 +158,12 @@ def score_samples(config: Config, store: Store, located: Located, say: Callable[
     """
     import ray
 
-    reference = score_reference(config, store, located)
-    tokenizer = load_tokenizer(located)
-    limits = store.read_json("embedding.json").get("limits") or {}
+    config, store, tokenizer = study.config, study.store, study.tokenizer
+    reference, evidence = score_reference(study), read_evidence(study)
     stored, against, todo = store.sound_tables(reference.folder), {"": reference.means()}, []
     files: dict[str, list[str]] = {}
     for corpus in config.corpora:
-        batches = read_sample(store, corpus.name).batches[: limits.get(corpus.name)]
+        batches = evidence.batches[corpus.name]
         files[corpus.name] = []
         for i, ids in enumerate(batches[: -(-SAMPLES // batches.shape[1])]):
             without = f"{corpus.name}/{i}" if corpus.name in reference.rows else ""
@@ -225,9 +177,8 @@ def score_samples(config: Config, store: Store, located: Located, say: Callable[
             documents = [(j.to_bytes(16), text) for j, text in enumerate(texts)]
             todo.append(chunk_of(files[corpus.name][-1], without, ids, documents, (ids >= 0).sum(1).tolist()))
     if todo:
-        say(f"scoring the sequences of {len(todo)} batches one by one")
-        chunks = ray.data.from_arrow(todo)
-        for _ in score_chunks(chunks, config, store, located, reference, against):
+        study.say(f"scoring the sequences of {len(todo)} batches one by one")
+        for _ in score_chunks(study, ray.data.from_arrow(todo), reference, against):
             pass
     return {
         corpus.name: {

@@ -5,51 +5,48 @@ corpora whose place is not settled, and the targets concerned, get twice as many
 error is divided among the looks, so that the chance of any wrong decision about a target's ranking stays below 5%.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-from align_ray.alignment.coefficients import batch_matrix, measures
+import numpy as np
+
 from align_ray.alignment.comparison import contrasts, looks_of, unsettled
 from align_ray.alignment.distance import distance_matrix
-from align_ray.config import Config
-from align_ray.embedding.pool import embed_missing, read_embeddings
-from align_ray.fisher.probe import Located
-from align_ray.fisher.unit import Unit
-from align_ray.store import Store
+from align_ray.context import Study
+from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.pool import embed_missing
 
 FIRST = 8
 """Batches of every corpus at the first look: fewer leave so few degrees of freedom that hardly anything can be settled."""
 
 
-def embed_until_settled(config: Config, store: Store, located: Located, say: Callable[[str], None]) -> dict[str, Any]:
+def embed_until_settled(study: Study) -> dict[str, Any]:
     """Embed look by look; returns the counts of `embed_missing` summed over looks, `limits`: batches used by corpus,
     and `looks`: by look the batches embedded so far and the number of corpora whose rank is `unsettled`."""
+    config = study.config
     looks = looks_of(FIRST, config.sampling.batches)
     limits = {c.name: looks[0] for c in config.corpora}
     total: dict[str, Any] = {}
     past = []
     for look, following in enumerate([*looks[1:], None]):
-        done = embed_missing(config, store, located, limits)
+        done = embed_missing(study, limits)
         for count in ("computed", "tokens", "actor_seconds"):
             done[count] += total.get(count, 0)
         total = done
-        embedded = read_embeddings(config, store, {"key": done["key"], "limits": limits})
-        waiting = open_corpora(embedded, [t.name for t in config.targets], len(looks))
-        say(
-            f"look {look + 1}: {sum(map(len, embedded.values()))} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}"
-        )
-        past.append({"batches": sum(map(len, embedded.values())), "unsettled": len(waiting)})
+        rows = read_evidence(study, done | {"limits": limits}).rows
+        waiting = open_corpora(rows, [t.name for t in config.targets], len(looks))
+        used = sum(map(len, rows.values()))
+        study.say(f"look {look + 1}: {used} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}")
+        past.append({"batches": used, "unsettled": len(waiting)})
         if not waiting or following is None:
             break
         limits |= {name: following for name in waiting}
     return {**total, "limits": limits, "looks": past}
 
 
-def open_corpora(embedded: dict[str, list[Unit]], targets: list[str], looks: int) -> set[str]:
-    """The candidates whose rank for some target is not settled, and those targets."""
-    blocks = next(iter(measures(next(iter(embedded.values()))).values()))
-    rows = {name: batch_matrix(units, blocks) for name, units in embedded.items()}
-    candidates = [name for name in embedded if name not in targets]
+def open_corpora(rows: Mapping[str, np.ndarray], targets: list[str], looks: int) -> set[str]:
+    """The candidates whose rank for some target is not settled, and those targets; `rows`: batch embeddings [N, D] by corpus."""
+    candidates = [name for name in rows if name not in targets]
     waiting: set[str] = set()
     for target in targets:
         found = unsettled(contrasts([1 - distance_matrix(rows[c], rows[target]) for c in candidates]), looks)

@@ -6,21 +6,23 @@ import numpy as np
 import torch
 
 from align_ray.alignment.gradients import BLOCKS, MINI_BATCH, SEQUENCES, SIZE, VECTORS, Sketches, corpus_sketches
-from align_ray.config import Config, digest
+from align_ray.config import digest
+from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.fisher.probe import Located, load_model
 from align_ray.runtime import capacity
 from align_ray.store import Store
 
 
-def gradient_sketches(config: Config, store: Store, located: Located) -> tuple[dict[str, Sketches], dict[str, float]]:
+def gradient_sketches(study: Study) -> tuple[dict[str, Sketches], dict[str, float]]:
     """Sketches of every corpus, and the seconds each took; one Ray task a corpus, results kept in the store."""
     import ray
     from safetensors.numpy import load
 
-    room = capacity(config.cluster)
+    store, located = study.store, study.probe
+    room = capacity(study.config.cluster)
     keys = {}
-    for corpus in config.corpora:
+    for corpus in study.config.corpora:
         rows = np.concatenate(list(read_sample(store, corpus.name).batches))
         count = min(SEQUENCES, len(rows) // MINI_BATCH * MINI_BATCH)
         ids = rows[np.linspace(0, len(rows) - 1, count).astype(int)]

@@ -7,20 +7,21 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Config, Corpus
+from align_ray.context import Study
 from align_ray.corpora.draw import document_key, draw_corpora
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.embedding.chunks import aligned_with, chunk_of, chunk_to_score, holds, keys_of
 from align_ray.embedding.scores import Reference, score_chunks
 from align_ray.errors import CorpusError
-from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.fisher.probe import load_tokenizer
 from align_ray.handover.rule import distinct
 from align_ray.store import Store
 
@@ -58,9 +59,7 @@ def target_keys(config: Config) -> np.ndarray:
     return np.unique(np.frombuffer(b"".join(row["keys"] for row in rows), "S16"))
 
 
-def score_corpus(
-    config: Config, store: Store, located: Located, reference: Reference, corpus: Corpus, say: Callable[[str], None]
-) -> tuple[list[str], Counter, dict[str, Any]]:
+def score_corpus(study: Study, reference: Reference, corpus: Corpus) -> tuple[list[str], Counter, dict[str, Any]]:
     """Score every document of a corpus that the store does not have yet.
 
     Returns the files of its chunks in the store, the counts of what was read (those of `documents`; `in_target`, left out
@@ -69,7 +68,8 @@ def score_corpus(
     """
     import ray
 
-    shared = ray.put((target_keys(config), store.sound_tables(reference.folder)))
+    config, located = study.config, study.probe
+    shared = ray.put((target_keys(config), study.store.sound_tables(reference.folder)))
     seed, length, folder = config.seed, config.sampling.sequence_length, reference.folder
     most, characters = CHUNK_DOCUMENTS, CHUNK_CHARACTERS
 
@@ -97,10 +97,8 @@ def score_corpus(
     tasks = read_tasks([corpus])
     chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     chunks.context.target_max_block_size = 1  # a block a chunk: it goes to the next free actor as soon as it is read
-    receipts = score_chunks(
-        chunks.map_batches(read, batch_size=1, num_cpus=0.5),  # another share of a CPU, or Ray makes it part of the actors
-        config, store, located, reference,
-    )  # fmt: skip
+    # another share of a CPU, or Ray makes it part of the actors
+    receipts = score_chunks(study, chunks.map_batches(read, batch_size=1, num_cpus=0.5), reference)
     files: set[str] = set()
     counts: Counter = Counter()
     work = {"computed": 0, "chunks": 0, "seconds": 0.0}
@@ -114,26 +112,27 @@ def score_corpus(
         files |= {receipt["file"]} - {""}
         if time.perf_counter() - said > SAY_EVERY:
             said = time.perf_counter()
-            say(f"scored {work['computed']:,} documents, {work['computed'] / (said - start):.0f} a second")
+            study.say(f"scored {work['computed']:,} documents, {work['computed'] / (said - start):.0f} a second")
     return sorted(files), counts, {**work, "wall_seconds": time.perf_counter() - start}
 
 
-def heldout_scores(config: Config, store: Store, located: Located, reference: Reference, target: Corpus) -> np.ndarray:
+def heldout_scores(study: Study, reference: Reference, target: Corpus) -> np.ndarray:
     """Alignment of the target's held-out documents with it, float64 [m]: about TARGET_DOCUMENTS (or all it has), drawn by their
     keys, odd ones alone, which are never embedded (see `sample_corpora`). Raises CorpusError below FEWEST_DOCUMENTS."""
     import ray
 
+    config, store, tokenizer = study.config, study.store, study.tokenizer
     length = config.sampling.sequence_length
     by_document = config.sampling.model_copy(update={"packing": "pad"})
     ((_, drawn),) = draw_corpora([(target, 2 * TARGET_DOCUMENTS * length)], by_document, config.seed)
     heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
-    tokenizer, stored = load_tokenizer(located), store.sound_tables(reference.folder)
+    stored = store.sound_tables(reference.folder)
     parts = [heldout[i : i + CHUNK_DOCUMENTS] for i in range(0, len(heldout), CHUNK_DOCUMENTS)]
     rows = [chunk_to_score(reference.folder, part, stored, tokenizer, length) for part in parts]
     files = [row["file"][0].as_py() for row in rows]
     todo = [row for row, file in zip(rows, files, strict=True) if file.rpartition("/")[2] not in stored]
     if todo:
-        for _ in score_chunks(ray.data.from_arrow(todo), config, store, located, reference):
+        for _ in score_chunks(study, ray.data.from_arrow(todo), reference):
             pass
     scored, _ = read_scores(store, files, list(reference.rows).index(target.name))
     if len(scored.alignment) < FEWEST_DOCUMENTS:

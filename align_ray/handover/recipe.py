@@ -6,19 +6,21 @@ from typing import Any, Self
 
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from align_ray.config import Config, Name, Probe, digest
+from align_ray.config import Name, Probe, digest
+from align_ray.context import Study
 from align_ray.errors import ConfigError
-from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.fisher.probe import load_tokenizer, locate_probe
 
 FORMAT = "align-ray recipe 1"
 
 
-def make_recipe(config: Config, probe: Located, search: dict[str, Any], corpora: dict[str, Any]) -> dict[str, Any]:
+def make_recipe(study: Study, search: dict[str, Any], corpora: dict[str, Any]) -> dict[str, Any]:
     """From the stored results of the search and embedding stages.
 
     Weights are shares of tokens of the probe's tokenizer. `corpora[name]`: how to read it, its documents, tokens (estimated from
     its bytes) and the epochs the budget takes of it.
     """
+    config = study.config
     best = search["mixtures"][search["chosen"]]
     known = {c.name: c.model_dump(mode="json", exclude={"name"}) for c in config.candidates}
     counts = {
@@ -39,15 +41,15 @@ def make_recipe(config: Config, probe: Located, search: dict[str, Any], corpora:
         "objective": search["objective"],
         "targets": [t.name for t in config.targets],
         "seed": config.seed,
-        "tokenizer": {"model": config.probe.model, "vocabulary": vocabulary_digest(probe)},
-        "probe": {"model": config.probe.model, "digest": probe.digest},
+        "tokenizer": {"model": config.probe.model, "vocabulary": vocabulary_digest(study.tokenizer)},
+        "probe": {"model": config.probe.model, "digest": study.probe.digest},
         "corpora": counts,
     }
 
 
-def vocabulary_digest(located: Located) -> str:
+def vocabulary_digest(tokenizer: Any) -> str:
     """Digest of a tokenizer's vocabulary: what weights in tokens depend on."""
-    return digest(sorted(load_tokenizer(located).get_vocab().items()))
+    return digest(sorted(tokenizer.get_vocab().items()))
 
 
 class _Counts(BaseModel):
@@ -96,7 +98,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def check_tokenizer(recipe: dict[str, Any], model: str, force: bool) -> None:
     """Refuse a recipe for another tokenizer, whose tokens are other shares of the same text, unless forced."""
-    if force or vocabulary_digest(locate_probe(Probe(model=model))) == recipe["tokenizer"]["vocabulary"]:
+    if force or vocabulary_digest(load_tokenizer(locate_probe(Probe(model=model)))) == recipe["tokenizer"]["vocabulary"]:
         return
     raise ConfigError(
         f"--tokenizer {model}: the recipe's weights are shares of tokens of '{recipe['tokenizer']['model']}', which has another "

@@ -14,19 +14,18 @@ held-out sequences would not do, since `pack` fills them with several documents 
 
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from align_ray.config import Config, Corpus, digest
+from align_ray.config import Corpus, digest
+from align_ray.context import Study
 from align_ray.corpora.tasks import on_tasks
 from align_ray.embedding.chunks import aligned_with, keys_of
 from align_ray.embedding.scores import score_reference
 from align_ray.errors import ConfigError, ProbeError
-from align_ray.fisher.probe import Located
 from align_ray.handover.documents import Scored, heldout_scores, read_scores, score_corpus
 from align_ray.handover.rule import Amount, Method, number_taken, ranked
 from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, write_shard
@@ -97,15 +96,7 @@ def named(corpora: list[Corpus], name: str | None, option: str, kind: str) -> Co
 
 
 def select(
-    config: Config,
-    store: Store,
-    located: Located,
-    corpus: Corpus,
-    target: Corpus,
-    amount: Amount,
-    out: Store,
-    method: Method = "top",
-    say: Callable[[str], None] = lambda line: None,
+    study: Study, corpus: Corpus, target: Corpus, amount: Amount, out: Store, method: Method = "top"
 ) -> dict[str, Any]:
     """Write the documents of `corpus` most aligned with `target` to `out` by one of METHODS: shards and manifest.json.
 
@@ -116,7 +107,8 @@ def select(
     `examples`, the most and least aligned documents scored, `taken` or not. Raises ConfigError for a folder that is in use,
     ProbeError without a finite score.
     """
-    reference = score_reference(config, store, located)
+    config, store = study.config, study.store
+    reference = score_reference(study)
     settings = {
         "corpus": corpus.name,
         "target": target.name,
@@ -124,13 +116,13 @@ def select(
         "amount": dataclasses.asdict(amount),
         "seed": config.seed,
         "sequence_length": config.sampling.sequence_length,
-        "probe": located.digest,
+        "probe": study.probe.digest,
         "scores": reference.folder,
     }
     out.check_writable()
     check_free(out, settings)
-    say(f"scoring every document of {corpus.name}")
-    files, counts, work = score_corpus(config, store, located, reference, corpus, say)
+    study.say(f"scoring every document of {corpus.name}")
+    files, counts, work = score_corpus(study, reference, corpus)
     place = config.targets.index(target)
     scored, left_out = read_scores(store, files, place)
     counts += left_out
@@ -140,7 +132,7 @@ def select(
         raise ProbeError(
             f"corpus '{corpus.name}': none of its {counts['documents']} documents has a finite score to select by."
         )
-    own = heldout_scores(config, store, located, reference, target) if method == "gumbel" else None
+    own = heldout_scores(study, reference, target) if method == "gumbel" else None
     order, priority = ranked(scored.keys, scored.alignment, own)
     taken = order[: number_taken(scored.tokens[order], amount)]
     settings["documents"] = digest([file.rpartition("/")[2] for file in files])
@@ -148,7 +140,7 @@ def select(
     head = {"format": "align-ray selection 1", "settings": settings}
     out.write_json("manifest.json", {**head, "files": []})  # from here on the folder is this selection's
     used = [files[i] for i in np.unique(scored.file[taken])]
-    say(f"writing {len(taken):,} documents")
+    study.say(f"writing {len(taken):,} documents")
     written = write_selection(store, used, place, scored.keys[taken], scored.tokens[taken], out)
     after = scored.alignment[taken]
     match = None

@@ -12,18 +12,23 @@ from pyarrow.csv import write_csv
 from scipy.stats import qmc
 
 from align_ray.config import Config, digest
-from align_ray.context import target_weights
-from align_ray.fisher.probe import Located
+from align_ray.context import Study, target_weights
 from align_ray.mixture.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
 from align_ray.mixture.tune import sampler
 from align_ray.progress import steps
 from align_ray.runtime import capacity
 from align_ray.spending import check_cap, seconds_left
-from align_ray.store import Store
-from align_ray.training.experiment import restorable
-from align_ray.training.jobs import driver_resources, job_counter, job_keys, runs_at_once, scaling, train_jobs
+from align_ray.training.experiment import LAYOUT, experiment
+from align_ray.training.jobs import common_inputs, driver_resources, job_counter, job_key, runs_at_once, scaling, train_jobs
 from align_ray.training.loop import train_model
-from align_ray.training.rows import heldout_sequences, mixture_jobs, validation_half
+from align_ray.training.rows import (
+    heldout_sequences,
+    mixture_job,
+    mixture_jobs,
+    training_sequences,
+    unique_sequences,
+    validation_half,
+)
 from align_ray.training.step import trainable_model
 
 RUNGS = (0.25, 0.5, 1.0)
@@ -37,13 +42,7 @@ def combined(config: Config, losses: dict[str, float]) -> float:
 
 
 def tune_loss(
-    config: Config,
-    store: Store,
-    located: Located,
-    tokens: dict[str, int],
-    limits: Constraints,
-    starts: list[np.ndarray],
-    storage: str,
+    study: Study, tokens: dict[str, int], limits: Constraints, starts: list[np.ndarray], storage: str
 ) -> list[dict[str, Any]]:
     """Ray Train inside Ray Tune; resumes, and a proxy trained to its end is kept in the store. Returns the trials that reached the
     last rung, best first: `weights`, `loss` (`combined`, nats per token on the validation half of the held-out sequences), `losses`
@@ -54,17 +53,18 @@ def tune_loss(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
+    config, store, located, names = study.config, study.store, study.model, limits.names
     room = capacity(config.cluster)
-    names = limits.names
-    heldout = {t: validation_half(rows) for t, rows in heldout_sequences(config, store).items()}
+    heldout = {t: validation_half(rows) for t, rows in heldout_sequences(study).items()}
+    fixed, unique = common_inputs(study, heldout), unique_sequences(config, tokens, config.search.proxy_tokens)
     share = scaling(config, room.use_gpu)
     settings = {**config.finetune.model_dump(), "located": located, "targets": heldout, "store": store, "config": config}
 
     def trial(point: dict[str, float]) -> None:
         weights = from_unit_cube(np.array([point[n] for n in names]), limits)
         named = dict(zip(names, weights.tolist(), strict=True))
-        job = mixture_jobs(config, store, tokens, [named], config.search.proxy_tokens, range(1))[0]
-        (key,) = job_keys(config, located, heldout, [job])
+        job = mixture_job(config, training_sequences(config, store), unique, named, config.search.proxy_tokens, 0)
+        key = job_key(fixed, job)
         if done := store.find_json(f"proxies/{key}.json"):
             for rung, losses in enumerate(done, start=1):
                 tune.report(metrics(config, named, rung, losses))
@@ -81,33 +81,27 @@ def tune_loss(
             ),
         ).fit()
 
-    fixed = [located.digest, {t: r.tolist() for t, r in heldout.items()}, limits.lower.tolist(), limits.upper.tolist()]
+    inputs = [located.digest, {t: r.tolist() for t, r in heldout.items()}, limits.lower.tolist(), limits.upper.tolist()]
     what = config.model_dump(mode="json", include={"search", "finetune", "seed"})
-    name = f"loss-{digest([fixed, what, tokens, config.cost.max_cost])}"
-    if config.cost.max_cost is None and restorable(f"{storage}/{name}"):  # see training._train
-        tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trial, resume_errored=True)
-    else:
-        points = [dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)) for w in starts]
-        tuner = tune.Tuner(
-            tune.with_resources(trial, driver_resources()),
-            param_space={n: tune.uniform(0.0, 1.0) for n in names},
-            tune_config=tune.TuneConfig(
-                metric="loss",
-                mode="min",
-                num_samples=config.search.trials,
-                search_alg=OptunaSearch(sampler=sampler(config), points_to_evaluate=points),
-                scheduler=ASHAScheduler(time_attr="rung", max_t=len(RUNGS), grace_period=1, reduction_factor=2),
-                max_concurrent_trials=runs_at_once(config, room),
-                time_budget_s=seconds_left(),
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=storage,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[job_counter()],
-            ),
-        )
+    points = [dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)) for w in starts]
+    tuner = experiment(
+        storage,
+        f"loss-{digest([LAYOUT, inputs, what, tokens, config.cost.max_cost])}",
+        trial,
+        {n: tune.uniform(0.0, 1.0) for n in names},
+        tune.TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=config.search.trials,
+            search_alg=OptunaSearch(sampler=sampler(config), points_to_evaluate=points),
+            scheduler=ASHAScheduler(time_attr="rung", max_t=len(RUNGS), grace_period=1, reduction_factor=2),
+            max_concurrent_trials=runs_at_once(config, room),
+            time_budget_s=seconds_left(),
+        ),
+        driver_resources(),
+        resume=config.cost.max_cost is None,  # see jobs._train
+        callbacks=[job_counter()],
+    )
     with steps("parts of proxy trainings done", config.search.trials * len(RUNGS)):
         results = tuner.fit()
     check_cap(config)
@@ -166,21 +160,20 @@ def swarm_mixtures(limits: Constraints, count: int, seed: int) -> np.ndarray:
     return np.stack([*rows, *(from_unit_cube(u, limits) for u in points)])[:count]
 
 
-def run_swarm(
-    config: Config, store: Store, located: Located, tokens: dict[str, int], limits: Constraints
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run_swarm(study: Study, tokens: dict[str, int], limits: Constraints) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by target,
     losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit` reads."""
+    config = study.config
     weights = swarm_mixtures(limits, config.search.trials, config.seed)
     named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
-    heldout = heldout_sequences(config, store)
-    jobs = mixture_jobs(config, store, tokens, named, config.search.proxy_tokens, range(1))
-    done = train_jobs(config, store, located, heldout, jobs)
+    heldout = heldout_sequences(study)
+    jobs = mixture_jobs(study, tokens, named, config.search.proxy_tokens, range(1))
+    done = train_jobs(study, heldout, jobs)
     losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
     for file, columns in (("ratios", dict(zip(limits.names, weights.T, strict=True))), ("metrics", losses)):
         sink = pa.BufferOutputStream()
         write_csv(pa.table({"run": range(len(weights)), **columns}), sink)
-        store.write_bytes(f"{file}.csv", sink.getvalue().to_pybytes())
+        study.store.write_bytes(f"{file}.csv", sink.getvalue().to_pybytes())
     return weights, losses
 
 

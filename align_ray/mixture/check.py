@@ -4,38 +4,30 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.coefficients import batch_matrix, measures, pooled_alignment
-from align_ray.config import Config
-from align_ray.corpora.sample import read_sample
+from align_ray.alignment.coefficients import batch_matrix, main_blocks, pooled_alignment
+from align_ray.context import Study
+from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.pool import embed_batches
-from align_ray.embedding.units import unit_id
-from align_ray.fisher.probe import Located
+from align_ray.embedding.units import units_of
 from align_ray.mixture.constraints import Constraints
 from align_ray.mixture.describe import mixture_alignment
-from align_ray.mixture.goals import main_rows
-from align_ray.store import Store
 from align_ray.training.rows import mixture_rows
 
 CHECKED = ("recommended", "uniform", "bad")
 
 
 def check_mixtures(
-    config: Config,
-    store: Store,
-    probe: Located,
-    embedded: dict[str, Any],
-    embeddings: dict[str, Any],
-    limits: Constraints,
-    mixtures: dict[str, Any],
-) -> dict[str, Any]:
+    study: Study, evidence: Evidence, limits: Constraints, mixtures: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Draw sequences in each mixture's proportions, batch them together, embed them, and compare with the prediction.
 
     Independent text of the same kind: the prediction is from the first half of every corpus' batches, the mixture is drawn from the
     sequences of the second half. By mixture and target: predicted and measured pooled alignment with intervals.
     """
-    size, batches = config.sampling.batch_size, {n: read_sample(store, n).batches[: len(embeddings[n])] for n in limits.names}
-    halves = {n: len(b) // 2 for n, b in batches.items()}
-    drawn_from = {n: b[halves[n] :].reshape(-1, b.shape[-1]) for n, b in batches.items()}
+    config, rows_of = study.config, evidence.rows
+    size, halves = config.sampling.batch_size, {n: len(evidence.batches[n]) // 2 for n in limits.names}
+    second = {n: evidence.batches[n][half:] for n, half in halves.items()}
+    drawn_from = {n: b.reshape(-1, b.shape[-1]) for n, b in second.items()}
     drawn = {}
     for name in CHECKED:
         # as many batches as the text fills without repetition: copies are not independent
@@ -46,14 +38,13 @@ def check_mixtures(
         rows = mixture_rows(drawn_from, everything, shares, size * count, config.seed)
         order = np.random.default_rng(config.seed).permutation(len(rows))
         drawn[name] = list(rows[order].reshape(count, size, -1))
-    embed_batches(config, store, probe, [b for parts in drawn.values() for b in parts], embedded["dtype"])
-    blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
-    rows_of = main_rows(embeddings)
+    embed_batches(study, [b for parts in drawn.values() for b in parts], evidence.dtype)
     corpora = [rows_of[n][: max(1, halves[n])] for n in limits.names]
     result: dict[str, Any] = {}
     for name, parts in drawn.items():
         w = np.array([mixtures[name]["weights"][n] for n in limits.names])
-        measured = batch_matrix([store.read_unit(embedded["key"], unit_id(b)) for b in parts], blocks)
+        units = units_of(study.store, evidence.key, parts)
+        measured = batch_matrix(units, main_blocks(units))
         result[name] = {
             t.name: {
                 "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1)),

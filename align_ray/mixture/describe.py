@@ -1,5 +1,6 @@
 """The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to compare with."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def describe(
     goal: Goal,
     limits: Constraints,
     tokens: dict[str, int],
-    rows: dict[str, np.ndarray],
+    rows: Mapping[str, np.ndarray],
     mixtures: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """Weights, value, pooled alignment and repetition of every mixture."""
@@ -91,7 +92,7 @@ def mixture_alignment(
 
 
 
-def _weights(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
+def weight_table(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
     """By corpus: the optimum's weight with its interval, what bounds it, and the gain per million more unique tokens."""
     result = {}
     for k, name in enumerate(limits.names):
@@ -111,7 +112,7 @@ def _weights(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> di
     return result
 
 
-def _pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, Any]]:
+def pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, Any]]:
     """The front of each pair of targets: target weights, mixture, and every target's value."""
     if len(goal.objectives) < 2:
         return []
@@ -129,7 +130,7 @@ def _pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, A
     return points
 
 
-def _warnings(
+def mixture_warnings(
     config: Config, limits: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
 ) -> list[str]:
     """What a user must know before using the mixture, one sentence each."""

@@ -1,23 +1,23 @@
-"""The mixture that DSIR would choose: what n-gram importance resampling takes of every candidate."""
-
-from typing import Any
+"""The mixture that DSIR would choose (Data Selection via Importance Resampling, arXiv 2302.03169): the share of every candidate
+among the texts that n-gram importance resampling takes of their pool."""
 
 import numpy as np
 
 from align_ray.alignment.baselines import dsir_weights
-from align_ray.config import Config
+from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
-from align_ray.store import Store
 
-DSIR_TEXTS = 256
-"""Texts that DSIR selects, out of the candidates' training samples."""
+TEXTS = 256
+"""Selected, out of the candidates' training samples."""
 
 
-def _dsir(config: Config, store: Store, tokenizer: Any) -> np.ndarray:
+def dsir_mixture(study: Study) -> np.ndarray:
+    """Weights [K]."""
+
     def texts(rows: np.ndarray) -> list[str]:
-        return tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
+        return study.tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
 
-    candidates = {c.name: texts(read_sample(store, c.name).training) for c in config.candidates}
-    flat = lambda name: (b := read_sample(store, name).batches).reshape(-1, b.shape[-1])  # noqa: E731
-    targets = [text for t in config.targets for text in texts(flat(t.name))]
-    return dsir_weights(candidates, targets, DSIR_TEXTS, config.seed)
+    candidates = {c.name: texts(read_sample(study.store, c.name).training) for c in study.config.candidates}
+    samples = [read_sample(study.store, t.name).batches for t in study.config.targets]
+    targets = [text for batches in samples for text in texts(batches.reshape(-1, batches.shape[-1]))]
+    return dsir_weights(candidates, targets, TEXTS, study.config.seed)

@@ -4,16 +4,14 @@ A builder is called with None for the goal itself and with a random generator fo
 corpus (or held-out sequences, for MixMin) are drawn again with replacement.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from align_ray.alignment.baselines import background_distribution, discounted_distribution, ney_discount
-from align_ray.alignment.coefficients import batch_matrix, measures
 from align_ray.alignment.distance import distance_matrix
 from align_ray.config import Config
 from align_ray.context import target_weights
-from align_ray.fisher.unit import Unit
 from align_ray.mixture.objectives import (
     Objective,
     hellinger_objective,
@@ -33,13 +31,7 @@ FISHER = {"scaled-cosine": scaled_cosine_objective, "hellinger": hellinger_objec
 
 
 
-def main_rows(embeddings: dict[str, list[Unit]]) -> dict[str, np.ndarray]:
-    """Batch embeddings of the main measure by corpus, float32 [n, D]."""
-    blocks = next(iter(measures(next(iter(embeddings.values()))).values()))
-    return {name: batch_matrix(units, blocks) for name, units in embeddings.items()}
-
-
-def fisher_goal(config: Config, rows: dict[str, np.ndarray]) -> Builder:
+def fisher_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     """Similarity of the mixture's pooled embedding with the targets'."""
     objective = FISHER[config.search.objective]
 
@@ -51,7 +43,7 @@ def fisher_goal(config: Config, rows: dict[str, np.ndarray]) -> Builder:
     return build
 
 
-def linear_goal(config: Config, rows: dict[str, np.ndarray]) -> Builder:
+def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     """Mean over the mixture of the candidates' own alignments: labelled baseline, its optimum is one corpus."""
     aligned = {
         (c.name, t.name): 1 - distance_matrix(rows[c.name], rows[t.name]) for c in config.candidates for t in config.targets
@@ -68,7 +60,7 @@ def linear_goal(config: Config, rows: dict[str, np.ndarray]) -> Builder:
     return build
 
 
-def cross_entropy_goal(config: Config, batches: dict[str, np.ndarray], vocabulary: int) -> Builder:
+def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabulary: int) -> Builder:
     """Minus the targets' cross-entropy under the mixture of the candidates' unigram models; batches: token ids [n, B, T]."""
     background = background_distribution([batches[c.name] for c in config.candidates], vocabulary)
     counts = {
@@ -114,8 +106,8 @@ def resampled_mean(rows: np.ndarray, rng: np.random.Generator | None) -> np.ndar
 
 def goal_builder(
     config: Config,
-    rows: dict[str, np.ndarray],
-    batches: dict[str, np.ndarray],
+    rows: Mapping[str, np.ndarray],
+    batches: Mapping[str, np.ndarray],
     vocabulary: int,
     probabilities: Callable[[], dict[str, np.ndarray]],
 ) -> Builder:

@@ -7,10 +7,9 @@ import numpy as np
 from align_ray.config import Search
 from align_ray.context import Study
 from align_ray.corpora.sample import token_counts
-from align_ray.embedding.pool import read_embeddings
+from align_ray.embedding.evidence import read_evidence
 from align_ray.errors import ConfigError
 from align_ray.mixture.constraints import Constraints, constraints, nearest
-from align_ray.mixture.goals import main_rows
 from align_ray.mixture.objectives import Objective
 from align_ray.mixture.solver import Goal, penalties, solve
 from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, Runs, cross_validated, default_surrogate
@@ -116,13 +115,13 @@ def propose_from_runs(
         search = Search(token_budget=1, prior_strength=prior_strength)
         limits = constraints(search, dict.fromkeys(runs.domains, 1))
         return limits, propose(runs.weights, runs.metrics, share, limits, surrogate)
-    rows = main_rows(read_embeddings(study.config, study.store))
+    rows = read_evidence(study).rows
     missing = [d for d in runs.domains if d not in rows]
     if missing:
         raise ConfigError(
             f"--study: the runs' domain '{missing[0]}' is no corpus of the study; add it, so that its content can be compared."
         )
-    limits = constraints(study.config.search, token_counts(study.config, study.store))
+    limits = constraints(study.config.search, token_counts(study))
     names = list(dict.fromkeys([*runs.domains, *limits.names]))
     found = dict(zip(names, content_coordinates(np.stack([rows[n].mean(0) for n in names])), strict=True))
     coordinates = np.stack([found[d] for d in runs.domains]), np.stack([found[n] for n in limits.names])

@@ -1,96 +1,74 @@
 """The search stage: gather what the objective needs, search, and check the answer by embedding it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.context import target_weights
-from align_ray.corpora.sample import read_sample, token_counts
-from align_ray.embedding.pool import read_embeddings
-from align_ray.fisher.probe import Located, load_tokenizer
-from align_ray.fisher.unit import Unit
+from align_ray.context import Study, target_weights
+from align_ray.corpora.sample import token_counts
+from align_ray.embedding.evidence import Evidence, read_evidence
 from align_ray.mixture.by_loss import combined, run_swarm, tune_loss
 from align_ray.mixture.check import CHECKED, check_mixtures
 from align_ray.mixture.constraints import Constraints, constraints, nearest, unconstrained
-from align_ray.mixture.describe import _pareto, _warnings, _weights, comparison_mixtures, describe
-from align_ray.mixture.dsir import _dsir
-from align_ray.mixture.goals import Builder, goal_builder, main_rows
+from align_ray.mixture.describe import comparison_mixtures, describe, mixture_warnings, pareto, weight_table
+from align_ray.mixture.dsir import dsir_mixture
+from align_ray.mixture.goals import Builder, goal_builder
 from align_ray.mixture.mixmin import candidate_probabilities
 from align_ray.mixture.propose import propose
 from align_ray.mixture.solver import Goal, Optimum, effective_corpora, near_optimal_average, penalties, scaled_prior, solve
 from align_ray.mixture.tune import tune_search
-from align_ray.store import Store
 
 
-def find_mixture(config: Config, store: Store, probe: Located, model: Located, say: Callable[[str], None]) -> dict[str, Any]:
+def find_mixture(study: Study) -> dict[str, Any]:
     """Search by the configured objective and method; returns what `search_mixture` does, and
 
     `check[name][target]`: predicted and measured alignment of mixtures that were materialised and embedded; for trained
     objectives `trials` (losses), and for the swarm `surrogate`.
     """
-    tokens = token_counts(config, store)
-    limits = constraints(config.search, tokens)
-    embedded = store.read_json("embedding.json")
-    embeddings = read_embeddings(config, store, embedded)
-    batches = {c.name: read_sample(store, c.name).batches[: len(embeddings[c.name])] for c in config.corpora}
-    tokenizer = load_tokenizer(probe)
+    config, tokens, evidence = study.config, token_counts(study), read_evidence(study)
+    limits, vocabulary = constraints(config.search, tokens), len(study.tokenizer)
 
     def probabilities() -> dict[str, np.ndarray]:
-        say(f"training on each of {len(tokens)} candidates, for MixMin")
-        return candidate_probabilities(config, store, model, tokens)
+        study.say(f"training on each of {len(tokens)} candidates, for MixMin")
+        return candidate_probabilities(study, tokens)
 
-    build = goal_builder(config, main_rows(embeddings), batches, len(tokenizer), probabilities)
-    others = {"dsir": _dsir(config, store, tokenizer)} | by_other_objectives(
-        config, limits, main_rows(embeddings), batches, len(tokenizer)
-    )
-    local = store.local_path("tune")
-    storage = str(local) if local else f"{store.uri}/tune"
-    trained = config.search.objective == "loss"
-    cheap = (
-        config.model_copy(update={"search": config.search.model_copy(update={"method": "closed_form"})}) if trained else config
-    )
-    say(
-        "searching mixtures"
-        + ("" if trained or config.search.method == "closed_form" else f": at most {config.search.trials} trials")
-    )
-    result = search_mixture(cheap, embeddings, tokens, build, storage, others)
+    build = goal_builder(config, evidence.rows, evidence.batches, vocabulary, probabilities)
+    others = {"dsir": dsir_mixture(study)} | by_other_objectives(study, limits, evidence)
+    storage, trained = study.store.place("tune"), config.search.objective == "loss"
+    cheap = study.changed(search={"method": "closed_form"}).config if trained else config
+    at_most = "" if trained or config.search.method == "closed_form" else f": at most {config.search.trials} trials"
+    study.say(f"searching mixtures{at_most}")
+    result = search_mixture(cheap, evidence.rows, tokens, build, storage, others)
     if trained:
         goal = build(None)
         at_most = "at most " if config.search.method == "tune" else ""
-        say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")
-        weights, found = _search_by_loss(config, store, model, tokens, limits, result, storage)
+        study.say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")
+        weights, found = _search_by_loss(study, tokens, limits, result, storage)
         result["cheap"] = result["mixtures"].pop("recommended")
-        result["mixtures"] = {
-            **describe(config, goal, limits, tokens, main_rows(embeddings), {"recommended": weights}),
-            **result["mixtures"],
-        }
+        described = describe(config, goal, limits, tokens, evidence.rows, {"recommended": weights})
+        result["mixtures"] = {**described, **result["mixtures"]}
         # what is known of the optimum (limits, prices, intervals) is the cross-entropy's, from which the search started
         result |= {"objective": "loss", "optimum": config.search.method, "effective_corpora": effective_corpora(weights), **found}
-    say(f"embedding {len(CHECKED)} mixtures to check the prediction")
-    result["check"] = check_mixtures(config, store, probe, embedded, embeddings, limits, result["mixtures"])
+    study.say(f"embedding {len(CHECKED)} mixtures to check the prediction")
+    result["check"] = check_mixtures(study, evidence, limits, result["mixtures"])
     return result
 
 
 def _search_by_loss(
-    config: Config,
-    store: Store,
-    model: Located,
-    tokens: dict[str, int],
-    limits: Constraints,
-    cheap: dict[str, Any],
-    storage: str,
+    study: Study, tokens: dict[str, int], limits: Constraints, cheap: dict[str, Any], storage: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Weights [K], and `trials`, for the swarm also `surrogate`."""
+    config = study.config
     if config.search.method == "tune":
         starts = [np.array(list(cheap["mixtures"][n]["weights"].values())) for n in ("recommended", "unimax", "proportional")]
-        trials = tune_loss(config, store, model, tokens, limits, starts, storage)
+        trials = tune_loss(study, tokens, limits, starts, storage)
         # the mean of the best few, for the same reason as the near-optimal set's: the least loss is in part luck
         best = np.mean([list(t["weights"].values()) for t in trials[: max(1, len(trials) // 8)]], axis=0)
         return nearest(best, limits), {"trials": trials}
-    weights, losses = run_swarm(config, store, model, tokens, limits)
+    weights, losses = run_swarm(study, tokens, limits)
     proposal = propose(weights, losses, target_weights(config), limits, seed=config.seed)
     named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
     trials = [{"weights": w, "losses": {t: float(v[i]) for t, v in losses.items()}} for i, w in enumerate(named)]
@@ -100,22 +78,20 @@ def _search_by_loss(
     return proposal.weights, {"trials": trials, "surrogate": surrogate}
 
 
-def by_other_objectives(
-    config: Config, limits: Constraints, rows: dict[str, np.ndarray], batches: dict[str, np.ndarray], vocabulary: int
-) -> dict[str, np.ndarray]:
+def by_other_objectives(study: Study, limits: Constraints, evidence: Evidence) -> dict[str, np.ndarray]:
     """The optimum of every other objective that needs no training, under the same constraints and prior, [K] by name."""
     result = {}
     for objective in ("cross-entropy", "scaled-cosine", "hellinger", "kl", "linear"):
-        if objective != config.search.objective:
-            other = config.model_copy(update={"search": config.search.model_copy(update={"objective": objective})})
-            goal = goal_builder(other, rows, batches, vocabulary, dict)(None)
+        if objective != study.config.search.objective:
+            other = study.changed(search={"objective": objective}).config
+            goal = goal_builder(other, evidence.rows, evidence.batches, len(study.tokenizer), dict)(None)
             result[f"by {objective}"] = solve(goal, scaled_prior(limits, goal)).weights
     return result
 
 
 def search_mixture(
     config: Config,
-    embeddings: dict[str, list[Unit]],
+    rows: Mapping[str, np.ndarray],
     tokens: dict[str, int],
     build: Builder,
     storage: str,
@@ -123,7 +99,8 @@ def search_mixture(
 ) -> dict[str, Any]:
     """Find weights that maximise the goal under the constraints; returns a JSON value.
 
-    `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps its state; `others`: further mixtures to show.
+    `rows`: batch embeddings [N, D] by corpus; `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps its
+    state; `others`: further mixtures to show.
     `mixtures[name]`: `weights`, `value` of the objective (nats for cross-entropy and mixmin: minus the cross-entropy), the
     pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
     `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
@@ -148,13 +125,12 @@ def search_mixture(
     if trials:
         mixtures["search"] = np.array([best["weights"][n] for n in limits.names])
     mixtures |= comparison_mixtures(goal, limits, tokens) | others
-    rows = main_rows(embeddings)
     return {
         "objective": config.search.objective,
         "chosen": "recommended",
         "optimum": found,
         "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
-        "weights": _weights(limits, optimum, noise),
+        "weights": weight_table(limits, optimum, noise),
         "caps": dict(zip(limits.names, limits.caps.tolist(), strict=True)),
         "effective_corpora": effective_corpora(recommended),
         "kkt_residual": optimum.gap,
@@ -163,8 +139,8 @@ def search_mixture(
         "slack": noise["slack"],
         "single": dict(zip(limits.names, goal.values(np.eye(len(limits.names))).tolist(), strict=True)),
         "lead_over_single": noise["lead"],
-        "pareto": _pareto(config, goal, limits),
-        "warnings": _warnings(config, limits, tokens, optimum, noise),
+        "pareto": pareto(config, goal, limits),
+        "warnings": mixture_warnings(config, limits, tokens, optimum, noise),
         "trials": trials,
     }
 

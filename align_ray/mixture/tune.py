@@ -9,7 +9,7 @@ import numpy as np
 from align_ray.config import Config, digest
 from align_ray.mixture.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
 from align_ray.mixture.solver import Goal, Optimum, penalties
-from align_ray.training.experiment import restorable
+from align_ray.training.experiment import LAYOUT, experiment
 
 AROUND = 256
 """Mixtures of a trial: the suggested one, and draws of a Dirichlet distribution around it."""
@@ -80,32 +80,23 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
     ]
     inputs = [goal.values(np.stack([nearest(w, limits) for w in (*starts, *np.eye(len(names)))])).round(9).tolist(), names]
     settings = config.search.model_dump(mode="json", exclude={"bootstrap", "proxy_tokens"})
-    name = f"search-{digest([inputs, settings, limits.lower.tolist(), limits.upper.tolist(), seed])}"
-    trainable = tune.with_parameters(MixtureTrial, problem=(goal, limits))
-    path = f"{storage}/{name}"
-    if restorable(path):
-        tuner = tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
-    else:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            param_space={**{n: tune.uniform(0.0, 1.0) for n in names}, "concentration": tune.loguniform(10.0, 1e5)},
-            tune_config=tune.TuneConfig(
-                metric="penalised",
-                mode="max",
-                num_samples=config.search.trials,
-                search_alg=OptunaSearch(sampler=sampler(config), points_to_evaluate=points),
-                # one at a time: Optuna then sees every earlier trial in the same order, so that a seed fixes the search
-                max_concurrent_trials=1,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=storage,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
-                stop=ExperimentPlateauStopper("penalised", std=1e-5, top=3, mode="max", patience=SETTLED),
-            ),
-        )
+    tuner = experiment(
+        storage,
+        f"search-{digest([LAYOUT, inputs, settings, limits.lower.tolist(), limits.upper.tolist(), seed])}",
+        tune.with_parameters(MixtureTrial, problem=(goal, limits)),
+        {**{n: tune.uniform(0.0, 1.0) for n in names}, "concentration": tune.loguniform(10.0, 1e5)},
+        tune.TuneConfig(
+            metric="penalised",
+            mode="max",
+            num_samples=config.search.trials,
+            search_alg=OptunaSearch(sampler=sampler(config), points_to_evaluate=points),
+            # one at a time: Optuna then sees every earlier trial in the same order, so that a seed fixes the search
+            max_concurrent_trials=1,
+            reuse_actors=True,
+        ),
+        {"cpu": 1},
+        stop=ExperimentPlateauStopper("penalised", std=1e-5, top=3, mode="max", patience=SETTLED),
+    )
     results = tuner.fit()
     for error in results.errors:
         raise RuntimeError(f"a search trial failed: {error}")

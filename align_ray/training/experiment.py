@@ -1,4 +1,4 @@
-"""Ray's own state of an experiment, made sound before it is read.
+"""Ray Tune's experiments: gone on with where they can be, after Ray's own state is made sound, else begun.
 
 Ray Tune and Ray Train do not write it atomically: a process that is killed while it writes leaves an empty or cut file, at which
 every later run would fail. What is torn is removed here, and Ray goes on from the snapshot before, or anew. Nothing finished is
@@ -9,6 +9,7 @@ import json
 import pickletools
 import posixpath
 from collections import defaultdict
+from typing import Any
 
 from pyarrow import fs as pafs
 
@@ -16,6 +17,39 @@ from align_ray.store import file_system
 
 SEARCHERS = ({"basic-variant-state"}, {"search_gen_state", "searcher-state"})
 """Kinds of file in which Tune keeps what it tries next: of a grid, or of a searcher such as Optuna."""
+
+
+LAYOUT = 2
+"""Of this package: Tune's pickles name classes by their module, so that an experiment of another layout cannot be read. Part of
+the experiments' names."""
+
+
+def experiment(
+    storage: str,
+    name: str,
+    trainable: Any,
+    space: dict[str, Any],
+    settings: Any,
+    resources: dict[str, float],
+    resume: bool = True,
+    **run: Any,
+) -> Any:
+    """Ray Tune's Tuner of the experiment `name` in `storage`: the one that is there, where it can go on, else a new one.
+
+    `name` holds the digest of what the experiment depends on. `settings`: a TuneConfig; `resources` of a trial's driver; `run`:
+    further fields of the RunConfig. A trial that dies is tried again twice.
+    """
+    from ray import tune
+
+    if resume and restorable(f"{storage}/{name}"):
+        return tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
+    failures = tune.FailureConfig(max_failures=2)
+    return tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space=space,
+        tune_config=settings,
+        run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0, failure_config=failures, **run),
+    )
 
 
 def restorable(folder: str) -> bool:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.fisher.probe import Located
-from align_ray.store import Store
+from align_ray.context import Study
 from align_ray.training.jobs import Losses, train_jobs
-from align_ray.training.rows import heldout_sequences, mixture_jobs, test_half
+from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half
 
 OVERLAP_TOKENS = 13
 
@@ -45,22 +44,20 @@ def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def finetune_runs(
-    config: Config, store: Store, located: Located, tokens: dict[str, int], runs: list[Run]
-) -> dict[str, Any]:
+def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict[str, Any]:
     """Fine-tune on every run whose result is not in the store; returns a JSON value.
 
     `runs[name]`: weights, number of training sequences, `training` (steps with the loss of their batch), and by target `before`
     and `after` (nats per token on the second half of the held-out text), `change` with its standard error over held-out
     sequences, and `overlap`.
     """
-    heldout = heldout_sequences(config, store)
-    jobs = mixture_jobs(config, store, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))
+    config, heldout = study.config, heldout_sequences(study)
+    jobs = mixture_jobs(study, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))
     report = {}
-    for run, job, trained in zip(runs, jobs, train_jobs(config, store, located, heldout, jobs), strict=True):
+    for run, job, trained in zip(runs, jobs, train_jobs(study, heldout, jobs), strict=True):
         targets = {}
         for t, losses in trained.losses.items():
-            reported = Losses(test_half(losses.before), test_half(losses.after))
+            reported = Losses(report_half(losses.before), report_half(losses.after))
             targets[t] = {**change(reported), "overlap": overlap(job.rows, heldout[t])}
         report[run.name] = {
             "weights": run.weights,

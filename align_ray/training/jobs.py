@@ -13,11 +13,10 @@ import numpy as np
 
 from align_ray import progress
 from align_ray.config import Config, digest
-from align_ray.fisher.probe import Located
+from align_ray.context import Study
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
-from align_ray.store import Store
-from align_ray.training.experiment import drop_torn, restorable
+from align_ray.training.experiment import LAYOUT, drop_torn, experiment
 from align_ray.training.loop import finished, train_loop
 
 
@@ -47,43 +46,49 @@ class Trained:
     training: list[tuple[int, float]]
 
 
-def train_jobs(
-    config: Config, store: Store, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]
-) -> list[Trained]:
+def train_jobs(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[Trained]:
     """Train every job whose result is not in the store; returns what every job came to.
 
     `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
     """
-    keys = job_keys(config, located, heldout, jobs)
+    store, keys = study.store, job_keys(study, heldout, jobs)
     todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k)}
     if todo:
-        _train(config, store, {"located": located, "store": store, "targets": heldout}, list(todo.values()))
-        check_cap(config)
+        _train(study, heldout, list(todo.values()))
+        check_cap(study.config)
     return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
 
 
-def job_keys(config: Config, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[str]:
-    """What a job's results are stored under: the digest of all that determines them."""
-    settings = config.finetune
-    fixed = [
-        located.digest,
+def job_keys(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[str]:
+    """What the jobs' results are stored under (see `job_key`)."""
+    fixed = common_inputs(study, heldout)
+    return [job_key(fixed, job) for job in jobs]
+
+
+def common_inputs(study: Study, heldout: dict[str, np.ndarray]) -> list[Any]:
+    """What determines the results of all jobs alike, as a JSON value."""
+    settings = study.config.finetune
+    return [
+        study.model.digest,
         settings.epochs,
         settings.batch_size,
         settings.scratch,
         {n: r.tolist() for n, r in heldout.items()},
         *([settings.lora_rank] if settings.lora_rank else []),
     ]
-    return [digest([fixed, job.rows.tolist(), job.learning_rate, job.seed]) for job in jobs]
 
 
-def heldout_probabilities(
-    config: Config, store: Store, located: Located, heldout: dict[str, np.ndarray], jobs: list[Job]
-) -> dict[str, np.ndarray]:
+def job_key(fixed: list[Any], job: Job) -> str:
+    """Digest of all that determines a job's results; `fixed` from `common_inputs`."""
+    return digest([fixed, job.rows.tolist(), job.learning_rate, job.seed])
+
+
+def heldout_probabilities(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> dict[str, np.ndarray]:
     """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1]; trains what is missing."""
     from safetensors.numpy import load
 
-    train_jobs(config, store, located, heldout, jobs)
-    parts = [load(store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(config, located, heldout, jobs)]
+    train_jobs(study, heldout, jobs)
+    parts = [load(study.store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(study, heldout, jobs)]
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
 
 
@@ -94,17 +99,17 @@ def _trained(stored: dict[str, Any]) -> Trained:
     return Trained(losses, stored["seconds"], stored.get("training", []))
 
 
-def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[dict[str, Any]]) -> None:
+def _train(study: Study, heldout: dict[str, np.ndarray], jobs: list[dict[str, Any]]) -> None:
     """Share the jobs out among as many Ray Train runs as the cluster holds at once, inside one Ray Tune experiment."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    config, store = study.config, study.store
     room = capacity(config.cluster)
     slots = min(len(jobs), runs_at_once(config, room))
-    local = store.local_path("train")
-    storage = str(local) if local else f"{store.uri}/train"
-    settings = {**settings, **config.finetune.model_dump()}
+    storage = store.place("train")
+    settings = {"located": study.model, "store": store, "targets": heldout, **config.finetune.model_dump()}
 
     def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
         share = jobs[point["share"] :: slots]
@@ -123,25 +128,17 @@ def _train(config: Config, store: Store, settings: dict[str, Any], jobs: list[di
             ),
         ).fit()
 
-    name = f"finetune-{digest([slots, [job['key'] for job in jobs], config.cost.max_cost])}"
-    space = {"share": tune.grid_search(list(range(slots)))}
-    trainable = tune.with_parameters(trial, jobs=jobs)  # through the object store: rows of many jobs are megabytes
-    # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the store
-    if config.cost.max_cost is None and restorable(f"{storage}/{name}"):
-        tuner = tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
-    else:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, driver_resources()),
-            param_space=space,
-            tune_config=tune.TuneConfig(max_concurrent_trials=slots, time_budget_s=seconds_left()),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=storage,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[job_counter()],
-            ),
-        )
+    tuner = experiment(
+        storage,
+        f"finetune-{digest([LAYOUT, slots, [job['key'] for job in jobs], config.cost.max_cost])}",
+        tune.with_parameters(trial, jobs=jobs),  # through the object store: rows of many jobs are megabytes
+        {"share": tune.grid_search(list(range(slots)))},
+        tune.TuneConfig(max_concurrent_trials=slots, time_budget_s=seconds_left()),
+        driver_resources(),
+        # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the store
+        resume=config.cost.max_cost is None,
+        callbacks=[job_counter()],
+    )
     with progress.steps("trainings done", len(jobs)):
         results = tuner.fit()
     for error in results.errors:

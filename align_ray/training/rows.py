@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 
 from align_ray.config import Config
+from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.store import Store
 from align_ray.training.jobs import Job
@@ -38,22 +39,36 @@ def unique_sequences(config: Config, tokens: dict[str, int], proxy_tokens: int) 
 
 
 def mixture_jobs(
-    config: Config, store: Store, tokens: dict[str, int], mixtures: list[dict[str, float]], proxy_tokens: int, seeds: range
+    study: Study, tokens: dict[str, int], mixtures: list[dict[str, float]], proxy_tokens: int, seeds: range
 ) -> list[Job]:
-    """A job for every mixture and seed, mixture by mixture."""
-    training = {c.name: read_sample(store, c.name).training for c in config.candidates}
-    unique = unique_sequences(config, tokens, proxy_tokens)
+    """A job for every mixture and seed, mixture by mixture. `tokens`: available tokens by candidate."""
+    training = training_sequences(study.config, study.store)
+    unique = unique_sequences(study.config, tokens, proxy_tokens)
+    return [mixture_job(study.config, training, unique, w, proxy_tokens, seed) for w in mixtures for seed in seeds]
+
+
+def mixture_job(
+    config: Config,
+    training: dict[str, np.ndarray],
+    unique: dict[str, int],
+    weights: dict[str, float],
+    proxy_tokens: int,
+    seed: int,
+) -> Job:
+    """The training on a mixture (see `mixture_rows`)."""
     rows = -(-proxy_tokens // config.sampling.sequence_length)
-    return [
-        Job(mixture_rows(training, unique, weights, rows, config.seed + seed), config.finetune.learning_rate, seed)
-        for weights in mixtures
-        for seed in seeds
-    ]
+    drawn = mixture_rows(training, unique, weights, rows, config.seed + seed)
+    return Job(drawn, config.finetune.learning_rate, seed)
 
 
-def heldout_sequences(config: Config, store: Store) -> dict[str, np.ndarray]:
+def training_sequences(config: Config, store: Store) -> dict[str, np.ndarray]:
+    """The candidates' sequences for training, int32 [n, T]."""
+    return {c.name: read_sample(store, c.name).training for c in config.candidates}
+
+
+def heldout_sequences(study: Study) -> dict[str, np.ndarray]:
     """The targets' held-out sequences, int32 [m, T]."""
-    return {t.name: read_sample(store, t.name).heldout for t in config.targets}
+    return {t.name: read_sample(study.store, t.name).heldout for t in study.config.targets}
 
 
 def validation_half(values: np.ndarray) -> np.ndarray:
@@ -61,7 +76,7 @@ def validation_half(values: np.ndarray) -> np.ndarray:
     return values[: max(1, len(values) // 2)]
 
 
-def test_half(values: np.ndarray) -> np.ndarray:
+def report_half(values: np.ndarray) -> np.ndarray:
     """The second half, for what is reported; all of a single sequence."""
     return values[len(values) // 2 :]
 

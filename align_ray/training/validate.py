@@ -6,12 +6,9 @@ import numpy as np
 from scipy import stats
 
 from align_ray.alignment.intervals import Estimate, interval, p_mean_negative, two_sample_mean
-from align_ray.config import Config
-from align_ray.context import reported_weights
-from align_ray.fisher.probe import Located
-from align_ray.store import Store
+from align_ray.context import Study, reported_weights
 from align_ray.training.jobs import train_jobs
-from align_ray.training.rows import heldout_sequences, mixture_jobs, test_half
+from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -19,9 +16,7 @@ SAME = 5e-4
 """Mixtures that differ by less in every weight are trained once."""
 
 
-def validate_mixtures(
-    config: Config, store: Store, located: Located, tokens: dict[str, int], mixtures: dict[str, dict[str, float]]
-) -> dict[str, Any]:
+def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Train on every mixture with `finetune.seeds` seeds; returns a JSON value.
 
     `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target `loss`:
@@ -36,14 +31,14 @@ def validate_mixtures(
         same[name] = twin or name
         if twin is None:
             distinct[name] = weights
+    config, heldout = study.config, heldout_sequences(study)
     seeds = range(config.finetune.seeds)
-    heldout = heldout_sequences(config, store)
-    jobs = mixture_jobs(config, store, tokens, list(distinct.values()), config.finetune.tokens, seeds)
-    done = train_jobs(config, store, located, heldout, jobs)
+    jobs = mixture_jobs(study, tokens, list(distinct.values()), config.finetune.tokens, seeds)
+    done = train_jobs(study, heldout, jobs)
     of = {name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(distinct)}
     share = reported_weights(config)
-    after = {name: {t: np.stack([test_half(r.losses[t].after) for r in runs]) for t in heldout} for name, runs in of.items()}
-    before = {t: float(np.mean([test_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout}
+    after = {name: {t: np.stack([report_half(r.losses[t].after) for r in runs]) for t in heldout} for name, runs in of.items()}
+    before = {t: float(np.mean([report_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout}
     report = {
         name: {
             "weights": weights,

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from align_ray.checks.robustness import _agreement, _layers, _row_sets, _scores, _variants, kendall_w, robustness
+from align_ray.checks.robustness import _agreement, _layers, _matrices, _row_sets, _scores, _variants, kendall_w, robustness
 from align_ray.config_file import load_config
+from align_ray.context import Study
+from align_ray.embedding.evidence import Evidence
 from align_ray.errors import ConfigError
+from align_ray.fisher.probe import locate_probe
 from align_ray.fisher.unit import Unit
+from align_ray.store import Store
 
 
 def test_kendalls_w_is_one_for_equal_rankings_and_that_of_the_textbook_otherwise():
@@ -20,7 +24,7 @@ def test_kendalls_w_is_one_for_equal_rankings_and_that_of_the_textbook_otherwise
 
 def test_every_variant_changes_one_choice_and_keeps_the_number_of_sequences():
     config = load_config()
-    found = _variants(config, ["other/model"], reference=True)
+    found = _variants(study_of(config), ["other/model"], reference=True)
     assert {axis for axis, _, _ in found} == {"seed", "batch size", "sequence length", "probe", "estimator"}
     for axis, _, variant in found:
         changed = {n for n in type(config).model_fields if getattr(variant, n) != getattr(config, n)}
@@ -30,13 +34,17 @@ def test_every_variant_changes_one_choice_and_keeps_the_number_of_sequences():
         type(config).model_validate(variant.model_dump())
 
 
+def study_of(config):
+    return Study(config, Store(config.output), locate_probe(config.probe))
+
+
 def unit(trunk, head):
     return Unit({"trunk": trunk[None].astype(np.float32), "head": head[None].astype(np.float32)}, {}, 2.0, 8, (), 8, 0.0)
 
 
 def test_rows_of_layers_are_told_apart():
     config = load_config()
-    layers = _layers(config)
+    layers = _layers(study_of(config))
     assert set(layers) == {"all layers", "early layers", "middle layers", "late layers"}
     parts = np.stack([layers[k] for k in ("early layers", "middle layers", "late layers")])
     assert (parts.sum(0) == 1).all() and layers["all layers"].all()
@@ -52,7 +60,8 @@ def test_agreement_over_rows_finds_the_block_that_ranks_otherwise():
     for c, k in zip(config.candidates, order, strict=True):
         noise = [np.exp(0.1 * (1 + level) * rng.normal(size=60)) for level in (k, len(order) - k)]
         embeddings[c.name] = [unit(base[0] * noise[0], base[1] * noise[1])] * 2
-    scores = {label: _scores(config, embeddings, blocks) for label, blocks in _row_sets(embeddings).items()}
+    evidence = Evidence({}, embeddings, {}, "key", "float32")
+    scores = {label: _scores(config, _matrices(evidence, blocks)) for label, blocks in _row_sets(evidence).items()}
     assert set(scores) == {"trunk", "head", "trunk and head"}
     found = _agreement({label: scores[label] for label in ("trunk", "head")})
     assert found["least"] < -0.9 and next(iter(found["w"].values())) < 0.1
@@ -62,4 +71,4 @@ def test_agreement_over_rows_finds_the_block_that_ranks_otherwise():
 def test_two_candidates_cannot_be_ranked_for_agreement():
     config = load_config()
     with pytest.raises(ConfigError, match="at least 3"):
-        robustness(config.model_copy(update={"candidates": config.candidates[:2]}), [], False, print)
+        robustness(study_of(config.model_copy(update={"candidates": config.candidates[:2]})), [], False)

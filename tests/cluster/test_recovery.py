@@ -19,7 +19,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from soak_run import TRIAL, furthest, results, start_driver, workers  # noqa: E402
 
 STAGES: dict[str, tuple[Callable[[Path], bool], tuple[str, ...]]] = {
-    "embed": (lambda out: any((out / "embeddings").rglob("*.parquet")), ("ray::MapWorker(MapBatches(FisherActor",)),
+    "embed": (lambda out: any((out / "embeddings").rglob("*.parquet")), ("ray::MapWorker(MapBatches(ProbeActor",)),
     "search": (lambda out: any((out / "tune").rglob("result.json")), TRIAL),
     "finetune": (lambda out: any((out / "finetune").glob("*.json")), ("ray::RayTrainWorker",)),
 }

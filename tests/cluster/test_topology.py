@@ -63,11 +63,12 @@ def test_actors_nodes_file_order_and_pieces_change_nothing(small_config, corpora
         (folder,) = (tmp_path / name / "embeddings").iterdir()
         return {p.name: p for p in folder.iterdir()}
 
+    from align_ray.embedding.units import read_unit
     from align_ray.store import Store
 
     def blocks(name, unit):
         (folder,) = (tmp_path / name / "embeddings").iterdir()
-        return Store(str(tmp_path / name)).read_unit(folder.name, unit.removesuffix(".parquet")).blocks
+        return read_unit(Store(str(tmp_path / name)), folder.name, unit.removesuffix(".parquet")).blocks
 
     def read(name, file):
         return json.loads((tmp_path / name / file).read_text())

@@ -27,11 +27,13 @@ from align_ray.checks.contamination import ngram_hashes, shared
 from align_ray.cli.main import app
 from align_ray.config import Config, Corpus, Embedding, Probe, Sampling
 from align_ray.config_file import load_config
-from align_ray.corpora import limits, tasks
+from align_ray.corpora import draw, limits, tasks
 from align_ray.corpora.draw import document_key, make_batches, smallest
 from align_ray.corpora.parquet import text_records
 from align_ray.corpora.sources import Fragment, check_corpus, documents, plan_fragments
-from align_ray.embedding.pool import FisherActor, read_embeddings
+from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.pool import Embed, ProbeActor
+from align_ray.embedding.units import Folder, read_unit, sound_units, write_unit
 from align_ray.errors import ConfigError, CorpusError, ProbeError, StoreError, UserError, mistake_behind
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
@@ -362,11 +364,13 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
         assert tokenizer.decode(found.ids[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"  # nothing between documents
     store = Store(str(tmp_path))
     settings = Embedding(estimator=estimator, draws=1, dtype="float32")
-    actor = FisherActor(Located(str(bare_probe), {}, "d", 64), store, "key", settings, 0, "float32", None)
+    located, folder = Located(str(bare_probe), {}, "d", 64), Folder("key", "float32", None)
+    actor = ProbeActor(located, folder, store, Embed(store, "key", settings, 0, 0))
     ids = found.ids[0]
-    receipt = actor({"ids": ids.reshape(1, -1), "shape": [list(ids.shape)], "unit": ["u"]})
+    row = {"ids": ids.astype("<i4").tobytes(), "shape": list(ids.shape), "unit": "u"}
+    receipt = actor(pa.Table.from_pylist([row]))
     assert receipt["error"] == [""] and receipt["tokens"] == [(ids >= 0).sum()]
-    assert all(np.isfinite(values).all() for values in store.read_unit("key", "u").blocks.values())
+    assert all(np.isfinite(values).all() for values in read_unit(store, "key", "u").blocks.values())
 
 
 def some_ids(n=4):
@@ -439,7 +443,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_old_files_whole_and_no_new_ones(
     with pytest.raises(StoreError, match=rf"^cannot write to {folder} \(No space left on device\); mend that and run it again"):
         store.write_bytes("a.bin", bytes(10**6))
     with pytest.raises(StoreError):
-        store.write_unit("key", "u", some_unit(100_000))
+        write_unit(store, "key", "u", some_unit(100_000))
     assert files_below(folder) == ["a.bin"] and store.read_bytes("a.bin") == b"old"
     store.write_bytes("b.bin", bytes(10**5))
 
@@ -457,7 +461,7 @@ def test_a_full_disk_under_workers_ends_a_run_with_exit_status_2_and_one_sentenc
     )
     assert not [name for name in files_below(folder) if name.endswith(".part")]
     units = list((folder / "out/embeddings").glob("*/*.parquet"))
-    assert units and Store(str(folder / "out")).sound_units(units[0].parent.name, [u.stem for u in units]) == {
+    assert units and sound_units(Store(str(folder / "out")), units[0].parent.name, [u.stem for u in units]) == {
         u.stem for u in units
     }
 
@@ -580,12 +584,12 @@ TORN = {
 def test_a_torn_unit_is_not_taken_for_a_whole_one(tmp_path, how):
     store = Store(str(tmp_path))
     for name in ("torn", "whole"):
-        store.write_unit("key", name, some_unit())
+        write_unit(store, "key", name, some_unit())
     path = store.local_path("embeddings/key/torn.parquet")
     path.write_bytes(TORN[how](path.read_bytes()))
-    assert store.sound_units("key", ["torn", "whole", "not there"]) == {"whole"}
+    assert sound_units(store, "key", ["torn", "whole", "not there"]) == {"whole"}
     with pytest.raises(StoreError, match="torn.parquet is damaged; run the stages from 'embed' on again"):
-        store.read_unit("key", "torn")
+        read_unit(store, "key", "torn")
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
@@ -602,14 +606,14 @@ def test_a_training_whose_files_are_torn_is_not_finished(tmp_path, suffix, data)
 
 def test_whichever_bit_of_a_unit_is_bent_it_is_found_or_makes_no_difference(tmp_path):
     store = Store(str(tmp_path))
-    store.write_unit("key", "u", some_unit(4))
+    write_unit(store, "key", "u", some_unit(4))
     path = store.local_path("embeddings/key/u.parquet")
-    sound, expected = path.read_bytes(), store.read_unit("key", "u")
+    sound, expected = path.read_bytes(), read_unit(store, "key", "u")
     found = 0
     for at in range(0, len(sound), 3):
         path.write_bytes(flipped(sound, at))
-        if store.sound_units("key", ["u"]):
-            unit = store.read_unit("key", "u")
+        if sound_units(store, "key", ["u"]):
+            unit = read_unit(store, "key", "u")
             assert unit.loss == expected.loss and unit.skipped == expected.skipped
             for name, values in expected.blocks.items():
                 np.testing.assert_array_equal(unit.blocks[name], values)
@@ -714,15 +718,15 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch)
 def test_torn_units_are_computed_again_and_equal_the_first(embedded):
     study, result = embedded
     folder = study.store.local_path(f"embeddings/{result['work']['key']}")
-    before = read_embeddings(study.config, study.store)
+    before = dict(read_evidence(study).units)
     files = sorted(folder.glob("*.parquet"))
     for file, tear in zip(files, TORN.values(), strict=False):
         file.write_bytes(tear(file.read_bytes()))
     with pytest.raises(StoreError, match="is damaged; run the stages from 'embed' on again"):
-        read_embeddings(study.config, study.store)
+        dict(read_evidence(study).units)
     again = pipeline.embed(study)
     assert again["work"]["computed"] == len(TORN)
-    after = read_embeddings(study.config, study.store)
+    after = dict(read_evidence(study).units)
     for name in before:
         for a, b in zip(before[name], after[name], strict=True):
             np.testing.assert_allclose(a.blocks["head"], b.blocks["head"], rtol=1e-4, atol=1e-10)

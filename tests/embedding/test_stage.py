@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from align_ray.config import Config
-from align_ray.embedding.pool import read_embeddings
+from align_ray.embedding.evidence import read_evidence
 from align_ray.errors import ProbeError
 from align_ray.fisher.probe import EMBEDDED
 from align_ray.pipeline import align, embed, open_study
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def embedded(mapping: dict):
     study = open_study(Config.model_validate(mapping))
     result = embed(study)
-    return result, read_embeddings(study.config, study.store)
+    return result, dict(read_evidence(study).units)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_every_estimator_gives_an_alignment(settings, blocks, small_config, tmp_
     study = open_study(Config.model_validate(mapping))
     embed(study)
     result = align(study)
-    units = read_embeddings(study.config, study.store)["target"]
+    units = read_evidence(study).units["target"]
     assert {name: len(values) for name, values in units[0].blocks.items()} == blocks
     assert all(0 <= row["value"] <= 1 for row in result["ranking"]["target"])
     assert result["measure"] == {"reference": "published", "head": "head"}.get(settings.get("estimator"), "trunk")

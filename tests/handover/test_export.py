@@ -30,7 +30,7 @@ def recipe():
         "books": {"documents": 10, "tokens": 40_000, "epochs": 1.0},  # 4,000
         "none": {"documents": 10, "tokens": 1000, "epochs": 0.0},
     }
-    embedded = {"model": "embedded", "vocabulary": vocabulary_digest(locate_probe(Probe()))}
+    embedded = {"model": "embedded", "vocabulary": vocabulary_digest(load_tokenizer(locate_probe(Probe())))}
     return {
         "format": FORMAT,
         "weights": WEIGHTS,

@@ -273,9 +273,9 @@ def study(small_config, corpora, tmp_path_factory, local_ray):
 
 
 def run_select(study, out, amount=Amount("documents", 20), method="top", **config):
-    changed = study.config.model_copy(update=config)
-    mixed, target = changed.candidates[-1], changed.targets[0]
-    return selection.select(changed, study.store, study.probe, mixed, target, amount, Store(str(out)), method)
+    changed = dataclasses.replace(study, config=study.config.model_copy(update=config))
+    mixed, target = changed.config.candidates[-1], changed.config.targets[0]
+    return selection.select(changed, mixed, target, amount, Store(str(out)), method)
 
 
 def rows_of(out):
@@ -292,12 +292,12 @@ def selected(study, tmp_path_factory):
 
 def test_the_most_aligned_documents_are_written_with_their_scores(study, selected):
     (opened, good), (result, out) = study, selected
-    config, store = opened.config, opened.store
+    config = opened.config
     assert result["counts"] == {
         "documents": 55, "unreadable": 1, "oversized": 0, "vanished": 0, "missing_column": 1, "empty": 1, "duplicate": 4, "in_target": 3, "no_tokens": 0,
         "non_finite": 0, "scored": 48,
     }  # fmt: skip
-    reference = score_reference(config, store, opened.probe)
+    reference = score_reference(opened)
     tokenizer, model = load_tokenizer(opened.probe), load_model(opened.probe)
     ids, tokens = tokenised(good, tokenizer, config.sampling.sequence_length)
     scores = sequence_scores(model, ids, config.embedding, config.seed, "trunk", reference.means()).alignment[:, 0]
@@ -349,11 +349,11 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     for part in range(3):
         (tmp_path / "mixed" / f"{part}.jsonl").write_text("".join(lines[part::3]))
     mixed = config.candidates[-1].model_copy(update={"source": str(tmp_path / "mixed")})
-    two = config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_actors": 2})})
+    two = opened.changed(cluster={"max_actors": 2})
     monkeypatch.setattr(document_scores, "CHUNK_DOCUMENTS", 7)
-    reference = score_reference(config, store, opened.probe)
+    reference = score_reference(opened)
     apart = dataclasses.replace(reference, folder="selection/apart")
-    files, counts, work = document_scores.score_corpus(two, store, opened.probe, apart, mixed, print)
+    files, counts, work = document_scores.score_corpus(two, apart, mixed)
     assert work["computed"] == 48 and counts["documents"] == first["counts"]["documents"]
     folder = first["settings"]["scores"]
     before = [f"{folder}/{name}" for name in sorted(store.names(folder))]
@@ -395,7 +395,7 @@ def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study
     result = pipeline.samples(opened)
     assert list(result) == ["target", "licences", "mixed"]
     assert [row["role"] for row in result.values()] == ["target", "candidate", "candidate"]
-    reference = score_reference(opened.config, opened.store, opened.probe)
+    reference = score_reference(opened)
     model, settings, seed = load_model(opened.probe), opened.config.embedding, opened.config.seed
     for corpus, own in (("target", True), ("licences", False)):
         batches = read_sample(opened.store, corpus).batches[:8]

@@ -177,21 +177,17 @@ def test_lora_trains_adapters_alone_and_learns(embedded):
     from safetensors.torch import load_file
 
     from align_ray.corpora.sample import read_sample
-    from align_ray.fisher.probe import locate_probe
     from align_ray.training.jobs import Job, train_jobs
     from align_ray.training.step import trainable_model
 
     study = embedded(method="closed_form")
-    config = study.config.model_copy(
-        update={"finetune": study.config.finetune.model_copy(update={"lora_rank": 4, "epochs": 2, "learning_rate": 3e-3})}
-    )
-    located = locate_probe(config.probe)
-    model = trainable_model({"located": located, **config.finetune.model_dump()}, torch.device("cpu"))
+    changed = study.changed(finetune={"lora_rank": 4, "epochs": 2, "learning_rate": 3e-3})
+    model = trainable_model({"located": changed.model, **changed.config.finetune.model_dump()}, torch.device("cpu"))
     learned = {n for n, p in model.named_parameters() if p.requires_grad}
     assert learned and all("lora_" in n for n in learned)
     rows = read_sample(study.store, "python-stdlib").training
     heldout = {"target": read_sample(study.store, "target").heldout}
-    (done,) = train_jobs(config, study.store, located, heldout, [Job(rows, 3e-3, 0)])
+    (done,) = train_jobs(changed, heldout, [Job(rows, 3e-3, 0)])
     losses = done.losses["target"]
     assert losses.after.mean() != losses.before.mean() and abs(losses.after.mean() - losses.before.mean()) < 1
     saved = [load_file(f) for f in Path(study.store.uri).rglob("model.safetensors")]

@@ -4,7 +4,7 @@ import numpy as np
 
 from align_ray.config import Config
 from align_ray.training.rows import mixture_rows, unique_sequences, validation_half
-from align_ray.training.rows import test_half as reported_half
+from align_ray.training.rows import report_half as reported_half
 
 T = 16
 TRAINING = {"a": np.arange(200)[:, None] + np.zeros(T, int), "b": 1000 + np.arange(50)[:, None] + np.zeros(T, int)}
