@@ -5,12 +5,11 @@
     study = align_ray.open_study(align_ray.load_config("study.yaml"))
     align_ray.embed(study)
     align_ray.align(study).to_pandas()
-    align_ray.search(study)["mixtures"]["recommended"]["weights"]
+    align_ray.search(study).mixtures["recommended"].weights
     align_ray.finetune(study).plot()
     print(align_ray.report(study))
 
-What a stage returns is a dictionary, as it is stored, with `to_pandas()` and `plot()` (`reporting/results.py`); examples/quickstart.ipynb
-shows them.
+What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py`); examples/quickstart.ipynb shows them.
 """
 
 import importlib
@@ -23,17 +22,15 @@ __version__ = "0.1.0"
 # `align-ray ui` too. A study contacts what its user named.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+STAGES = ("embed", "align", "contamination", "samples", "search", "finetune", "validate", "predict")
+"""Names of the stages (see `pipeline.STAGES`), each a function of a Study."""
 _PUBLIC = {
     "load_config": "config_file",
     "Config": "config",
     "open_study": "pipeline",
     "Study": "context",
-    "embed": "pipeline",
-    "align": "pipeline",
-    "search": "pipeline",
+    **dict.fromkeys(STAGES, "pipeline"),
     "recipe": "pipeline",
-    "finetune": "pipeline",
-    "validate": "pipeline",
     "report": "pipeline",
     "run": "pipeline",
     "UserError": "errors",
@@ -48,3 +45,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module 'align_ray' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,119 +1,149 @@
-"""What a stage is: its result file, what it reads, what determines it, and how it is run, timed, priced and tracked."""
+"""What a stage is, and how it is run: one declaration at its function, from which commands, jobs, tracking and report follow.
+
+    @stage("alignment", Alignment, needs=(embed,), track=tracking.alignment)
+    def align(study: Study) -> dict[str, Any]: ...
+
+makes `align` a Stage. Calling it checks its needs, connects to Ray, runs the function, keeps the result under the digest of all
+that determines it (OUTPUT/answers), tracks it and records what it cost. So another answer of one study lies beside the first.
+"""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from align_ray.config import TRAINED, digest
+from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.errors import UserError
-from align_ray.reporting.results import RESULTS
-from align_ray.reporting.tracking import Tracker, start_tracking, track
+from align_ray.reporting.results import Result
+from align_ray.reporting.tracking import Tracker, start_tracking
 from align_ray.runtime import capacity, connect
 from align_ray.spending import costs, price, spending
+from align_ray.store import Store
 
-
-def alone(stage: Callable[..., Any]) -> Callable[..., Any]:
-    """No other run may use the study's store meanwhile (see `Store.locked`)."""
-
-    @functools.wraps(stage)
-    def held(study: Study, *args: Any, **options: Any) -> Any:
-        with study.store.locked():
-            return stage(study, *args, **options)
-
-    return held
-
-
-def tracking(study: Study) -> Tracker:
-    """The study's MLflow parent run."""
-    return start_tracking(study.config, study.store)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage's result file, the stages it reads and the fields of the configuration it depends on."""
-
-    result: str
-    needs: tuple[str, ...]
-    fields: tuple[str, ...]
-
-
-FORMAT = 1
+FORMAT = 2
 """Of the stages' results; one of another format, of an older or newer version, is made again."""
-SAMPLE_FIELDS = ("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens")
-STAGES = {
-    "embed": Stage("corpora", (), SAMPLE_FIELDS),
-    "align": Stage("alignment", ("embed",), ()),
-    "contamination": Stage("contamination", ("embed",), ()),
-    "samples": Stage("samples", ("embed",), ()),
-    "search": Stage("search", ("embed",), ("search",)),
-    "finetune": Stage("finetune", ("search",), ("finetune",)),
-    "validate": Stage("validation", ("search",), ("finetune",)),
-    "predict": Stage("prediction", ("embed",), ("finetune", "predict")),
-}
+
+Found = TypeVar("Found", bound=Result)
 
 
-def stored(study: Study, stage: str) -> dict[str, Any] | None:
-    """The stored result of a stage; None where there is none or it was made from another configuration or sample."""
-    made = costs(study.store).get(stage, {})
-    if made.get("made_from") != _key(study, stage) or made.get("format", FORMAT) != FORMAT:
-        return None
-    return study.store.find_json(f"{STAGES[stage].result}.json")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage(Generic[Found]):
+    """A stage of a study; call it with a Study to run it."""
+
+    name: str
+    """Of its function, its command and its job script."""
+    work: Callable[..., dict[str, Any]]
+    """Gives the result as a JSON value."""
+    file: str
+    """The last result is OUTPUT/FILE.json, for people; every result is OUTPUT/answers/FILE-DIGEST.json."""
+    result: type[Found]
+    needs: tuple["Stage[Any]", ...]
+    """Stages whose result it reads."""
+    fields: tuple[str, ...]
+    """Of the configuration, that determine the result beside those of the stages it needs."""
+    further: Callable[[Study], tuple[str, ...]]
+    """Fields that do so for some configurations alone."""
+    check: Callable[[Study], None]
+    """Raises a UserError where the configuration does not allow the stage, before anything is started."""
+    track: Callable[[Tracker, Config, Store, Any], None]
+    """Writes the result to MLflow."""
+    on_workers: bool
+    """Whether it needs Ray."""
+
+    def __call__(self, study: Study, *arguments: Any) -> Found:
+        with study.store.locked():
+            return _run(self, study, arguments)
 
 
-def _key(study: Study, stage: str) -> str:
-    """Digest of all that determines a stage's result."""
-    config = study.config.model_dump(mode="json")
-    values = []
-    for field in STAGES[stage].fields:
-        value = config
-        for part in field.split("."):
-            value = value[part]
-        values.append(value)
-    if stage == "search" and study.config.search.objective in TRAINED:
-        values.append(config["finetune"])
-    inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
-    if not inputs:
-        samples = study.store.find_mappings("corpora.json")
-        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
-    return digest([values, inputs])
+def stage(
+    file: str,
+    result: type[Found],
+    needs: tuple[Stage[Any], ...] = (),
+    fields: tuple[str, ...] = (),
+    further: Callable[[Study], tuple[str, ...]] = lambda study: (),
+    check: Callable[[Study], None] = lambda study: None,
+    track: Callable[[Tracker, Config, Store, Any], None] = lambda *_: None,
+    on_workers: bool = True,
+) -> Callable[[Callable[..., dict[str, Any]]], Stage[Found]]:
+    """Declare a function of a Study a stage (see `Stage` for the fields)."""
+
+    def declared(work: Callable[..., dict[str, Any]]) -> Stage[Found]:
+        made = Stage(work.__name__, work, file, result, needs, fields, further, check, track, on_workers)
+        object.__setattr__(made, "__doc__", work.__doc__)
+        return made
+
+    return declared
 
 
-def need(study: Study, stage: str) -> dict[str, Any]:
-    """The stored result of a stage; raises UserError where it has none for this configuration."""
-    result = stored(study, stage)
+def stored(study: Study, wanted: Stage[Found]) -> Found | None:
+    """The result of a stage; None where there is none of this configuration and sample."""
+    key = answer_key(study, wanted)
+    if not wanted.needs and costs(study.store).get(wanted.name, {}).get("made_from") != key:
+        return None  # the sample on disk is another configuration's
+    found = study.store.find_json(_answer(wanted, key))
+    return None if found is None else wanted.result.parse(found)
+
+
+def need(study: Study, wanted: Stage[Found]) -> Found:
+    """The result of a stage; raises UserError where it has none for this configuration."""
+    result = stored(study, wanted)
     if result is None:
         raise UserError(
-            f"{study.config.output} holds no result of the stage '{stage}' for this configuration; run that stage first."
+            f"{study.config.output} holds no result of the stage '{wanted.name}' for this configuration; run that stage first."
         )
     return result
 
 
-@alone
-def timed(study: Study, stage: str, work: Callable[[], dict[str, Any]], on_workers: bool = False) -> Any:
-    """Run a stage whose needs are met; record what it cost and what its result belongs to in cost.json; track its result."""
-    for needed in STAGES[stage].needs:
+def answer_key(study: Study, wanted: Stage[Any]) -> str:
+    """Digest of all that determines a stage's result."""
+    config = study.config.model_dump(mode="json")
+    values = []
+    for field in (*wanted.fields, *wanted.further(study)):
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        values.append(value)
+    inputs: list[Any] = [answer_key(study, needed) for needed in wanted.needs]
+    if not inputs:
+        samples = study.store.find_mappings("corpora.json")
+        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
+    return digest([FORMAT, values, inputs])
+
+
+def _answer(wanted: Stage[Any], key: str) -> str:
+    return f"answers/{wanted.file}-{key}.json"
+
+
+def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...]) -> Found:
+    wanted.check(study)
+    for needed in wanted.needs:
         need(study, needed)
-    tracker = tracking(study)
+    tracker = start_tracking(study.config, study.store)
     with tracker.running():
-        if on_workers:
+        if wanted.on_workers:
             connect(study.config.cluster, study.say)
-        start, room = time.perf_counter(), capacity(study.config.cluster) if on_workers else None
+        start, room = time.perf_counter(), capacity(study.config.cluster) if wanted.on_workers else None
         if room and room.now < 1:
             study.say(f"no worker is there yet: waiting for the cluster to start one, at most {room.most}")
-        result: dict[str, Any] | None = None
+        made: dict[str, Any] = {}
+        if not wanted.needs:  # from here on the sample on disk is no longer that of the last result
+            record(study, wanted.name, 0.0, 0, {"made_from": ""})
         try:
             with spending(study.config, study.store, room.most) if room else nullcontext():
-                result = work()
+                result = wanted.result.parse(wanted.work(study, *arguments))
+            key = answer_key(study, wanted)
+            study.store.write_json(_answer(wanted, key), result.dump())
+            if wanted.needs:  # the sample's counts are a file of their own already
+                study.store.write_json(f"{wanted.file}.json", result.dump())
+            made = {"made_from": key, **result.recorded()}
         finally:
             seconds = time.perf_counter() - start
-            record(study, stage, seconds, _held(study, room.now) if room else 0, result)
-        track(tracker, study.config, study.store, stage, result)
-    study.say(f"{stage}: {seconds:.1f} s")
-    return RESULTS.get(stage, dict)(result)
+            record(study, wanted.name, seconds, _held(study, room.now) if room else 0, made)
+        wanted.track(tracker, study.config, study.store, result)
+    study.say(f"{wanted.name}: {seconds:.1f} s")
+    return result
 
 
 @contextmanager
@@ -127,7 +157,7 @@ def charged(study: Study, work: str) -> Iterator[None]:
             with spending(study.config, study.store, room.most):
                 yield
         finally:
-            record(study, work, time.perf_counter() - start, _held(study, room.now), None)
+            record(study, work, time.perf_counter() - start, _held(study, room.now), {})
 
 
 def _held(study: Study, before: int) -> int:
@@ -137,16 +167,13 @@ def _held(study: Study, before: int) -> int:
     return before
 
 
-def record(study: Study, stage: str, seconds: float, workers: int, result: dict[str, Any] | None) -> None:
-    """Write to cost.json what a stage cost and, where it has a result, what that was made from.
+def record(study: Study, work: str, seconds: float, workers: int, made: dict[str, Any]) -> None:
+    """Write to cost.json what a stage cost and, where it has a result, what that was `made` from.
 
     `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
     found = costs(study.store)
-    before = found.get(stage, {})
-    made = {"made_from": _key(study, stage), "format": FORMAT} if result is not None else {}
-    if result is not None and stage == "embed":
-        rate = {k: result["work"][k] for k in ("tokens", "actor_seconds")}
-        made |= result["work"] | {"rate": rate if rate["tokens"] else before.get("rate")}
+    before = found.get(work, {})
+    kept = {name: value for name, value in made.items() if value is not None}
     held = seconds * workers
     now = {
         "seconds": seconds,
@@ -154,4 +181,4 @@ def record(study: Study, stage: str, seconds: float, workers: int, result: dict[
         "cost": price(study.config, held),
         "spent": before.get("spent", 0.0) + held,
     }
-    study.store.write_json("cost.json", found | {stage: (made or before) | now})
+    study.store.write_json("cost.json", found | {work: {**before, **kept, **now}})

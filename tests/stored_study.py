@@ -11,6 +11,15 @@ from align_ray.config import Config
 from align_ray.fisher.unit import Unit
 from align_ray.mixture.goals import cross_entropy_goal
 from align_ray.mixture.search import search_mixture
+from align_ray.reporting.results import (
+    Alignment,
+    Contamination,
+    Corpora,
+    Finetuned,
+    Mixture,
+    Samples,
+    Validation,
+)
 from align_ray.training.finetune import change
 from align_ray.training.jobs import Losses
 from align_ray.training.validate import combined_mean
@@ -102,7 +111,7 @@ def shared_text(rng):
 def trainings(rng, search):
     runs = {n: {n: 1.0} for n in CANDIDATES} | {
         "uniform": search["mixtures"]["uniform"]["weights"],
-        "mixture": search["mixtures"][search["chosen"]]["weights"],
+        "mixture": search["mixtures"]["recommended"]["weights"],
     }
     before = rng.gamma(40, 0.1, (len(TARGETS), 64))
     report = {}
@@ -140,3 +149,22 @@ def seeds(rng, search):
         "mixtures": mixtures,
         "versus": versus,
     }
+
+
+KIND = {
+    "corpora": Corpora,
+    "alignment": Alignment,
+    "contamination": Contamination,
+    "samples": Samples,
+    "search": Mixture,
+    "finetune": Finetuned,
+    "validation": Validation,
+}
+
+
+def typed(config, results):
+    """The arguments of `render_report` from a configuration and stored JSON values."""
+    work = {"key": "k", "dtype": "float32", "planned": 1, "computed": 1, "tokens": 1, "actor_seconds": 1.0}
+    values = {**results, "corpora": {"corpora": results["corpora"], "work": work}}
+    stages = {name: KIND[name].parse(values[name]) for name in KIND if name in values}
+    return config, stages, {name: results[name] for name in ("estimate", "cost") if name in results}

@@ -17,6 +17,7 @@ from align_ray.estimate import passes, planned_work
 from align_ray.fisher.probe import load_model, locate_probe, parameters
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
+from align_ray.stages import stored
 from align_ray.store import Store
 
 PRICED = {"price_per_hour": 3600.0}
@@ -83,7 +84,7 @@ def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(l
         pipeline.embed(study(max_cost=0.5))
     spent = costs(study().store)["embed"]
     assert spent["spent"] > 0.5 and "made_from" not in spent
-    assert pipeline.stored(study(), "embed") is None
+    assert stored(study(), pipeline.embed) is None
     with pytest.raises(CapReached):  # used up: nothing is started
         pipeline.embed(study(max_cost=0.5))
     result = pipeline.embed(study(max_cost=10_000))
@@ -107,8 +108,8 @@ def test_an_alignment_of_the_batches_that_were_embedded_before_the_cap(local_ray
         pipeline.run(study)
     limits = study.store.read_json("embedding.json")["limits"]
     assert 9 <= sum(limits.values()) < 12 and min(limits.values()) >= 2
-    assert len(pipeline.stored(study, "align")["ranking"]["target"]) == 2
-    assert (tmp_path / "out" / "report.html").exists() and pipeline.stored(study, "finetune") is None
+    assert len(stored(study, pipeline.align)["ranking"]["target"]) == 2
+    assert (tmp_path / "out" / "report.html").exists() and stored(study, pipeline.finetune) is None
 
 
 def test_a_negative_price_is_refused(small_config, tmp_path):

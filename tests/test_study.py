@@ -13,6 +13,7 @@ import yaml
 from align_ray.alignment.noise import needed
 from align_ray.config_file import load_config
 from align_ray.reporting.page import render_report
+from tests.stored_study import typed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -179,9 +180,8 @@ def test_text_from_the_configuration_cannot_become_markup_in_the_report(finished
     config = load_config(finished[0] / "config.yaml")
     hostile = config.candidates[0].model_copy(update={"template": "</pre><script>alert(1)</script>{text}"})
     config = config.model_copy(update={"candidates": [hostile, *config.candidates[1:]]})
-    html = render_report(
-        config, {name: stored(finished[0], name) for name in ("corpora", "alignment", "search", "finetune", "cost")}
-    )
+    names = ("corpora", "alignment", "search", "finetune", "cost")
+    html = render_report(*typed(config, {name: stored(finished[0], name) for name in names}))
     assert "alert(1)" in html and "<script>alert" not in html
 
 

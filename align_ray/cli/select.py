@@ -56,10 +56,10 @@ def select(
         chosen = selection.named(study.candidates, corpus, "--corpus", "candidates")
         goal = selection.named(study.targets, target, "--target", "targets")
         refuse_unscorable(study.embedding)
-        pipeline.need(opened, "embed")
+        evidence = pipeline.evidence_of(opened)
         place = Store(folder)
         with charged(opened, "select"):
-            result = selection.select(opened, chosen, goal, given[0], place, method)
+            result = selection.select(opened, evidence, chosen, goal, given[0], place, method)
         show_selection(result, place.uri)
         return result
 

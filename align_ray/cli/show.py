@@ -1,179 +1,168 @@
-"""What the command line prints: tables narrow enough for 80 columns, from what is stored."""
+"""What the command line prints: tables narrow enough for 80 columns, from what the stages returned."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align_ray.reporting.tables import out, plain_table
 
+if TYPE_CHECKING:  # the command line must not wait for torch and pandas
+    from align_ray.context import Study
+    from align_ray.reporting.results import (
+        Alignment,
+        Change,
+        Contamination,
+        Finetuned,
+        Mixture,
+        Prediction,
+        Ranked,
+        Validation,
+    )
 
-def show_ranking(study: Any) -> None:
-    """Print the ranked table of every target from what is stored."""
-    from align_ray.pipeline import need, stored
 
-    alignment = need(study, "align")
-    finetuned = (stored(study, "finetune") or {"runs": {}})["runs"]
-    for target, rows in alignment["predicted"]["ranking"].items():
-        by_name = {row["candidate"]: row for row in alignment["ranking"][target]}
+def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -> None:
+    """Print the ranked table of every target, with the losses after fine-tuning where there are any."""
+    runs = finetuned.runs if finetuned else {}
+    for target, rows in alignment.predicted.ranking.items():
+        by_name = {row.candidate: row for row in alignment.ranking[target]}
         table = plain_table(f"candidates for {target}, best first")
         table.add_column("candidate", overflow="fold")
-        extra = ("loss", "change") if finetuned else ("corrected", "P(best)", "batches")
+        extra = ("loss", "change") if runs else ("corrected", "P(best)", "batches")
         for column in ("x-ent", "P(>next)", "align", "95% interval", *extra):
             table.add_column(column, justify="right", no_wrap=True)
         for row in rows:
-            p, aligned = "" if row["adjusted"] is None else f"{row['adjusted']:.3f}", by_name[row["candidate"]]
-            interval = f"{aligned['low']:.4f}-{aligned['high']:.4f}"
-            cells = (row["candidate"], f"{row['value']:.3f}", p, f"{aligned['value']:.4f}", interval)
-            after = finetuned.get(row["candidate"], {}).get("targets", {}).get(target)
-            table.add_row(*cells, *(_loss(after) if finetuned else _comparison(row, aligned)))
+            p, aligned = "" if row.adjusted is None else f"{row.adjusted:.3f}", by_name[row.candidate]
+            interval = f"{aligned.low:.4f}-{aligned.high:.4f}"
+            cells = (row.candidate, f"{row.value:.3f}", p, f"{aligned.value:.4f}", interval)
+            after = runs[row.candidate].targets.get(target) if row.candidate in runs else None
+            table.add_row(*cells, *(_loss(after) if runs else _comparison(row, aligned)))
         for name in ("mixture", "uniform"):
-            if name in finetuned:
-                table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(finetuned[name]["targets"][target]))
+            if name in runs:
+                table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(runs[name].targets[target]))
         out.print(table)
         lines = [
             f"x-ent: nats per token of {target} under the candidate's unigram model; it ranks, as it predicts",
             "losses best (docs/study.md). P(>next): adjusted for all comparisons.",
-            f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment['ceiling'][target]['value']:.4f}",
+            f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]
-        if finetuned:
-            before = next(iter(finetuned.values()))["targets"][target]["before"]
+        if runs:
+            before = next(iter(runs.values())).targets[target].before
             lines.append(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning")
         else:
             lines.append("corrected: align without label noise; batches: per corpus, to tell the row from the next")
         out.print("\n".join(lines), highlight=False)
 
 
-def _comparison(row: dict, aligned: dict) -> tuple[str, str, str]:
-    corrected = "" if aligned["corrected"] is None else f"{aligned['corrected']['value']:.4f}"
-    return corrected, f"{row['p_best']:.3f}", "" if row["separate"] is None else f"{row['separate']:,}"
+def _comparison(row: "Ranked", aligned: "Ranked") -> tuple[str, str, str]:
+    corrected = "" if aligned.corrected is None else f"{aligned.corrected.value:.4f}"
+    return corrected, f"{row.p_best:.3f}", "" if row.separate is None else f"{row.separate:,}"
 
 
-def _loss(row: dict | None) -> tuple[str, str]:
+def _loss(row: "Change | None") -> tuple[str, str]:
     if row is None:
         return "", ""
-    error = f" ±{1.96 * row['change_error']:.3f}" if row["change_error"] else ""
-    return f"{row['after']:.4f}", f"{row['change']:+.3f}{error}"
+    error = f" ±{1.96 * row.change_error:.3f}" if row.change_error else ""
+    return f"{row.after:.4f}", f"{row.change:+.3f}{error}"
 
 
-def show_mixture(study: Any) -> None:
-    """Print the recommended mixture from what is stored: weights, what binds, and what it is compared with."""
-    found = study.store.read_json("search.json")
-    best = found["mixtures"]["recommended"]
-    table = plain_table(f"mixture for {study.config.search.token_budget:,} tokens (objective: {found['objective']})")
+def show_mixture(found: "Mixture", token_budget: int) -> None:
+    """Print the recommended mixture: weights, what limits them, and what it is compared with."""
+    best = found.mixtures["recommended"]
+    table = plain_table(f"mixture for {token_budget:,} tokens (objective: {found.objective})")
     table.add_column("corpus", no_wrap=True)
     for column in ("weight", "optimum, 95%", "epochs", "limited by", "gain per 1M more"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, w in sorted(best["weights"].items(), key=lambda item: -item[1]):
-        o = found["weights"][name]
-        gain = f"{o['gain_per_million_tokens']:.4f}" if o["gain_per_million_tokens"] else ""
-        row = (f"{w:.1%}", f"{o['low']:.1%}-{o['high']:.1%}", f"{best['epochs'][name]:.2f}", o["binds"] or "", gain)
-        table.add_row(name, *row)
+    for name, w in sorted(best.weights.items(), key=lambda item: -item[1]):
+        o = found.weights[name]
+        gain = f"{o.gain_per_million_tokens:.4f}" if o.gain_per_million_tokens else ""
+        table.add_row(name, f"{w:.1%}", f"{o.low:.1%}-{o.high:.1%}", f"{best.epochs[name]:.2f}", o.binds or "", gain)
     out.print(table)
     table = plain_table("beside it")
     table.add_column("mixture", no_wrap=True)
     for column in ("objective", "pooled alignment", "95% interval", "most epochs"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, m in found["mixtures"].items():
-        a = m["alignment"]
-        interval = f"{a['low']:.4f}-{a['high']:.4f}"
-        table.add_row(name, f"{m['value']:.4f}", f"{a['value']:.4f}", interval, f"{max(m['epochs'].values()):.2f}")
+    for name, m in found.mixtures.items():
+        interval = f"{m.alignment.low:.4f}-{m.alignment.high:.4f}"
+        table.add_row(name, f"{m.value:.4f}", f"{m.alignment.value:.4f}", interval, f"{max(m.epochs.values()):.2f}")
     out.print(table)
-    out.print(f"effective number of corpora: {found['effective_corpora']:.1f}", highlight=False)
+    out.print(f"effective number of corpora: {found.effective_corpora:.1f}", highlight=False)
 
 
-def show_noise(study: Any, floor: float) -> None:
-    """Print every corpus' noise floor from what is stored, and what would bring it to `floor`."""
+def show_noise(alignment: "Alignment", floor: float) -> None:
+    """Print every corpus' noise floor, and what would bring it to `floor`."""
     from align_ray.alignment.noise import needed
-    from align_ray.pipeline import need
 
-    alignment = need(study, "align")
-    table = plain_table(f"label noise ({alignment['measure']} rows)")
+    table = plain_table(f"label noise ({alignment.measure} rows)")
     table.add_column("corpus", no_wrap=True)
     for column in ("floor of d", "95% interval", "share of div", f"draws for {floor:g}", f"sequences for {floor:g}"):
         table.add_column(column, justify="right")
-    for name, noise in alignment["noise"].items():
-        if not noise["floor"]:
+    for name, noise in alignment.noise.items():
+        if noise.floor is None or noise.share is None:
             table.add_row(name, "unknown: set embedding.draws to 2 or more", "", "", "", "")
             continue
-        want = needed(noise, floor)
-        f = noise["floor"]
-        counts = (f"{noise['share']:.0%}", str(want["draws"]), str(want["sequences"]))
-        table.add_row(name, f"{f['value']:.4f}", f"{f['low']:.4f}-{f['high']:.4f}", *counts)
+        want = needed(noise.model_dump(), floor)
+        interval = f"{noise.floor.low:.4f}-{noise.floor.high:.4f}"
+        counts = (f"{noise.share:.0%}", str(want["draws"]), str(want["sequences"]))
+        table.add_row(name, f"{noise.floor.value:.4f}", interval, *counts)
     out.print(table)
-    first = next(iter(alignment["noise"].values()))
-    out.print(
-        f"floor: the same batch of {first['sequences']} sequences under new labels, {first['draws']} draws averaged",
-        highlight=False,
-    )
+    first = next(iter(alignment.noise.values()))
+    draws = f"{first.draws} draws averaged"
+    out.print(f"floor: the same batch of {first.sequences} sequences under new labels, {draws}", highlight=False)
 
 
-def show_contamination(study: Any) -> None:
-    """Print what candidates share with each target, from what is stored."""
-    from align_ray.pipeline import need
-
-    result = need(study, "contamination")
-    for target in next(iter(result["overlap"].values())):
-        table = plain_table(f"runs of {result['words']} words shared with {target}")
+def show_contamination(result: "Contamination") -> None:
+    """Print what candidates share with each target."""
+    for target in next(iter(result.overlap.values())):
+        table = plain_table(f"runs of {result.words} words shared with {target}")
         table.add_column("candidate", overflow="fold")
         for column in ("documents", "of target", "align", "without", "x-ent", "without", "place", "without"):
             table.add_column(column, justify="right", no_wrap=True)
-        for name, rows in result["overlap"].items():
-            row, o = result["clean"][name][target], rows[target]
-            after = (row["alignment_clean"] or {}).get("value"), row["cross_entropy_clean"], row["rank_clean"]
-            cells = [f"{o['documents']:,}/{o['of']:,}", f"{o['covered']:.2%}", f"{row['alignment']['value']:.4f}"]
-            cells += ["" if after[0] is None else f"{after[0]:.4f}", f"{row['cross_entropy']:.3f}"]
-            cells += ["" if after[1] is None else f"{after[1]:.3f}", str(row["rank"]), str(after[2] or "")]
-            table.add_row(name, *cells)
+        for name, rows in result.overlap.items():
+            row, o = result.clean[name][target], rows[target]
+            without = row.alignment_clean
+            cells = [f"{o.documents:,}/{o.of:,}", f"{o.covered:.2%}", f"{row.alignment.value:.4f}"]
+            cells += ["" if without is None else f"{without.value:.4f}", f"{row.cross_entropy:.3f}"]
+            cells += ["" if row.cross_entropy_clean is None else f"{row.cross_entropy_clean:.3f}"]
+            table.add_row(name, *cells, str(row.rank), str(row.rank_clean or ""))
         out.print(table)
 
 
-def show_validation(study: Any) -> None:
-    """Print the losses after training on every mixture, from what is stored."""
-    from align_ray.pipeline import need
-
-    result = need(study, "validate")
-    targets = list(result["before"])
-    for target in [t for t in targets if t != "all"] + (["all"] if len(targets) > 2 else []):
-        table = plain_table(
-            f"{target}: loss after {result['tokens']:,} tokens, {result['seeds']} seeds ({result['before'][target]:.4f} before)"
-        )
+def show_validation(result: "Validation") -> None:
+    """Print the losses after training on every mixture."""
+    targets = [t for t in result.before if t != "all"]
+    for target in targets + (["all"] if len(targets) > 1 else []):
+        before = f"{result.before[target]:.4f} before"
+        table = plain_table(f"{target}: loss after {result.tokens:,} tokens, {result.seeds} seeds ({before})")
         table.add_column("mixture", no_wrap=True)
-        for column in ("loss", "95% interval", "vs. recommended", "P(worse)"):
+        for column in ("loss", "95% interval", "vs. recommended", "P(lower)"):
             table.add_column(column, justify="right", no_wrap=True)
-        for name, row in sorted(result["mixtures"].items(), key=lambda item: item[1]["loss"][target]["value"]):
-            e, against = row["loss"][target], result["versus"]["recommended"].get(name, {}).get(target)
-            beside = (f"{-against['value']:+.4f}", f"{against['p_lower']:.3f}") if against else ("", "")
-            label = f"{name} (= {row['same_as']})" if row["same_as"] else name
-            table.add_row(label, f"{e['value']:.4f}", f"{e['low']:.4f}-{e['high']:.4f}", *beside)
+        for name, row in sorted(result.mixtures.items(), key=lambda item: item[1].loss[target].value):
+            loss, against = row.loss[target], result.against_recommended(name, target)
+            beside = (f"{against.value:+.4f}", f"{against.p_lower:.3f}") if against else ("", "")
+            label = f"{name} (= {row.same_as})" if row.same_as else name
+            table.add_row(label, f"{loss.value:.4f}", f"{loss.low:.4f}-{loss.high:.4f}", *beside)
         out.print(table)
+    out.print("vs. recommended: above 0, the mixture does worse; P(lower): that its loss is lower", highlight=False)
 
 
-def show_prediction(study: Any) -> None:
-    """Print how well the leading measures predict the losses, from what is stored."""
+def show_prediction(result: "Prediction", folder: str) -> None:
+    """Print how well the leading measures predict the losses; `folder`: where study.md is."""
     from align_ray.checks.page import leading_measures
-    from align_ray.pipeline import need
 
-    result = need(study, "predict")
-    for tokens, setting in result["settings"].items():
-        results, versus = setting["results"]["others"], setting["versus"]["others"]
+    for tokens, setting in result.settings.items():
+        results, versus = setting.results["others"], setting.versus["others"]
         table = plain_table(f"{tokens} tokens: rank correlation with the loss within a target, its own corpus left out")
         table.add_column("measure", max_width=44)
         for column in ("Spearman", "95% interval", "regret@1", "less best cheap"):
             table.add_column(column, justify="right", no_wrap=True)
-        for name in sorted(leading_measures(result, tokens), key=lambda n: -results[n]["spearman"]["value"]):
-            q, gap = results[name]["spearman"], versus["difference"].get(name)
-            low_high = f"{q['low']:.2f}-{q['high']:.2f}"
-            table.add_row(
-                name,
-                f"{q['value']:.2f}",
-                low_high,
-                f"{results[name]['regret']['value']:.3f}",
-                f"{gap['value']:+.2f}" if gap else "",
-            )
+        for name in sorted(leading_measures(result, tokens), key=lambda n: -results[n].spearman.value):
+            q, gap = results[name].spearman, versus.difference.get(name)
+            cells = (f"{q.value:.2f}", f"{q.low:.2f}-{q.high:.2f}", f"{results[name].regret.value:.3f}")
+            table.add_row(name, *cells, f"{gap.value:+.2f}" if gap else "")
         out.print(table)
-        out.print(f"best cheap baseline: {versus['baseline']}", highlight=False)
-    out.print(f"tables and plots: {study.store.uri}/study.md", highlight=False, soft_wrap=True)
+        out.print(f"best cheap baseline: {versus.baseline}", highlight=False)
+    out.print(f"tables and plots: {folder}/study.md", highlight=False, soft_wrap=True)
 
 
-def show_plan(study: Any, plan: dict[str, Any]) -> None:
+def show_plan(study: "Study", plan: dict[str, Any]) -> None:
     """Print what a run would read and do, and what that costs (see `estimate.estimate`)."""
     config = study.config
     table = plain_table("corpora")
@@ -213,7 +202,7 @@ def _spent(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['worker_seconds'] / 3600:.3f}", "" if row["cost"] is None else f"{row['cost']:.2f}"
 
 
-def show_costs(study: Any) -> None:
+def show_costs(study: "Study") -> None:
     """Print what every stage has cost beside what was estimated."""
     from align_ray.spending import costs
 

@@ -55,11 +55,10 @@ class Evidence:
     """Of the probe that made them."""
 
 
-def read_evidence(study: Study, embedded: dict[str, Any] | None = None) -> Evidence:
-    """The study's evidence. `embedded`: `key`, `dtype` and, where not all batches were embedded, `limits`, their number by corpus;
-    default: what the embedding stage left in embedding.json. Raises StoreError where a unit that is asked for is missing."""
-    embedded = embedded or study.store.read_json("embedding.json")
-    limits, key, names = embedded.get("limits") or {}, embedded["key"], [c.name for c in study.config.corpora]
+def read_evidence(study: Study, embedded: Any) -> Evidence:
+    """The study's evidence. `embedded`: what the embedding gave, with `key`, `dtype` and, where not all batches were embedded,
+    `limits`, their number by corpus. Raises StoreError where a unit that is asked for is missing."""
+    limits, key, names = embedded["limits"] or {}, embedded["key"], [c.name for c in study.config.corpora]
     batches = Lazy(names, lambda name: read_sample(study.store, name).batches[: limits.get(name)])
     units = Lazy(names, lambda name: units_of(study.store, key, batches[name]))
     rows = Lazy(names, lambda name: batch_matrix(units[name], main_blocks(units[name])))

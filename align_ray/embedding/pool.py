@@ -167,7 +167,7 @@ def embed_batches(study: Study, batches: list[np.ndarray], dtype: str | None = N
             tokens += receipt["tokens"]
             seconds += receipt["seconds"] if receipt["computed"] else 0.0
     counts = {"planned": len(planned), "computed": len(todo), "tokens": tokens, "actor_seconds": seconds}
-    return {"key": folder.key, "dtype": folder.dtype, **counts}
+    return {"key": folder.key, "dtype": folder.dtype, "limits": None, **counts}
 
 
 def _tune_shared_head(study: Study, folder: Folder, head: str) -> None:

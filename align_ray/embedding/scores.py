@@ -21,7 +21,7 @@ from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.config import Embedding, digest
 from align_ray.context import Study
 from align_ray.embedding.chunks import chunk_of, scored_schema
-from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.pool import on_pool
 from align_ray.embedding.units import Folder, head_name, unit_id
 from align_ray.errors import ConfigError, ProbeError
@@ -80,10 +80,10 @@ def refuse_unscorable(settings: Embedding) -> None:
         )
 
 
-def score_reference(study: Study) -> Reference:
+def score_reference(study: Study, evidence: Evidence) -> Reference:
     """What the embedding stage stored of the targets."""
     refuse_unscorable(study.config.embedding)
-    evidence, targets = read_evidence(study), [t.name for t in study.config.targets]
+    targets = [t.name for t in study.config.targets]
     (block,) = main_blocks(evidence.units[targets[0]])
     made_from = [[name, [unit_id(b) for b in evidence.batches[name]]] for name in targets]
     key = digest([VERSION, evidence.key, study.config.sampling.sequence_length, made_from])
@@ -149,7 +149,7 @@ def score_chunks(
     return on_pool(study, chunks, Folder("", reference.dtype, reference.head), work)
 
 
-def score_samples(study: Study) -> dict[str, Any]:
+def score_samples(study: Study, evidence: Evidence) -> dict[str, Any]:
     """The most and least aligned of each corpus' first sequences: samples.json, by corpus.
 
     `role`, and by target: `of`, sequences scored (the first batches, SAMPLES sequences at least); `quantiles` of their
@@ -159,7 +159,7 @@ def score_samples(study: Study) -> dict[str, Any]:
     import ray
 
     config, store, tokenizer = study.config, study.store, study.tokenizer
-    reference, evidence = score_reference(study), read_evidence(study)
+    reference = score_reference(study, evidence)
     stored, against, todo = store.sound_tables(reference.folder), {"": reference.means()}, []
     files: dict[str, list[str]] = {}
     for corpus in config.corpora:

@@ -10,35 +10,36 @@ from align_ray.config import Name, Probe, digest
 from align_ray.context import Study
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_tokenizer, locate_probe
+from align_ray.reporting.results import Corpora, Mixture
 
 FORMAT = "align-ray recipe 1"
 
 
-def make_recipe(study: Study, search: dict[str, Any], corpora: dict[str, Any]) -> dict[str, Any]:
+def make_recipe(study: Study, found: Mixture, sample: Corpora) -> dict[str, Any]:
     """From the stored results of the search and embedding stages.
 
     Weights are shares of tokens of the probe's tokenizer. `corpora[name]`: how to read it, its documents, tokens (estimated from
     its bytes) and the epochs the budget takes of it.
     """
     config = study.config
-    best = search["mixtures"][search["chosen"]]
+    best = found.mixtures["recommended"]
     known = {c.name: c.model_dump(mode="json", exclude={"name"}) for c in config.candidates}
     counts = {
         name: {
             **known[name],
-            "documents": corpora[name]["documents"],
-            "tokens": corpora[name]["estimated_tokens"],
-            "epochs": best["epochs"][name],
+            "documents": sample.corpora[name].documents,
+            "tokens": sample.corpora[name].estimated_tokens,
+            "epochs": best.epochs[name],
         }
         for name in known
     }
     return {
         "format": FORMAT,
         "unit": "share of tokens",
-        "weights": best["weights"],
+        "weights": best.weights,
         "token_budget": config.search.token_budget,
         "max_epochs": config.search.max_epochs,
-        "objective": search["objective"],
+        "objective": found.objective,
         "targets": [t.name for t in config.targets],
         "seed": config.seed,
         "tokenizer": {"model": config.probe.model, "vocabulary": vocabulary_digest(study.tokenizer)},

@@ -24,6 +24,7 @@ from align_ray.config import Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.tasks import on_tasks
 from align_ray.embedding.chunks import aligned_with, keys_of
+from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.scores import score_reference
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.handover.documents import Scored, heldout_scores, read_scores, score_corpus
@@ -96,7 +97,13 @@ def named(corpora: list[Corpus], name: str | None, option: str, kind: str) -> Co
 
 
 def select(
-    study: Study, corpus: Corpus, target: Corpus, amount: Amount, out: Store, method: Method = "top"
+    study: Study,
+    evidence: Evidence,
+    corpus: Corpus,
+    target: Corpus,
+    amount: Amount,
+    out: Store,
+    method: Method = "top",
 ) -> dict[str, Any]:
     """Write the documents of `corpus` most aligned with `target` to `out` by one of METHODS: shards and manifest.json.
 
@@ -108,7 +115,7 @@ def select(
     ProbeError without a finite score.
     """
     config, store = study.config, study.store
-    reference = score_reference(study)
+    reference = score_reference(study, evidence)
     settings = {
         "corpus": corpus.name,
         "target": target.name,

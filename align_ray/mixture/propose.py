@@ -7,7 +7,7 @@ import numpy as np
 from align_ray.config import Search
 from align_ray.context import Study
 from align_ray.corpora.sample import token_counts
-from align_ray.embedding.evidence import read_evidence
+from align_ray.embedding.evidence import Evidence
 from align_ray.errors import ConfigError
 from align_ray.mixture.constraints import Constraints, constraints, nearest
 from align_ray.mixture.objectives import Objective
@@ -104,18 +104,18 @@ def content_coordinates(pooled: np.ndarray, components: int = 8) -> np.ndarray:
 
 
 def propose_from_runs(
-    runs: Runs, surrogate: str | None, study: Study | None, prior_strength: float
+    runs: Runs, surrogate: str | None, prior_strength: float, study: Study | None = None, evidence: Evidence | None = None
 ) -> tuple[Constraints, Proposal]:
     """A mixture of the runs' domains without constraints; with a study one of its candidates under its constraints, where the runs'
     domains must be corpora of the study (candidates or targets), whose embeddings then stand for them."""
     if surrogate is not None and surrogate not in SURROGATES:
         raise ConfigError(f"--surrogate {surrogate}: choose one of {', '.join(SURROGATES)}.")
     share = np.full(len(runs.metrics), 1 / len(runs.metrics))
-    if study is None:
+    if study is None or evidence is None:
         search = Search(token_budget=1, prior_strength=prior_strength)
         limits = constraints(search, dict.fromkeys(runs.domains, 1))
         return limits, propose(runs.weights, runs.metrics, share, limits, surrogate)
-    rows = read_evidence(study).rows
+    rows = evidence.rows
     missing = [d for d in runs.domains if d not in rows]
     if missing:
         raise ConfigError(

@@ -9,7 +9,7 @@ import numpy as np
 from align_ray.config import Config
 from align_ray.context import Study, target_weights
 from align_ray.corpora.sample import token_counts
-from align_ray.embedding.evidence import Evidence, read_evidence
+from align_ray.embedding.evidence import Evidence
 from align_ray.mixture.by_loss import combined, run_swarm, tune_loss
 from align_ray.mixture.check import CHECKED, check_mixtures
 from align_ray.mixture.constraints import Constraints, constraints, nearest, unconstrained
@@ -22,13 +22,13 @@ from align_ray.mixture.solver import Goal, Optimum, effective_corpora, near_opti
 from align_ray.mixture.tune import tune_search
 
 
-def find_mixture(study: Study) -> dict[str, Any]:
+def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
     """Search by the configured objective and method; returns what `search_mixture` does, and
 
     `check[name][target]`: predicted and measured alignment of mixtures that were materialised and embedded; for trained
     objectives `trials` (losses), and for the swarm `surrogate`.
     """
-    config, tokens, evidence = study.config, token_counts(study), read_evidence(study)
+    config, tokens = study.config, token_counts(study)
     limits, vocabulary = constraints(config.search, tokens), len(study.tokenizer)
 
     def probabilities() -> dict[str, np.ndarray]:
@@ -105,7 +105,7 @@ def search_mixture(
     pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
     `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
     `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
-    optimum's weight, what limits it and prices. `chosen`: `recommended`.
+    optimum's weight, what limits it and prices.
     """
     goal = build(None)
     limits = scaled_prior(constraints(config.search, tokens), goal)
@@ -127,7 +127,6 @@ def search_mixture(
     mixtures |= comparison_mixtures(goal, limits, tokens) | others
     return {
         "objective": config.search.objective,
-        "chosen": "recommended",
         "optimum": found,
         "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
         "weights": weight_table(limits, optimum, noise),

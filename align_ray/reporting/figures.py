@@ -7,6 +7,8 @@ import plotly.graph_objects as go
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from align_ray.reporting.results import Alignment, Estimate, Mixture, Samples
+
 LAYOUT: dict[str, Any] = {
     "template": "simple_white",
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -28,28 +30,28 @@ def all_figures(results: dict[str, Any], losses: dict[str, Any], pairs: list[dic
         figures["front"] = front_figure(search, pairs[0])
     figures |= {f"loss-{target}": loss_figure(loss["points"]) for target, loss in losses.items()}
     if "samples" in results:
-        figures |= {f"samples-{target}": samples_figure(results["samples"], target) for target in alignment["targets"]}
+        figures |= {f"samples-{target}": samples_figure(results["samples"], target) for target in alignment.targets}
     return figures
 
 
-def cluster(alignment: dict[str, Any]) -> tuple[list[str], list[tuple[list[float], list[float]]]]:
+def cluster(alignment: Alignment) -> tuple[list[str], list[tuple[list[float], list[float]]]]:
     """Average linkage of all corpora on 1 - alignment: names in leaf order, and the dendrogram's lines.
 
     A line is four heights (1 - alignment at which two clusters join) and four places, a leaf's place being its index in
     the order. The distance of two corpora is between their batches and so never 0, not even for equal ones.
     """
-    names = [*alignment["targets"], *alignment["candidates"]]
-    distance = np.array([[0.0 if a == b else 1 - alignment["matrix"][a][b]["value"] for b in names] for a in names])
+    names = [*alignment.targets, *alignment.candidates]
+    distance = np.array([[0.0 if a == b else 1 - alignment.matrix[a][b].value for b in names] for a in names])
     condensed = squareform((distance + distance.T) / 2).clip(0)
     tree = hierarchy.dendrogram(hierarchy.linkage(condensed, "average", optimal_ordering=True), no_plot=True)
     places = [[(x - 5) / 10 for x in line] for line in tree["icoord"]]  # scipy puts leaves at 5, 15, 25, ...
     return [names[i] for i in tree["leaves"]], list(zip(tree["dcoord"], places, strict=True))
 
 
-def matrix_figure(alignment: dict[str, Any], clustered: bool) -> go.Figure:
+def matrix_figure(alignment: Alignment, clustered: bool) -> go.Figure:
     """Heat map of all pairs, in the order of the clustering with its dendrogram beside, or as given."""
-    names, lines = cluster(alignment) if clustered else ([*alignment["targets"], *alignment["candidates"]], [])
-    cells = [[alignment["matrix"][a][b] for b in names] for a in names]
+    names, lines = cluster(alignment) if clustered else ([*alignment.targets, *alignment.candidates], [])
+    cells = [[alignment.matrix[a][b] for b in names] for a in names]
     text = [[_with_half(c) for c in row] for row in cells]
     places = list(range(len(names)))
     figure = go.Figure(
@@ -80,19 +82,19 @@ def matrix_figure(alignment: dict[str, Any], clustered: bool) -> go.Figure:
     )
 
 
-def weights_figure(search: dict[str, Any]) -> go.Figure:
+def weights_figure(search: Mixture) -> go.Figure:
     """The recommended weights as bars; the optimum with its interval, the unconstrained one and the caps as marks on them."""
-    best, rows = search["mixtures"][search["chosen"]]["weights"], search["weights"]
+    best, rows = search.mixtures["recommended"].weights, search.weights
     names = sorted(best, key=lambda n: -best[n])
-    optimum = [rows[n]["weight"] for n in names]
+    optimum = [rows[n].weight for n in names]
     error = {
         "type": "data",
-        "array": [rows[n]["high"] - w for n, w in zip(names, optimum, strict=True)],
-        "arrayminus": [w - rows[n]["low"] for n, w in zip(names, optimum, strict=True)],
+        "array": [rows[n].high - w for n, w in zip(names, optimum, strict=True)],
+        "arrayminus": [w - rows[n].low for n, w in zip(names, optimum, strict=True)],
         "thickness": 1.5,
     }
-    free = search["mixtures"]["unconstrained"]["weights"]
-    caps = {n: search["caps"][n] for n in names if search["caps"][n] < 1}  # others do not bind
+    free = search.mixtures["unconstrained"].weights
+    caps = {n: search.caps[n] for n in names if search.caps[n] < 1}  # others do not bind
     figure = go.Figure(go.Bar(name="recommended", x=[best[n] for n in names], y=names, orientation="h", opacity=0.45))
     figure.add_scatter(name="optimum, 95%", x=optimum, y=names, error_x=error, mode="markers", marker={"size": 8})
     marker = {"size": 9, "symbol": "diamond-open", "line": {"width": 2}}
@@ -135,22 +137,22 @@ def loss_figure(points: list[dict[str, Any]]) -> go.Figure:
     )
 
 
-def front_pairs(search: dict[str, Any]) -> list[dict[str, Any]]:
+def front_pairs(search: Mixture) -> list[dict[str, Any]]:
     """Each pair of targets and its points of the stored front, as indices into `pareto` from all weight on the first target to
     all on the second; [] for one target."""
-    front = search["pareto"]
-    names = list(front[0]["target_weights"]) if front else []
+    front = search.pareto
+    names = list(front[0].target_weights) if front else []
     pairs = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             own = [k for k, p in enumerate(front) if all(w == 0 for t, w in p["target_weights"].items() if t not in (a, b))]
-            pairs.append({"targets": [a, b], "points": sorted(own, key=lambda k: front[k]["target_weights"][b])})
+            pairs.append({"targets": [a, b], "points": sorted(own, key=lambda k: front[k].target_weights[b])})
     return pairs
 
 
-def front_figure(search: dict[str, Any], pair: dict[str, Any]) -> go.Figure:
+def front_figure(search: Mixture, pair: dict[str, Any]) -> go.Figure:
     """The objective of both targets along the front of a pair; report.js marks the point of the slider."""
-    (a, b), points = pair["targets"], [search["pareto"][k]["values"] for k in pair["points"]]
+    (a, b), points = pair["targets"], [search.pareto[k].values for k in pair["points"]]
     marks = {"selected": {"marker": {"size": 16, "opacity": 1}}, "unselected": {"marker": {"opacity": 0.55}}}
     figure = go.Figure(
         go.Scatter(
@@ -162,10 +164,10 @@ def front_figure(search: dict[str, Any], pair: dict[str, Any]) -> go.Figure:
     return figure.update_layout(**LAYOUT, **axes, height=320)
 
 
-def samples_figure(samples: dict[str, Any], target: str) -> go.Figure:
+def samples_figure(samples: Samples, target: str) -> go.Figure:
     """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first; without corpora of
     which no score is finite."""
-    found = {name: s["targets"][target]["quantiles"] for name, s in samples.items() if target in s["targets"]}
+    found = {name: s.targets[target].quantiles for name, s in samples.items() if target in s.targets}
     names = sorted((n for n in found if found[n]), key=lambda n: -found[n][2])
     low, q1, median, q3, high = np.reshape([found[n] for n in names], (-1, 5)).T.tolist()
     box = go.Box(q1=q1, median=median, q3=q3, lowerfence=low, upperfence=high, y=names, orientation="h")
@@ -178,7 +180,7 @@ def samples_figure(samples: dict[str, Any], target: str) -> go.Figure:
     )
 
 
-def _with_half(estimate: dict[str, float]) -> str:
+def _with_half(estimate: Estimate) -> str:
     half = estimate["high"] - estimate["value"]
     return f"{estimate['value']:.3f}" + (f"<br>±{half:.3f}" if np.isfinite(half) else "")  # two batches give no interval
 

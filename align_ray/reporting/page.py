@@ -78,17 +78,17 @@ def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
 def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, Any]:
     """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates; a mixture's alignment is
     its mean over the targets."""
-    search = results["search"]
-    runs = results["finetune"]["runs"]
-    x = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][target]}
-    x["uniform"] = search["mixtures"]["uniform"]["alignment"]["value"]
-    x["mixture"] = search["mixtures"][search["chosen"]]["alignment"]["value"]
-    points = [{"run": name, "alignment": x[name], **run["targets"][target]} for name, run in runs.items()]
-    alone = [p for p in points if p["run"] in search["single"]]
+    search, ranked = results["search"], results["alignment"].ranking[target]
+    x = {row.candidate: row.pooled.value for row in ranked if row.pooled}
+    x["uniform"] = search.mixtures["uniform"].alignment.value
+    x["mixture"] = search.mixtures["recommended"].alignment.value
+    runs = results["finetune"].runs.items()
+    points = [{"run": name, "alignment": x[name], **run.targets[target].model_dump()} for name, run in runs]
+    alone = [p for p in points if p["run"] in search.single]
     return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
 
 
-def derived(results: dict[str, Any]) -> dict[str, Any]:
+def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
@@ -98,26 +98,26 @@ def derived(results: dict[str, Any]) -> dict[str, Any]:
     over stages of what every stage has; `embedding_rate`: tokens per second of an actor.
     """
     found: dict[str, Any] = {"losses": {}, "finetuned": {}}
-    found["skipped"] = {name: len(places) for name, places in results["alignment"]["skipped"].items()}
+    found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
     if "search" in results:
-        mixtures = results["search"]["mixtures"]
-        found["gain"] = mixtures[results["search"]["chosen"]]["value"] - mixtures["uniform"]["value"]
-        found["trials"] = len(results["search"]["trials"])
-        found["price"] = mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"]
+        mixtures = results["search"].mixtures
+        found["gain"] = mixtures["recommended"].value - mixtures["uniform"].value
+        found["trials"] = len(results["search"].trials)
+        found["price"] = mixtures["unconstrained"].value - mixtures["closed_form"].value
     if "search" in results and "finetune" in results:
-        runs = results["finetune"]["runs"]
-        for target in results["alignment"]["targets"]:
+        runs = results["finetune"].runs
+        for target in results["alignment"].targets:
             found["losses"][target] = loss_against_alignment(results, target)
-            ours, uniform = (runs[name]["targets"][target] for name in ("mixture", "uniform"))
-            value, errors = ours["after"] - uniform["after"], (ours["change_error"], uniform["change_error"])
+            ours, uniform = (runs[name].targets[target] for name in ("mixture", "uniform"))
+            value, errors = ours.after - uniform.after, (ours.change_error, uniform.change_error)
             half = None if None in errors else 1.96 * float(np.hypot(*errors))
             ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
             found["finetuned"][target] = {"value": value, **ends}
-    embedding = results.get("cost", {}).get("embed", {})
+    embedding = costs.get("cost", {}).get("embed", {})
     if embedding.get("computed"):
         found["embedding_rate"] = embedding["tokens"] / embedding["actor_seconds"]
-    found["actual"] = _totals(results.get("cost", {}), ("seconds", "worker_seconds", "cost"))
-    found["estimated"] = _totals(results.get("estimate", {"stages": {}})["stages"], ("tokens", "worker_seconds", "cost"))
+    found["actual"] = _totals(costs.get("cost", {}), ("seconds", "worker_seconds", "cost"))
+    found["estimated"] = _totals(costs.get("estimate", {"stages": {}})["stages"], ("tokens", "worker_seconds", "cost"))
     return found
 
 
@@ -127,11 +127,13 @@ def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[st
     return {key: sum(values) if values and len(values) == len(stages) else None for key, values in known.items()}
 
 
-def render_report(config: Config, results: dict[str, Any]) -> str:
-    """The page as a string. `results` maps corpora and alignment, and where there are any contamination, search, finetune,
-    validation, samples, estimate, cost, to their stored JSON."""
-    more = derived(results)
-    shown = Shown({**results, "config": config.model_dump(mode="json"), "derived": more})
+def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any]) -> str:
+    """The page as a string. `results`: what the stages returned by the name of their file, corpora and alignment at least;
+    `costs`: estimate and cost, as stored, where there are any."""
+    more = derived(results, costs)
+    tree = {name: result.dump() for name, result in results.items()} | costs
+    tree["corpora"] = tree["corpora"]["corpora"]
+    shown = Shown({**tree, "config": config.model_dump(mode="json"), "derived": more})
     pairs = front_pairs(results["search"]) if "search" in results else []
     figures = {name: figure.to_json() for name, figure in all_figures(results, more["losses"], pairs).items()}
     script = resources.files("align_ray.reporting").joinpath("report.js").read_text(encoding="utf-8")
@@ -142,14 +144,14 @@ def render_report(config: Config, results: dict[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(
         config=config,
         yaml=config.to_yaml(),
-        results=results,
+        results=tree,
         more=more,
         num=shown.number,
         ci=shown.estimate,
         text=shown.text,
         objectives=OBJECTIVES,
         pairs=pairs,
-        front=results["search"]["pareto"] if pairs else [],
+        front=tree["search"]["pareto"] if pairs else [],
         # data, not script: a "<" in a name must not end the element
         figures="{" + ",".join(f'"{name}":{json}' for name, json in figures.items()).replace("<", "\\u003c") + "}",
         style=resources.files("align_ray.reporting").joinpath("report.css").read_text(encoding="utf-8"),

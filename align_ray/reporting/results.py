@@ -1,30 +1,82 @@
-"""What the stages return: the stored JSON value, a dictionary, with a table, a figure and a readable form.
+"""What the stages return: typed values, written and read as JSON, each with a table, a figure and a readable form.
 
-`result["ranking"]` and `json.dumps(result)` work as for any dictionary; `to_pandas()` gives everything as a tidy table, a
-notebook shows the main columns of it, and `plot()` draws values with their intervals.
+Fields are attributes (`result.ranking["target"][0].value`); `result["ranking"]` gives the same. `to_pandas()` gives everything as
+a tidy table, a notebook shows the main columns of it, and `plot()` draws values with their intervals. Labels, units and signs of
+what is shown stand here and nowhere else.
 """
 
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator
 from html import escape
 from io import StringIO
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, RootModel
 
 WIDTH = 80
 """Columns of a terminal that a result's text form fits."""
 
 
-class Result(dict[str, Any]):
+class Value(BaseModel):
+    """The base of all values: fixed once made; fields that this version does not know are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", protected_namespaces=())
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+
+class Estimate(Value):
+    """A value with its standard error and the ends of its 95% interval."""
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+Estimates = dict[str, Estimate]
+Weights = dict[str, float]
+"""Shares of tokens by candidate."""
+
+
+class Result(BaseModel):
     """The base of all results: a subclass gives the table, and what of it is shown and drawn."""
 
-    TITLE: str
-    SHOWN: dict[str, str]
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", protected_namespaces=())
+
+    TITLE: ClassVar[str]
+    SHOWN: ClassVar[dict[str, str]]
     """Columns of the readable forms with their format; NAME_low stands for the interval of NAME."""
-    DRAWN: tuple[str, str]
+    DRAWN: ClassVar[tuple[str, str]]
     """Columns of the figure: the label and the value."""
-    AXIS: str
+    AXIS: ClassVar[str]
     """What the figure's value is, with its unit."""
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """From a JSON value, as `dump` gives it."""
+        return cls.model_validate(value)
+
+    def dump(self) -> Any:
+        """As a JSON value."""
+        return self.model_dump(exclude_unset=True)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def recorded(self) -> dict[str, Any]:
+        """What cost.json keeps of it."""
+        return {}
 
     def to_pandas(self) -> pd.DataFrame:
         """Everything as a tidy table; the subclass says what one row is. NAME_error is a standard error, NAME_low and NAME_high
@@ -99,10 +151,40 @@ def _text(value: Any, form: str) -> str:
     return "" if value is None or pd.isna(value) else format(value, form)
 
 
-def _estimate(name: str, value: Any) -> dict[str, Any]:
-    """Columns of a value with its interval, or of one that was not to be had."""
-    given = value or dict.fromkeys(("value", "error", "low", "high"))
-    return {name: given["value"]} | {f"{name}_{part}": given[part] for part in ("error", "low", "high")}
+def _estimate(name: str, found: Estimate | None) -> dict[str, Any]:
+    """Columns of a value with its interval; None where there is none."""
+    parts = {f"{name}_{part}": getattr(found, part, None) for part in ("error", "low", "high")}
+    return {name: getattr(found, "value", None), **parts}
+
+
+class Counts(Value):
+    """Of one corpus: what was read and what was drawn of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    batches: int
+    estimated_tokens: int
+    """Bytes of all documents times the tokens per byte of the sample."""
+    sample_digest: str = ""
+    documents: int = 0
+    bytes: int = 0
+    in_target: int = 0
+    """Drawn documents left out because a target holds the same text."""
+
+
+class Embedded(Value):
+    """What the embedding stage did: units planned and computed now, their folder, and batches used by corpus where fewer."""
+
+    key: str
+    dtype: str
+    planned: int
+    computed: int
+    tokens: int
+    actor_seconds: float
+    limits: dict[str, int] | None = None
+    looks: list[dict[str, int]] = []
+    """By look of sequential embedding: batches embedded so far, and corpora whose rank is `unsettled`."""
 
 
 class Corpora(Result):
@@ -113,11 +195,69 @@ class Corpora(Result):
     DRAWN = ("corpus", "estimated_tokens")
     AXIS = "tokens (estimated from bytes)"
 
+    corpora: dict[str, Counts]
+    work: Embedded
+
+    def recorded(self) -> dict[str, Any]:
+        work = self.work.model_dump()
+        rate = {"tokens": self.work.tokens, "actor_seconds": self.work.actor_seconds}
+        return {**work, "rate": rate if self.work.tokens else None}
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a corpus: counts of its documents, bytes, tokens, and records left out."""
-        frame = pd.DataFrame([{"corpus": name, **counts} for name, counts in self["corpora"].items()])
+        frame = pd.DataFrame([{"corpus": name, **counts.model_dump()} for name, counts in self.corpora.items()])
         counts = frame.select_dtypes("number").columns
         return frame.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, int))  # absent: no such record
+
+
+class Ranked(Estimate):
+    """A candidate's place in a ranking: its value, and how sure that place is (see `alignment.comparison.ranking`)."""
+
+    candidate: str
+    p_best: float
+    p_above_next: float | None = None
+    adjusted: float | None = None
+    """P(above the next), adjusted for all comparisons."""
+    separate: int | None = None
+    """Batches a corpus that would tell it from the next."""
+    corrected: Estimate | None = None
+    """Without label noise."""
+    pooled: Estimate | None = None
+    """Of the corpora's mean embeddings."""
+
+
+class Diversity(Estimate):
+    """div of a corpus, also without label noise."""
+
+    corrected: Estimate | None = None
+
+
+class Noise(Value):
+    """Label noise of a corpus (see `alignment.noise.corpus_noise`)."""
+
+    floor: Estimate | None
+    draw_variance: float | None
+    share: float | None
+    draws: int
+    sequences: int
+
+
+class Measured(Value):
+    """One measure of all pairs: 1 - div on the diagonal of `matrix`."""
+
+    matrix: dict[str, Estimates] = {}
+    ranking: dict[str, list[Ranked]]
+    """By target, most aligned first."""
+    diversity: dict[str, Diversity] = {}
+    ceiling: Estimates = {}
+    """By target: 1 - div(T), what a candidate of the target's very distribution reaches."""
+
+
+class Predicted(Value):
+    """The ranking by the measure that predicts losses best."""
+
+    measure: str
+    ranking: dict[str, list[Ranked]]
 
 
 class Alignment(Result):
@@ -135,33 +275,102 @@ class Alignment(Result):
     DRAWN = ("candidate", "cross_entropy")
     AXIS = "cross-entropy of the target under the candidate's unigram model (nats per token), 95%"
 
+    targets: list[str]
+    candidates: list[str] = []
+    measure: str = "trunk"
+    """The main one, to which the next four belong."""
+    matrix: dict[str, Estimates] = {}
+    ranking: dict[str, list[Ranked]]
+    diversity: dict[str, Diversity] = {}
+    ceiling: Estimates
+    others: dict[str, Measured] = {}
+    noise: dict[str, Noise] = {}
+    loss: dict[str, float] = {}
+    """The probe's, nats per token."""
+    skipped: dict[str, list[tuple[int, int]]] = {}
+    """[batch, sequence] of those left out because their embedding is not finite."""
+    predicted: Predicted
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and candidate, ranked by `cross_entropy`; to it belong `p_best`, `p_above_next` (also `_adjusted` for
         all comparisons) and `batches_to_separate` the row from the next. `alignment` is the paper's coefficient with its own
         `alignment_p_best`, ..., `alignment_corrected` is it without label noise, `alignment_pooled` that of the corpora's mean
         embeddings; further rows of the probe stand under their name, for example `head`; `ceiling` is 1 - div(target)."""
-        blocks = {"alignment": self["ranking"]} | {name: block["ranking"] for name, block in self["others"].items()}
+        blocks = {"alignment": self.ranking} | {name: block.ranking for name, block in self.others.items()}
         rows = []
-        for target, ranking in self["predicted"]["ranking"].items():
+        for target, ranking in self.predicted.ranking.items():
             for rank, row in enumerate(ranking, start=1):
-                candidate = row["candidate"]
-                cells = {"target": target, "candidate": candidate, "rank": rank, **_ranked("cross_entropy", "", row)}
+                cells = {"target": target, "candidate": row.candidate, "rank": rank, **_ranked("cross_entropy", "", row)}
                 for name, block in blocks.items():
-                    found = next(r for r in block[target] if r["candidate"] == candidate)
+                    found = next(r for r in block[target] if r.candidate == row.candidate)
                     cells |= _ranked(name, f"{name}_", found)
-                    cells |= _estimate(f"{name}_corrected", found["corrected"]) | _estimate(f"{name}_pooled", found["pooled"])
-                rows.append(cells | _estimate("ceiling", self["ceiling"][target]))
+                    cells |= _estimate(f"{name}_corrected", found.corrected) | _estimate(f"{name}_pooled", found.pooled)
+                rows.append(cells | _estimate("ceiling", self.ceiling[target]))
         return pd.DataFrame(rows)
 
 
-def _ranked(name: str, prefix: str, row: dict[str, Any]) -> dict[str, Any]:
-    keys = {
-        "p_best": "p_best",
-        "p_above_next": "p_above_next",
-        "adjusted": "p_above_next_adjusted",
-        "separate": "batches_to_separate",
+def _ranked(name: str, prefix: str, row: Ranked) -> dict[str, Any]:
+    places = {
+        "p_best": row.p_best,
+        "p_above_next": row.p_above_next,
+        "p_above_next_adjusted": row.adjusted,
+        "batches_to_separate": row.separate,
     }
-    return _estimate(name, row) | {f"{prefix}{column}": row[key] for key, column in keys.items()}
+    return _estimate(name, row) | {f"{prefix}{column}": value for column, value in places.items()}
+
+
+class Described(Value):
+    """A mixture: `value` of the objective (higher is better), pooled alignment, and epochs of every corpus at the budget."""
+
+    weights: Weights
+    value: float
+    alignment: Estimate
+    epochs: dict[str, float]
+
+
+class Bounded(Value):
+    """A corpus' weight at the optimum, what limits it, and what more of it would gain."""
+
+    weight: float
+    low: float
+    high: float
+    binds: str | None
+    gain_per_million_tokens: float
+    price_of_bound: float = 0.0
+
+
+class Lead(Value):
+    """The optimum's objective less that of the best single corpus."""
+
+    corpus: str
+    value: float
+    low: float
+    high: float
+
+
+class Trial(Value):
+    """A mixture that a search tried: `value` and `penalised` of a cheap objective, `loss` of a proxy, nats per token."""
+
+    weights: Weights
+    value: float | None = None
+    penalised: float | None = None
+    loss: float | None = None
+    losses: dict[str, float] | None = None
+
+
+class FrontPoint(Value):
+    """A mixture of the Pareto front, and every target's objective."""
+
+    target_weights: dict[str, float]
+    weights: Weights
+    values: dict[str, float]
+
+
+class Checked(Value):
+    """Pooled alignment with a target, predicted and measured on other text."""
+
+    predicted: Estimate
+    measured: Estimate
 
 
 class Mixture(Result):
@@ -172,23 +381,45 @@ class Mixture(Result):
     DRAWN = ("corpus", "optimum")
     AXIS = "weight at the optimum (share of tokens), 95%"
 
+    objective: str = ""
+    optimum: str = ""
+    """How it was found: `closed_form`, `search`, or by trained proxies."""
+    mixtures: dict[str, Described]
+    """`recommended` first."""
+    weights: dict[str, Bounded]
+    caps: dict[str, float]
+    effective_corpora: float = 0.0
+    kkt_residual: float = 0.0
+    gap_of_search: float | None = None
+    standard_error: float = 0.0
+    slack: float = 0.0
+    single: dict[str, float] = {}
+    lead_over_single: Lead | None = None
+    pareto: list[FrontPoint] = []
+    warnings: list[str] = []
+    trials: list[Trial] = []
+    check: dict[str, dict[str, Checked]] = {}
+    surrogate: dict[str, Any] | None = None
+    cheap: Described | None = None
+    """What a search by loss started from."""
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a corpus, largest weight first: `weight` (recommended), `optimum` with its interval, `cap` of the repetition
         limit, `epochs` of the corpus within the budget, what limits it and what more of it would gain."""
-        best = self["mixtures"][self["chosen"]]
+        best = self.mixtures["recommended"]
         rows = [
             {
                 "corpus": name,
-                "weight": best["weights"][name],
-                "optimum": found["weight"],
-                "optimum_low": found["low"],
-                "optimum_high": found["high"],
-                "cap": self["caps"][name],
-                "epochs": best["epochs"][name],
-                "limited_by": found["binds"],
-                "gain_per_million_tokens": found["gain_per_million_tokens"],
+                "weight": best.weights[name],
+                "optimum": found.weight,
+                "optimum_low": found.low,
+                "optimum_high": found.high,
+                "cap": self.caps[name],
+                "epochs": best.epochs[name],
+                "limited_by": found.binds,
+                "gain_per_million_tokens": found.gain_per_million_tokens,
             }
-            for name, found in self["weights"].items()
+            for name, found in self.weights.items()
         ]
         return pd.DataFrame(rows).sort_values("weight", ascending=False, ignore_index=True)
 
@@ -198,12 +429,34 @@ class Mixture(Result):
         return pd.DataFrame(
             [
                 {
-                    "mixture": name, "value": m["value"], **_estimate("alignment", m["alignment"]),
-                    "most_epochs": max(m["epochs"].values()),
+                    "mixture": name, "value": m.value, **_estimate("alignment", m.alignment),
+                    "most_epochs": max(m.epochs.values()),
                 }
-                for name, m in self["mixtures"].items()
+                for name, m in self.mixtures.items()
             ]
         )  # fmt: skip
+
+
+class Change(Value):
+    """A target's loss before and after a training, nats per token on held-out text."""
+
+    before: float
+    after: float
+    change: float
+    change_error: float | None
+    """Standard error over held-out sequences; None for a single one."""
+    overlap: float
+    """Share of the held-out 13-token windows that occur in the training rows."""
+
+
+class Training(Value):
+    """One run of the fine-tuning stage."""
+
+    weights: Weights
+    sequences: int
+    training: list[tuple[int, float]] = []
+    """Steps with the loss of their batch."""
+    targets: dict[str, Change]
 
 
 class Finetuned(Result):
@@ -214,18 +467,36 @@ class Finetuned(Result):
     DRAWN = ("run", "change")
     AXIS = "change of the loss (nats per token), 95% over held-out sequences"
 
+    tokens: int
+    runs: dict[str, Training]
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and training run, lowest loss first: loss `before` and `after`, `change` with its interval over the
         held-out sequences, and `overlap`, the share of held-out 13-token windows in the training text."""
         rows = []
-        for name, run in self["runs"].items():
-            for target, loss in run["targets"].items():
-                cells = {"target": target, "run": name, "tokens": self["tokens"], **loss}
-                if loss["change_error"] is not None:
-                    margin = 1.96 * loss["change_error"]
-                    cells |= {"change_low": loss["change"] - margin, "change_high": loss["change"] + margin}
+        for name, run in self.runs.items():
+            for target, loss in run.targets.items():
+                cells = {"target": target, "run": name, "tokens": self.tokens, **loss.model_dump()}
+                if loss.change_error is not None:
+                    margin = 1.96 * loss.change_error
+                    cells |= {"change_low": loss.change - margin, "change_high": loss.change + margin}
                 rows.append(cells)
         return _by_loss(rows, "after")
+
+
+class Validated(Value):
+    """A mixture's loss by target, nats per token, over seeds and held-out sequences."""
+
+    weights: Weights
+    same_as: str | None
+    """A mixture with the same weights that was trained in its place."""
+    loss: Estimates
+
+
+class Difference(Estimate):
+    """Of two mixtures' losses, paired; `p_lower`: the probability that the first one's is lower."""
+
+    p_lower: float
 
 
 class Validation(Result):
@@ -238,22 +509,32 @@ class Validation(Result):
         "loss_low": ".4f",
         "difference": "+.4f",
         "difference_low": "+.4f",
-        "p_worse": ".3f",
+        "p_lower": ".3f",
     }
     DRAWN = ("mixture", "loss")
     AXIS = "held-out loss (nats per token), 95% over seeds and sequences"
 
+    tokens: int = 0
+    seeds: int = 0
+    before: dict[str, float] = {}
+    mixtures: dict[str, Validated]
+    versus: dict[str, dict[str, dict[str, Difference]]]
+    """`versus[a][b][target]`: a's loss less b's."""
+
+    def against_recommended(self, mixture: str, target: str) -> Difference | None:
+        """The mixture's loss less the recommended one's: above 0 where the mixture is worse. None for the recommended itself."""
+        return self.versus.get(mixture, {}).get("recommended", {}).get(target)
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a target (`all`: their mean) and mixture, lowest loss first: `loss` with its interval, `difference` from the
-        recommended mixture's (positive: worse), `p_worse`, the probability that it is worse, and `same_as`, the mixture with the
-        same weights that was trained in its place."""
+        recommended mixture's (above 0: worse), `p_lower`, the probability that it is lower than the recommended one's, and
+        `same_as`, the mixture with the same weights that was trained in its place."""
         rows = []
-        for name, mixture in self["mixtures"].items():
-            for target, loss in mixture["loss"].items():
-                cells = {"target": target, "mixture": name, "same_as": mixture["same_as"], **_estimate("loss", loss)}
-                against = self["versus"].get(name, {}).get("recommended", {}).get(target)
-                p_worse = 1 - against["p_lower"] if against else None
-                rows.append({**cells, **_estimate("difference", against), "p_worse": p_worse})
+        for name, mixture in self.mixtures.items():
+            for target, loss in mixture.loss.items():
+                cells = {"target": target, "mixture": name, "same_as": mixture.same_as, **_estimate("loss", loss)}
+                against = self.against_recommended(name, target)
+                rows.append({**cells, **_estimate("difference", against), "p_lower": getattr(against, "p_lower", None)})
         frame = _by_loss(rows, "loss")
         return frame if frame["target"].nunique() > 2 else frame[frame["target"] != "all"]
 
@@ -262,6 +543,27 @@ def _by_loss(rows: list[dict[str, Any]], loss: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows).sort_values(loss, kind="stable")
     order = dict.fromkeys(row["target"] for row in rows)
     return pd.concat([frame[frame["target"] == target] for target in order], ignore_index=True)
+
+
+class Overlap(Value):
+    """`documents` of a candidate, of `of` in all, that share a run of words with a target; the share of its runs they cover."""
+
+    documents: int
+    of: int
+    covered: float
+
+
+class Clean(Value):
+    """A candidate's sample with and without the sequences that hold text of the target."""
+
+    share: float = 0.0
+    """Of its sampled sequences that hold some."""
+    alignment: Estimate
+    alignment_clean: Estimate | None
+    cross_entropy: float
+    cross_entropy_clean: float | None
+    rank: int
+    rank_clean: int | None
 
 
 class Contamination(Result):
@@ -280,26 +582,72 @@ class Contamination(Result):
     DRAWN = ("candidate", "covered")
     AXIS = "share of the target's runs of 13 words that the candidate holds"
 
+    words: int = 13
+    overlap: dict[str, dict[str, Overlap]]
+    """By candidate and target, as `clean`."""
+    clean: dict[str, dict[str, Clean]]
+    warnings: list[str] = []
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and candidate: `documents` of `of` that share a run of words with the target, the share of the target's
         runs they cover, and alignment, cross-entropy and rank with and without (`_clean`) the sequences concerned."""
         rows = []
-        for candidate, targets in self["overlap"].items():
+        for candidate, targets in self.overlap.items():
             for target, overlap in targets.items():
-                clean = dict(self["clean"][candidate][target])
+                found = self.clean[candidate][target]
+                cells = {"target": target, "candidate": candidate, **overlap.model_dump(), **found.model_dump()}
                 for name in ("alignment", "alignment_clean"):
-                    clean |= _estimate(name, clean[name])
-                rows.append({"target": target, "candidate": candidate, **overlap, **clean})
+                    cells |= _estimate(name, getattr(found, name))
+                rows.append(cells)
         return pd.DataFrame(rows).sort_values(["target", "rank"], kind="stable", ignore_index=True)
 
 
-class Samples(Result):
-    """What `samples` returns."""
+class Excerpt(Value):
+    """A sequence's text, its alignment with the target and the probe's loss on it, nats per token."""
+
+    text: str
+    alignment: float
+    loss: float | None
+
+
+class Scores(Value):
+    """Alignment of a corpus' sequences with a target: minimum, quartiles and maximum, and examples."""
+
+    of: int
+    quantiles: list[float]
+    most: list[Excerpt] = []
+    least: list[Excerpt] = []
+
+
+class Sampled(Value):
+    """The scored sequences of a corpus."""
+
+    role: str
+    targets: dict[str, Scores]
+
+
+class Samples(Result, RootModel[dict[str, Sampled]]):
+    """What `samples` returns: by corpus; empty where single sequences have no embedding."""
+
+    model_config = ConfigDict(frozen=True, extra=None)
 
     TITLE = "Alignment of single sequences"
     SHOWN = {"corpus": "", "of": ",", "smallest": ".4f", "median": ".4f", "largest": ".4f"}
     DRAWN = ("corpus", "median")
     AXIS = "median alignment of a sequence with the target; lines: smallest to largest"
+
+    def __getitem__(self, corpus: str) -> Sampled:
+        return self.root[corpus]
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.root)
+
+    def __len__(self) -> int:
+        return len(self.root)
+
+    def items(self) -> ItemsView[str, Sampled]:
+        """Corpora and their scores."""
+        return self.root.items()
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and corpus: `of`, sequences scored, and the quantiles of their alignment with the target; texts are in
@@ -307,23 +655,94 @@ class Samples(Result):
         embedding of a single sequence."""
         names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
         rows = []
-        for corpus, found in self.items():
-            for target, scores in found["targets"].items():
-                if not scores["quantiles"]:
+        for corpus, found in self.root.items():
+            for target, scores in found.targets.items():
+                if not scores.quantiles:
                     continue
-                values = dict(zip(names, scores["quantiles"], strict=True))
+                values = dict(zip(names, scores.quantiles, strict=True))
                 ends = {"median_low": values["smallest"], "median_high": values["largest"]}
-                rows.append({"target": target, "corpus": corpus, "of": scores["of"], **values, **ends})
+                rows.append({"target": target, "corpus": corpus, "of": scores.of, **values, **ends})
         return pd.DataFrame(rows, columns=None if rows else ["target", "corpus", "of", *names])
 
 
-RESULTS: dict[str, type[Result]] = {
-    "embed": Corpora,
-    "align": Alignment,
-    "contamination": Contamination,
-    "samples": Samples,
-    "search": Mixture,
-    "finetune": Finetuned,
-    "validate": Validation,
-}
-"""By stage."""
+class Interval(Value):
+    """A mean over targets with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Gap(Interval):
+    """A measure's rank correlation less that of the best cheap baseline; p of a sign-flip test."""
+
+    p: float
+
+
+class Judged(Value):
+    """What a measure is worth (see `checks.prediction.Quality`)."""
+
+    spearman: Interval
+    pearson: Interval
+    regret: Interval
+    centred: Interval
+    pooled_r2: float
+    by_target: list[float]
+
+
+class MeasureScores(Value):
+    """A measure's scores [K][M], and the seconds it takes a corpus."""
+
+    name: str
+    family: str
+    scores: list[list[float]]
+    seconds: float
+
+
+class Versus(Value):
+    """The best cheap baseline, and what every other measure's rank correlation is above it."""
+
+    baseline: str
+    difference: dict[str, Gap]
+
+
+class Setting(Value):
+    """Trainings on one number of tokens: losses [K][M], nats per token, and how well every measure predicts them."""
+
+    learning_rate: float
+    validation: dict[str, float]
+    before: list[float]
+    loss: list[list[float]]
+    seed_error: float
+    seconds: float
+    reliability: float
+    results: dict[str, dict[str, Judged]]
+    versus: dict[str, Versus]
+
+
+class Prediction(Result):
+    """What `predict` returns: how well measures of data predict the loss after training on them."""
+
+    TITLE = "Rank correlation with the loss within a target, its own corpus left out"
+    SHOWN = {"tokens": ",", "measure": "", "spearman": ".2f", "spearman_low": ".2f", "regret": ".3f"}
+    DRAWN = ("measure", "spearman")
+    AXIS = "Spearman's rank correlation with minus the loss, mean over targets, 95%"
+
+    candidates: list[str]
+    targets: list[str]
+    related: dict[str, list[str]]
+    design: list[str]
+    measures: dict[str, MeasureScores]
+    settings: dict[str, Setting]
+    """By training tokens."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a number of tokens and measure, best first: rank correlation, regret in nats per token."""
+        rows = []
+        for tokens, setting in self.settings.items():
+            for name, found in setting.results.get("others", {}).items():
+                ends = {"spearman_low": found.spearman.low, "spearman_high": found.spearman.high}
+                cells = {"tokens": int(tokens), "measure": name, "spearman": found.spearman.value, **ends}
+                rows.append({**cells, "regret": found.regret.value})
+        frame = pd.DataFrame(rows, columns=["tokens", "measure", "spearman", "spearman_low", "spearman_high", "regret"])
+        return frame.sort_values(["tokens", "spearman"], ascending=[True, False], ignore_index=True)

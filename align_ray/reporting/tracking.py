@@ -18,6 +18,7 @@ from typing import Any
 
 from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, mistake_behind
+from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation
 from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
@@ -81,22 +82,22 @@ class Tracker:
         _log(client, run.info.run_id, params, points)
         client.set_terminated(run.info.run_id)
 
-    def datasets(self, config: Config, corpora: dict[str, Any]) -> None:
+    def datasets(self, config: Config, sample: Corpora) -> None:
         """Log every corpus as an MLflow dataset of the parent run: its digest is that of the documents drawn, its profile the
-        counts of corpora.json, its context `target` or `candidate`."""
+        counts of what was read, its context `target` or `candidate`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
         for corpus in config.corpora:
-            counts = corpora[corpus.name]
+            counts = sample.corpora[corpus.name]
             source = json.dumps({"uri": corpus.source, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)})
-            profile = json.dumps({k: v for k, v in counts.items() if isinstance(v, int)})
+            profile = json.dumps({k: v for k, v in counts.model_dump(exclude_unset=True).items() if isinstance(v, int)})
             named = [field for _, field, _, _ in Formatter().parse(corpus.template or f"{{{corpus.column}}}") if field]
             schema = json.dumps(
                 {"mlflow_colspec": [{"name": n, "type": "string", "required": True} for n in dict.fromkeys(named)]}
             )
-            dataset = Dataset(corpus.name, counts["sample_digest"], _scheme(corpus.source), source, schema, profile)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts["role"])]))
+            dataset = Dataset(corpus.name, counts.sample_digest, _scheme(corpus.source), source, schema, profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts.role)]))
         self._client().log_inputs(self.run_id, inputs)
 
     def text(self, name: str, content: str) -> None:
@@ -232,84 +233,78 @@ def _log(client: Any, run_id: str, params: dict[str, Any], points: Series) -> No
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def track(tracker: Tracker, config: Config, store: Store, stage: str, result: dict[str, Any]) -> None:
-    """Track a stage's result, after it has been stored."""
-    if stage == "embed":
-        tracker.datasets(config, result["corpora"])
-        looks = result["work"].get("looks", [])
-        tracker.series(
-            {f"looks/{name}": [(i, look[name]) for i, look in enumerate(looks, start=1)] for name in ("batches", "unsettled")}
-        )
-    if stage in _TRACKED:
-        _TRACKED[stage](tracker, result)
-    if stage == "search":
-        tracker.register(f"mixture-{config.name}", store.read_json("recipe.json"))
+def corpora(tracker: Tracker, config: Config, store: Store, result: Corpora) -> None:
+    """Corpora as datasets of the parent run, and the looks of sequential embedding as metrics."""
+    tracker.datasets(config, result)
+    looks = list(enumerate(result.work.looks, start=1))
+    tracker.series({f"looks/{name}": [(i, look[name]) for i, look in looks] for name in ("batches", "unsettled")})
 
 
-def _alignment(tracker: Tracker, result: dict[str, Any]) -> None:
-    entropy = {(t, row["candidate"]): row["value"] for t, rows in result["predicted"]["ranking"].items() for row in rows}
-    for target, ranking in result["ranking"].items():
+def alignment(tracker: Tracker, config: Config, store: Store, result: Alignment) -> None:
+    """A child run a pair of candidate and target."""
+    entropy = {(t, row.candidate): row.value for t, rows in result.predicted.ranking.items() for row in rows}
+    for target, ranking in result.ranking.items():
         for row in ranking:
             values = {
-                f"alignment/{target}": row["value"],
-                f"alignment_error/{target}": row["error"],
-                f"cross_entropy/{target}": entropy[target, row["candidate"]],
+                f"alignment/{target}": row.value,
+                f"alignment_error/{target}": row.error,
+                f"cross_entropy/{target}": entropy[target, row.candidate],
             }
-            params = {"candidate": row["candidate"], "target": target}
-            tracker.child(f"{row['candidate']} to {target}", "alignment", params, values)
+            params = {"candidate": row.candidate, "target": target}
+            tracker.child(f"{row.candidate} to {target}", "alignment", params, values)
 
 
-def _search(tracker: Tracker, result: dict[str, Any]) -> None:
-    trials = result["trials"]
-    for i, trial in enumerate(trials):
-        tracker.child(
-            f"trial-{i:04d}", "trial", _weights(trial["weights"]), {k: trial[k] for k in ("value", "loss") if k in trial}
-        )
-    series = {f"search/{k}": [(i, t[k]) for i, t in enumerate(trials) if k in t] for k in ("value", "penalised", "loss")}
-    key, better = ("loss", min) if series["search/loss"] else ("penalised", max)
-    best = [v for _, v in series[f"search/{key}"]]
-    series[f"search/best_{key}"] = list(enumerate(accumulate(best, better)))
+def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> None:
+    """A child run a trial, the course of the search, and the recommended mixture as a version of a model."""
+    found: dict[str, list[tuple[int, float]]] = {"value": [], "penalised": [], "loss": []}
+    for i, trial in enumerate(result.trials):
+        values = {k: v for k in ("value", "loss") if (v := getattr(trial, k)) is not None}
+        tracker.child(f"trial-{i:04d}", "trial", _weights(trial.weights), values)
+        for name, points in found.items():
+            if (value := getattr(trial, name)) is not None:
+                points.append((i, value))
+    key, better = ("loss", min) if found["loss"] else ("penalised", max)
+    series = {f"search/{name}": points for name, points in found.items()}
+    series[f"search/best_{key}"] = list(enumerate(accumulate((v for _, v in found[key]), better)))
     tracker.series(series)
-    chosen = result["mixtures"][result["chosen"]]
-    tracker.metrics({"mixture_alignment": chosen["alignment"]["value"], "mixture_value": chosen["value"]})
+    best = result.mixtures["recommended"]
+    tracker.metrics({"mixture_alignment": best.alignment.value, "mixture_value": best.value})
+    tracker.register(f"mixture-{config.name}", store.read_json("recipe.json"))
 
 
-def _finetune(tracker: Tracker, result: dict[str, Any]) -> None:
+def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned) -> None:
+    """A child run a training."""
     # the first one is what MLflow's comparison draws
     shown = {"after": "loss", "change": "change", "change_error": "change_error", "before": "loss_before", "overlap": "overlap"}
-    names = dict.fromkeys(name for run in result["runs"].values() for name in run["weights"])
-    for name, run in result["runs"].items():
-        values = {
-            f"{label}/{t}": row[k] for k, label in shown.items() for t, row in run["targets"].items() if row[k] is not None
-        }
-        weights = {n: run["weights"].get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
-        tracker.child(
-            name, "finetune", _weights(weights), values, {"training_loss": [(i, loss) for i, loss in run["training"]]}
-        )
+    names = dict.fromkeys(name for run in result.runs.values() for name in run.weights)
+    for name, run in result.runs.items():
+        rows = {t: row.model_dump() for t, row in run.targets.items()}
+        values = {f"{label}/{t}": row[k] for k, label in shown.items() for t, row in rows.items() if row[k] is not None}
+        weights = {n: run.weights.get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
+        tracker.child(name, "finetune", _weights(weights), values, {"training_loss": list(run.training)})
         if name in ("mixture", "uniform"):
-            tracker.metrics({f"{name}_loss/{t}": row["after"] for t, row in run["targets"].items()})
+            tracker.metrics({f"{name}_loss/{t}": row.after for t, row in run.targets.items()})
 
 
-def _validation(tracker: Tracker, result: dict[str, Any]) -> None:
-    for name, row in result["mixtures"].items():
-        tracker.child(name, "validation", _weights(row["weights"]), {f"loss/{t}": e["value"] for t, e in row["loss"].items()})
+def validation(tracker: Tracker, config: Config, store: Store, result: Validation) -> None:
+    """A child run a mixture."""
+    for name, row in result.mixtures.items():
+        tracker.child(name, "validation", _weights(row.weights), {f"loss/{t}": e.value for t, e in row.loss.items()})
 
 
-def _prediction(tracker: Tracker, result: dict[str, Any]) -> None:
-    for tokens, setting in result["settings"].items():
-        for name in result["measures"]:
-            found = {reading: qualities[name] for reading, qualities in setting["results"].items()}
+def prediction(tracker: Tracker, config: Config, store: Store, result: Prediction) -> None:
+    """A child run a measure and one a candidate, for every number of tokens."""
+    for tokens, setting in result.settings.items():
+        for name in result.measures:
+            found = {reading: qualities[name] for reading, qualities in setting.results.items()}
             values = {
-                f"{k}/{reading}": q[k]["value"] for reading, q in found.items() for k in ("spearman", "pearson", "regret")
+                f"{k}/{reading}": getattr(q, k).value for reading, q in found.items() for k in ("spearman", "pearson", "regret")
             }
             tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
-        for candidate, row in zip(result["candidates"], setting["loss"], strict=True):
-            losses = {f"loss/{t}": loss for t, loss in zip(result["targets"], row, strict=True)}
+        for candidate, row in zip(result.candidates, setting.loss, strict=True):
+            losses = {f"loss/{t}": loss for t, loss in zip(result.targets, row, strict=True)}
             tracker.child(f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses)
 
 
 def _weights(weights: dict[str, float]) -> dict[str, float]:
     return {f"weight/{name}": weight for name, weight in weights.items()}
-
-
-_TRACKED = {"align": _alignment, "search": _search, "finetune": _finetune, "validate": _validation, "predict": _prediction}

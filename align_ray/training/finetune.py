@@ -11,6 +11,7 @@ import numpy as np
 
 from align_ray.config import Config
 from align_ray.context import Study
+from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import Losses, train_jobs
 from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half
 
@@ -25,11 +26,11 @@ class Run:
     weights: dict[str, float]
 
 
-def planned_runs(config: Config, search: dict[str, Any]) -> list[Run]:
-    """Every candidate alone, then `uniform` and `mixture` (the one the search chose)."""
+def planned_runs(config: Config, found: Mixture) -> list[Run]:
+    """Every candidate alone, then `uniform` and `mixture` (the recommended one)."""
     alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
-    chosen = {"uniform": "uniform", "mixture": search["chosen"]}
-    return [*alone, *(Run(name, search["mixtures"][key]["weights"]) for name, key in chosen.items())]
+    mixed = {"uniform": "uniform", "mixture": "recommended"}
+    return [*alone, *(Run(name, found.mixtures[key].weights) for name, key in mixed.items())]
 
 
 def overlap(training: np.ndarray, heldout: np.ndarray) -> float:

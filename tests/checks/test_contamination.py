@@ -10,6 +10,7 @@ from align_ray import pipeline
 from align_ray.checks.contamination import WORDS, ngram_hashes, shared
 from align_ray.config_file import load_config
 from align_ray.pipeline import open_study
+from align_ray.stages import stored
 from tests.conftest import write_jsonl
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -68,4 +69,4 @@ def test_without_the_leak_the_candidate_loses_its_place_and_a_warning_says_so(le
     clean = result["clean"]["cpp-headers"]["target"]
     if clean["share"] == 0:
         assert clean["alignment"] == clean["alignment_clean"]
-    assert pipeline.stored(study, "contamination") == result
+    assert stored(study, pipeline.contamination) == result

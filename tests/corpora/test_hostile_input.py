@@ -31,7 +31,6 @@ from align_ray.corpora import draw, limits, tasks
 from align_ray.corpora.draw import document_key, make_batches, smallest
 from align_ray.corpora.parquet import text_records
 from align_ray.corpora.sources import Fragment, check_corpus, documents, plan_fragments
-from align_ray.embedding.evidence import read_evidence
 from align_ray.embedding.pool import Embed, ProbeActor
 from align_ray.embedding.units import Folder, read_unit, sound_units, write_unit
 from align_ray.errors import ConfigError, CorpusError, ProbeError, StoreError, UserError, mistake_behind
@@ -39,8 +38,9 @@ from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
 from align_ray.fisher.unit import Unit
 from align_ray.handover import materialise
-from align_ray.pipeline import open_study
+from align_ray.pipeline import evidence_of, open_study
 from align_ray.reporting.tracking import start_tracking
+from align_ray.stages import stored
 from align_ray.store import Store
 from align_ray.training.loop import finished
 from tests.tiny import tiny_model
@@ -718,15 +718,15 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch)
 def test_torn_units_are_computed_again_and_equal_the_first(embedded):
     study, result = embedded
     folder = study.store.local_path(f"embeddings/{result['work']['key']}")
-    before = dict(read_evidence(study).units)
+    before = dict(evidence_of(study).units)
     files = sorted(folder.glob("*.parquet"))
     for file, tear in zip(files, TORN.values(), strict=False):
         file.write_bytes(tear(file.read_bytes()))
     with pytest.raises(StoreError, match="is damaged; run the stages from 'embed' on again"):
-        dict(read_evidence(study).units)
+        dict(evidence_of(study).units)
     again = pipeline.embed(study)
     assert again["work"]["computed"] == len(TORN)
-    after = dict(read_evidence(study).units)
+    after = dict(evidence_of(study).units)
     for name in before:
         for a, b in zip(before[name], after[name], strict=True):
             np.testing.assert_allclose(a.blocks["head"], b.blocks["head"], rtol=1e-4, atol=1e-10)
@@ -742,7 +742,7 @@ def test_torn_and_foreign_results_count_as_not_there_and_the_stages_make_them_an
     study, _ = embedded
     path = study.store.local_path(name)
     sound = path.read_bytes()
-    assert pipeline.stored(study, "align") is not None
+    assert stored(study, pipeline.align) is not None
     if garbage == "newer":
         costs = json.loads(study.store.read_bytes("cost.json"))
         costs["align"]["format"] = stages.FORMAT + 1
@@ -751,7 +751,7 @@ def test_torn_and_foreign_results_count_as_not_there_and_the_stages_make_them_an
     path.write_bytes(garbage)
     try:
         if not (name == "alignment.json" and garbage in (b"[]", b"3", b'{"embed": 3, "align": [1]}')):
-            assert pipeline.stored(study, "align") is None
+            assert stored(study, pipeline.align) is None
             with pytest.raises(
                 UserError, match="holds no result of the stage '(align|embed)' for this configuration; run that"
             ):

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from align_ray.config import Config
-from align_ray.embedding.evidence import read_evidence
 from align_ray.errors import ProbeError
 from align_ray.fisher.probe import EMBEDDED
-from align_ray.pipeline import align, embed, open_study
+from align_ray.pipeline import align, embed, evidence_of, open_study
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def embedded(mapping: dict):
     study = open_study(Config.model_validate(mapping))
     result = embed(study)
-    return result, dict(read_evidence(study).units)
+    return result, dict(evidence_of(study).units)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def test_every_estimator_gives_an_alignment(settings, blocks, small_config, tmp_
     study = open_study(Config.model_validate(mapping))
     embed(study)
     result = align(study)
-    units = read_evidence(study).units["target"]
+    units = evidence_of(study).units["target"]
     assert {name: len(values) for name, values in units[0].blocks.items()} == blocks
     assert all(0 <= row["value"] <= 1 for row in result["ranking"]["target"])
     assert result["measure"] == {"reference": "published", "head": "head"}.get(settings.get("estimator"), "trunk")

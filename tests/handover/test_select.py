@@ -31,7 +31,7 @@ from align_ray.handover import select as selection
 from align_ray.handover.rule import Amount, distinct, gumbel_noise, log_weights, number_taken, ranked
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
-from align_ray.stages import charged
+from align_ray.stages import charged, stored
 from align_ray.store import Store
 from tests.tiny import tiny_model
 
@@ -275,7 +275,7 @@ def study(small_config, corpora, tmp_path_factory, local_ray):
 def run_select(study, out, amount=Amount("documents", 20), method="top", **config):
     changed = dataclasses.replace(study, config=study.config.model_copy(update=config))
     mixed, target = changed.config.candidates[-1], changed.config.targets[0]
-    return selection.select(changed, mixed, target, amount, Store(str(out)), method)
+    return selection.select(changed, pipeline.evidence_of(study), mixed, target, amount, Store(str(out)), method)
 
 
 def rows_of(out):
@@ -297,7 +297,7 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
         "documents": 55, "unreadable": 1, "oversized": 0, "vanished": 0, "missing_column": 1, "empty": 1, "duplicate": 4, "in_target": 3, "no_tokens": 0,
         "non_finite": 0, "scored": 48,
     }  # fmt: skip
-    reference = score_reference(opened)
+    reference = score_reference(opened, pipeline.evidence_of(opened))
     tokenizer, model = load_tokenizer(opened.probe), load_model(opened.probe)
     ids, tokens = tokenised(good, tokenizer, config.sampling.sequence_length)
     scores = sequence_scores(model, ids, config.embedding, config.seed, "trunk", reference.means()).alignment[:, 0]
@@ -351,7 +351,7 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     mixed = config.candidates[-1].model_copy(update={"source": str(tmp_path / "mixed")})
     two = opened.changed(cluster={"max_actors": 2})
     monkeypatch.setattr(document_scores, "CHUNK_DOCUMENTS", 7)
-    reference = score_reference(opened)
+    reference = score_reference(opened, pipeline.evidence_of(opened))
     apart = dataclasses.replace(reference, folder="selection/apart")
     files, counts, work = document_scores.score_corpus(two, apart, mixed)
     assert work["computed"] == 48 and counts["documents"] == first["counts"]["documents"]
@@ -395,7 +395,7 @@ def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study
     result = pipeline.samples(opened)
     assert list(result) == ["target", "licences", "mixed"]
     assert [row["role"] for row in result.values()] == ["target", "candidate", "candidate"]
-    reference = score_reference(opened)
+    reference = score_reference(opened, pipeline.evidence_of(opened))
     model, settings, seed = load_model(opened.probe), opened.config.embedding, opened.config.seed
     for corpus, own in (("target", True), ("licences", False)):
         batches = read_sample(opened.store, corpus).batches[:8]
@@ -410,7 +410,7 @@ def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study
         np.testing.assert_allclose([r["loss"] for r in found["most"]], loss[np.argsort(-aligned)[:3]], atol=1e-3)
         text = load_tokenizer(opened.probe).decode(np.concatenate(batches)[np.argmax(aligned)], skip_special_tokens=True)
         assert found["most"][0]["text"] == text
-    assert pipeline.stored(opened, "samples") == result
+    assert stored(opened, pipeline.samples) == result
     monkeypatch.setattr("align_ray.embedding.scores.score_chunks", None)  # a second run scores nothing
     assert pipeline.samples(opened) == result
 

@@ -20,7 +20,7 @@ from align_ray.config_file import load_config
 from align_ray.errors import CapReached, ConfigError
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
-from align_ray.stages import _key
+from align_ray.stages import answer_key, stored
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
 
@@ -36,7 +36,7 @@ def embedded(small_config, tmp_path_factory, local_ray):
         file = folder / "study.yaml"
         file.write_text(yaml.safe_dump(data))
         study = open_study(load_config(file))
-        if pipeline.stored(study, "embed") is None:
+        if stored(study, pipeline.embed) is None:
             pipeline.embed(study)
         return study
 
@@ -52,7 +52,7 @@ def test_a_search_that_trains_depends_on_how(small_config, tmp_path, objective, 
     def key(rate):
         search = {"token_budget": 10_000, "objective": objective, "method": method, "proxy_tokens": 512}
         mapping = small_config(tmp_path / "out", search=search, finetune={"tokens": 1024, "eval_tokens": 512, "learning_rate": rate})
-        return _key(open_study(Config.model_validate(mapping)), "search")
+        return answer_key(open_study(Config.model_validate(mapping)), pipeline.search)
 
     assert (key(1e-3) != key(1e-4)) == depends
 
@@ -97,7 +97,7 @@ def test_a_search_that_trains_stops_at_the_cap_and_goes_on_with_a_higher_one(emb
 
     with pytest.raises(CapReached):
         pipeline.search(capped(2.0))
-    assert pipeline.stored(study, "search") is None
+    assert stored(study, pipeline.search) is None
     assert pipeline.search(capped(10_000.0))["trials"]
 
 

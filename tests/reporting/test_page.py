@@ -10,7 +10,8 @@ import yaml
 from align_ray.config import Config
 from align_ray.reporting.figures import samples_figure
 from align_ray.reporting.page import render_report
-from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study
+from align_ray.reporting.results import Mixture, Samples
+from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study, typed
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def browser():
 @pytest.fixture(scope="module")
 def address(stored, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(*stored), encoding="utf-8")
+    path.write_text(render_report(*typed(*stored)), encoding="utf-8")
     return path.as_uri()
 
 
@@ -319,7 +320,7 @@ def test_the_first_tab_stop_skips_to_the_answer(opened):
 
 def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
     config, results = stored
-    html = render_report(config, {name: results[name] for name in ("corpora", "alignment", "cost")})
+    html = render_report(*typed(config, {name: results[name] for name in ("corpora", "alignment", "cost")}))
     assert (
         "is the candidate most likely to lower the loss" in html
         and "Mixture weights" not in html
@@ -331,26 +332,29 @@ def test_a_corpus_without_a_finite_score_is_named_and_left_out_of_figure_and_tab
     config, results = stored
     nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
     samples = {**results["samples"], "news": {"role": "candidate", "targets": dict.fromkeys(TARGETS, nothing)}}
-    html = render_report(config, {**results, "samples": samples})
+    html = render_report(*typed(config, {**results, "samples": samples}))
     assert html.count("no sequence of it has a finite alignment") == len(TARGETS)
-    (box,) = samples_figure(samples, TARGETS[0]).data
+    (box,) = samples_figure(Samples.parse(samples), TARGETS[0]).data
     assert sorted(box.y) == sorted(set(KINDS) - {"news"}) and list(box.median) == sorted(box.median, reverse=True)
     only = {name: {**s, "targets": dict.fromkeys(TARGETS, nothing)} for name, s in samples.items()}
-    assert not samples_figure(only, TARGETS[0]).data and not samples_figure({}, TARGETS[0]).data
-    assert render_report(config, {**results, "samples": only}).count("is left out:") == len(TARGETS) * len(KINDS)
-    assert "Samples of text" not in render_report(config, {**results, "samples": {}})
+    assert not samples_figure(Samples.parse(only), TARGETS[0]).data and not samples_figure(Samples.parse({}), TARGETS[0]).data
+    assert render_report(*typed(config, {**results, "samples": only})).count("is left out:") == len(TARGETS) * len(KINDS)
+    assert "Samples of text" not in render_report(*typed(config, {**results, "samples": {}}))
 
 
 def test_three_targets_give_a_choice_of_pairs_each_from_one_end_to_the_other():
     from align_ray.reporting.figures import front_pairs
 
     def point(*shares):
-        return {"target_weights": dict(zip("abc", shares, strict=True))}
+        return {"target_weights": dict(zip("abc", shares, strict=True)), "weights": {}, "values": {}}
+
+    def found(front):
+        return Mixture.parse({"mixtures": {}, "weights": {}, "caps": {}, "pareto": front})
 
     front = [point(1, 0, 0), point(0.5, 0.5, 0), point(0, 1, 0), point(0.5, 0, 0.5), point(0, 0, 1), point(0, 0.5, 0.5)]
-    assert front_pairs({"pareto": front}) == [
+    assert front_pairs(found(front)) == [
         {"targets": ["a", "b"], "points": [0, 1, 2]},
         {"targets": ["a", "c"], "points": [0, 3, 4]},
         {"targets": ["b", "c"], "points": [2, 5, 4]},
     ]
-    assert front_pairs({"pareto": []}) == []
+    assert front_pairs(found([])) == []

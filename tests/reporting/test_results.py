@@ -1,12 +1,12 @@
 """What stages return: dictionaries, as stored, with a table, a figure and a readable form."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from align_ray.reporting.results import (
-    RESULTS,
     WIDTH,
     Alignment,
     Contamination,
@@ -32,6 +32,7 @@ def ranked(candidates):
     return rows
 
 
+WORK = {"key": "k", "dtype": "float32", "planned": 8, "computed": 8, "tokens": 1, "actor_seconds": 1.0}
 LONG = "a-corpus-whose-name-is-much-longer-than-any-column-of-a-table-has-room-for"
 
 
@@ -65,7 +66,6 @@ def mixture():
 
     found = {"low": 0.1, "high": 0.8, "gain_per_million_tokens": 0.0, "price_of_bound": 0.0}
     return Mixture(
-        chosen="recommended",
         mixtures={"recommended": described({"a": 0.3, "b": 0.7}, -6.0), "uniform": described({"a": 0.5, "b": 0.5}, -7.0)},
         weights={"a": {"weight": 0.2, "binds": None, **found}, "b": {"weight": 0.8, "binds": "repetition", **found}},
         caps={"a": 1.3, "b": 0.8},
@@ -103,7 +103,7 @@ def contamination():
 def corpora():
     a = {"role": "target", "batches": 4, "estimated_tokens": 1000, "sample_digest": "0a", "documents": 10, "bytes": 4000}
     b = {**a, "role": "candidate", "in_target": 2, "unreadable": 1}
-    return Corpora(corpora={"a": a, "b": b}, work={"computed": 8})
+    return Corpora(corpora={"a": a, "b": b}, work=WORK)
 
 
 @pytest.fixture(params=["alignment", "finetuned", "mixture", "validation", "contamination", "corpora"])
@@ -111,10 +111,13 @@ def result(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_result_is_the_dictionary_that_is_stored(result):
-    plain = json.loads(json.dumps(result))
-    assert plain == result and type(plain) is dict
-    assert {type(result)} <= set(RESULTS.values())
+def test_a_result_is_written_and_read_as_json_and_gives_its_fields_by_name(result):
+    plain = json.loads(json.dumps(result.dump()))
+    assert type(plain) is dict and type(result).parse(plain) == result
+    field = next(iter(type(result).model_fields))
+    assert result[field] == getattr(result, field)
+    with pytest.raises(KeyError):
+        result["no such field"]
 
 
 def test_the_text_form_fits_a_terminal_and_carries_no_escape_codes(result):
@@ -140,7 +143,7 @@ def test_the_figure_shows_every_row_once_with_its_interval(result):
 
 
 def test_a_name_cannot_become_markup_in_a_notebook(corpora):
-    hostile = Corpora(corpora={"<script>alert(1)</script>": corpora["corpora"]["a"]})
+    hostile = Corpora(corpora={"<script>alert(1)</script>": corpora.corpora["a"]}, work=WORK)
     assert "<script>" not in hostile._repr_html_() and "&lt;script&gt;" in hostile._repr_html_()
 
 
@@ -158,9 +161,11 @@ def test_a_change_of_loss_has_an_interval_only_where_its_error_is_known(finetune
     frame = finetuned.to_pandas().set_index("run")
     assert list(frame.index) == ["b", "a"], "lowest loss first"
     assert frame.loc["b", "change_high"] == pytest.approx(-0.5 + 1.96 * 0.02)
-    finetuned["runs"] = {"a": finetuned["runs"]["a"]}
-    finetuned["runs"]["a"]["targets"]["t1"]["change_error"] = None
-    assert "change_low" not in finetuned.to_pandas() and "95%" not in repr(finetuned)
+    plain = finetuned.dump()
+    plain["runs"] = {"a": plain["runs"]["a"]}
+    plain["runs"]["a"]["targets"]["t1"]["change_error"] = None
+    single = Finetuned.parse(plain)
+    assert "change_low" not in single.to_pandas() and "95%" not in repr(single)
 
 
 def test_a_mixture_is_a_row_a_corpus_and_is_compared_in_a_row_a_mixture(mixture):
@@ -170,11 +175,11 @@ def test_a_mixture_is_a_row_a_corpus_and_is_compared_in_a_row_a_mixture(mixture)
     assert list(mixture.comparison()["mixture"]) == ["recommended", "uniform"]
 
 
-def test_validation_says_how_probably_a_mixture_is_worse_than_the_recommended_one(validation):
+def test_validation_says_how_probably_a_mixtures_loss_is_lower_than_the_recommended_ones(validation):
     frame = validation.to_pandas().set_index("mixture")
     assert set(frame["target"]) == {"t1"}, "the mean over one target is left out"
-    assert frame.loc["unimax", "p_worse"] == pytest.approx(0.97) and frame.loc["unimax", "same_as"] == "uniform"
-    assert pd.isna(frame.loc["recommended", "p_worse"])
+    assert frame.loc["unimax", "p_lower"] == pytest.approx(0.03) and frame.loc["unimax", "same_as"] == "uniform"
+    assert pd.isna(frame.loc["recommended", "p_lower"])
 
 
 def test_counts_that_a_corpus_does_not_have_are_zero(corpora):
@@ -185,14 +190,21 @@ def test_counts_that_a_corpus_does_not_have_are_zero(corpora):
 def test_samples_without_a_finite_score_are_left_out_and_none_at_all_are_an_empty_figure():
     scores = {"of": 32, "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5], "most": [], "least": []}
     nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
-    samples = Samples({n: {"role": "candidate", "targets": {"t": s}} for n, s in (("a", scores), ("b", nothing))})
+    samples = Samples.parse({n: {"role": "candidate", "targets": {"t": s}} for n, s in (("a", scores), ("b", nothing))})
     assert list(samples.to_pandas()["corpus"]) == ["a"] and list(samples.plot().data[0].x) == [0.3]
-    for empty in (Samples({}), Samples({"b": samples["b"]})):
+    for empty in (Samples.parse({}), Samples.parse({"b": samples["b"]})):
         assert empty.to_pandas().empty and not empty.plot().data and repr(empty) == ""
 
 
-def test_every_stage_of_the_study_returns_its_own_kind():
+def test_the_stages_are_those_of_the_python_interface_the_commands_and_the_jobs():
+    import align_ray
+    from align_ray.cli.main import app
     from align_ray.pipeline import STAGES
 
-    assert set(STAGES) - set(RESULTS) == {"predict"}
-    assert all(issubclass(kind, Result) for kind in RESULTS.values())
+    assert tuple(stage.name for stage in STAGES) == align_ray.STAGES
+    assert all(issubclass(stage.result, Result) for stage in STAGES)
+    assert all(getattr(align_ray, name) in STAGES for name in align_ray.STAGES) and set(align_ray.STAGES) <= set(dir(align_ray))
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    jobs = {file.stem for file in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py")}
+    for name in set(align_ray.STAGES) - {"predict"} | {"study"}:  # `predict` is the command `study`
+        assert name in commands and name in jobs

@@ -18,7 +18,9 @@ from mlflow.artifacts import download_artifacts
 from align_ray.cli.ui import local_tracking
 from align_ray.config import Config, digest
 from align_ray.errors import ConfigError
-from align_ray.reporting.tracking import start_tracking, track
+from align_ray.reporting import tracking
+from align_ray.reporting.results import Corpora, Finetuned, Mixture
+from align_ray.reporting.tracking import start_tracking
 from align_ray.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,10 +65,20 @@ def recipe(weight=0.75, **fields):
     return {"weights": weights, "token_budget": 1000, "objective": "cross-entropy", "targets": ["t"], **fields}
 
 
+def sample(looks=()):
+    work = {"key": "k", "dtype": "float32", "planned": 3, "computed": 0, "tokens": 0, "actor_seconds": 0.0, "looks": list(looks)}
+    return Corpora.parse({"corpora": CORPORA, "work": work})
+
+
 def search(values, key="penalised"):
     trials = [{"weights": {"a": 0.5, "b": 0.5}, "value": v, key: v} for v in values]
-    chosen = {"weights": {"a": 0.75, "b": 0.25}, "value": -6.0, "alignment": {"value": 0.9}}
-    return {"trials": trials, "chosen": "recommended", "mixtures": {"recommended": chosen}}
+    alignment = {"value": 0.9, "error": 0.01, "low": 0.88, "high": 0.92}
+    best = {"weights": {"a": 0.75, "b": 0.25}, "value": -6.0, "alignment": alignment, "epochs": {"a": 1.0, "b": 1.0}}
+    return Mixture.parse({"trials": trials, "mixtures": {"recommended": best}, "weights": {}, "caps": {}})
+
+
+def trained(runs):
+    return Finetuned.parse({"tokens": 64, "runs": runs})
 
 
 def history(tracker, metric):
@@ -81,7 +93,7 @@ def children(tracker):
 def test_every_corpus_is_a_dataset_of_the_parent_run_with_its_digest_and_role(opened):
     config, store, tracker = opened
     for _ in range(2):
-        track(tracker, config, store, "embed", {"corpora": CORPORA, "work": {}})
+        tracking.corpora(tracker, config, store, sample())
     inputs = MlflowClient(tracker.uri).get_run(tracker.run_id).inputs.dataset_inputs
     assert {i.dataset.name: i.dataset.digest for i in inputs} == {n: c["sample_digest"] for n, c in CORPORA.items()}
     assert {i.dataset.name: i.tags[0].value for i in inputs} == {"t": "target", "a": "candidate", "b": "candidate"}
@@ -97,8 +109,8 @@ def test_looks_of_a_sequential_study_and_trials_are_steps_of_the_parent_run(open
     looks = [{"batches": 16, "unsettled": 2}, {"batches": 24, "unsettled": 0}]
     store.write_json("recipe.json", recipe())
     for _ in range(2):
-        track(tracker, config, store, "embed", {"corpora": CORPORA, "work": {"looks": looks}})
-        track(tracker, config, store, "search", search([-8.0, -6.0, -7.0]))
+        tracking.corpora(tracker, config, store, sample(looks))
+        tracking.mixture(tracker, config, store, search([-8.0, -6.0, -7.0]))
     assert history(tracker, "looks/batches") == [(1, 16), (2, 24)] and history(tracker, "looks/unsettled") == [(1, 2), (2, 0)]
     assert history(tracker, "search/value") == [(0, -8), (1, -6), (2, -7)]
     assert history(tracker, "search/best_penalised") == [(0, -8), (1, -6), (2, -6)]
@@ -107,18 +119,18 @@ def test_looks_of_a_sequential_study_and_trials_are_steps_of_the_parent_run(open
 def test_of_losses_the_best_so_far_is_the_lowest(opened):
     config, store, tracker = opened
     store.write_json("recipe.json", recipe())
-    track(tracker, config, store, "search", search([4.0, 3.0, 5.0], key="loss"))
+    tracking.mixture(tracker, config, store, search([4.0, 3.0, 5.0], key="loss"))
     assert history(tracker, "search/best_loss") == [(0, 4), (1, 3), (2, 3)]
 
 
 def test_a_training_has_its_losses_by_step_and_is_tracked_once(opened):
     config, store, tracker = opened
     change = {"before": 4.0, "after": 3.5, "change": -0.5, "change_error": None, "overlap": 0.0}
-    alone = {"weights": {"a": 1.0}, "training": [[1, 4.25], [2, 4.0]], "targets": {"t": change}}
+    alone = {"weights": {"a": 1.0}, "sequences": 2, "training": [[1, 4.25], [2, 4.0]], "targets": {"t": change}}
     runs = {"a": alone, "mixture": {**alone, "weights": {"a": 0.75, "b": 0.25}}}
-    track(tracker, config, store, "finetune", {"runs": runs})
+    tracking.finetuned(tracker, config, store, trained(runs))
     before = children(tracker)
-    track(tracker, config, store, "finetune", {"runs": runs})
+    tracking.finetuned(tracker, config, store, trained(runs))
     assert set(children(tracker)) == set(before) and len(before) == 2
     client = MlflowClient(tracker.uri)
     for run_id, found in before.items():
@@ -126,7 +138,7 @@ def test_a_training_has_its_losses_by_step_and_is_tracked_once(opened):
         assert found.data.metrics["loss/t"] == 3.5 and set(found.data.params) == {"weight/a", "weight/b"}
     assert history(tracker, "mixture_loss/t") == [(0, 3.5)]
     change["after"] = 3.25
-    track(tracker, config, store, "finetune", {"runs": runs})
+    tracking.finetuned(tracker, config, store, trained(runs))
     assert {r.data.metrics["loss/t"] for r in children(tracker).values()} == {3.25}, "another result replaces the run"
     assert len(children(tracker)) == 2
 
@@ -251,7 +263,7 @@ def test_ui_serves_the_study_on_loopback_alone_and_a_study_can_be_tracked_on_suc
 
         config, store = study(tmp_path, tracking={"uri": uri, "experiment": "through-a-server"}), Store(str(tmp_path))
         tracker = start_tracking(config, store)
-        track(tracker, config, store, "embed", {"corpora": CORPORA, "work": {}})
+        tracking.corpora(tracker, config, store, sample())
         assert [tracker.register("mixture-on-a-server", recipe()) for _ in range(2)] == ["1", "1"]
         assert len(MlflowClient(uri).get_run(tracker.run_id).inputs.dataset_inputs) == 3
     finally:
