@@ -129,7 +129,7 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...]) -> Foun
             study.say(f"no worker is there yet: waiting for the cluster to start one, at most {room.most}")
         made: dict[str, Any] = {}
         if not wanted.needs:  # from here on the sample on disk is no longer that of the last result
-            record(study, wanted.name, 0.0, 0, {"made_from": ""})
+            _forget(study, wanted)
         try:
             with spending(study.config, study.store, room.most) if room else nullcontext():
                 result = wanted.result.parse(wanted.work(study, *arguments))
@@ -158,6 +158,12 @@ def charged(study: Study, work: str) -> Iterator[None]:
                 yield
         finally:
             record(study, work, time.perf_counter() - start, _held(study, room.now), {})
+
+
+def _forget(study: Study, wanted: Stage[Any]) -> None:
+    found = costs(study.store)
+    found.get(wanted.name, {}).pop("made_from", None)
+    study.store.write_json("cost.json", found)
 
 
 def _held(study: Study, before: int) -> int:
