@@ -1,19 +1,35 @@
-"""Fixtures: small corpora of real text, and one Ray of this process for every test that needs one."""
+"""Fixtures: small corpora of real text, a tiny probe, and one Ray of this process for every test that needs one."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora"
 
 
-def pytest_collection_modifyitems(items):
+for profile, examples in {"default": 30, "full": 300}.items():
+    settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also what is marked `full`, and many examples of every property")
+
+
+def pytest_configure(config):
+    settings.load_profile("full" if config.option.full else "default")
+
+
+def pytest_collection_modifyitems(config, items):
     import torch
 
+    if not config.option.full:
+        config.hook.pytest_deselected(items=[item for item in items if "full" in item.keywords])
+        items[:] = [item for item in items if "full" not in item.keywords]
     for item in items:
         if "shared" in item.keywords and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="no shared corpora beside the checkout"))
@@ -40,12 +56,30 @@ def corpora(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_config(corpora):
-    """A function that gives the mapping of a small study in a given output folder."""
+def tiny_probe(corpora, tmp_path_factory) -> str:
+    """A folder with a GPT-2 of two narrow layers and the embedded tokenizer, trained for some steps on the small corpora."""
+    from tests.tiny import train_tiny_probe
+
+    texts = [json.loads(line)["text"] for name in ("python-stdlib", "licences", "cpp-headers") for line in (corpora / f"{name}.jsonl").open()]
+    return train_tiny_probe(tmp_path_factory.mktemp("probe"), texts)
+
+
+@pytest.fixture(scope="session")
+def tracking(tmp_path_factory) -> dict:
+    """One MLflow store for all studies of which MLflow is not the point: a new one takes seconds."""
+    return {"uri": f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"}
+
+
+@pytest.fixture(scope="session")
+def small_config(corpora, tiny_probe, tracking):
+    """A function that gives the mapping of a small study in a given output folder: tiny probe, one worker, the tests' MLflow store."""
 
     def make(output, candidates=("python-stdlib", "licences"), **sections) -> dict:
         return {
             "output": str(output),
+            "probe": {"model": tiny_probe},
+            "cluster": {"max_actors": 1},
+            "tracking": tracking,
             "targets": [{"name": "target", "source": str(corpora / "python-stdlib-heldout.jsonl")}],
             "candidates": [{"name": n, "source": str(corpora / f"{n}.jsonl")} for n in candidates],
             "sampling": {"sequence_length": 32, "batch_size": 4, "batches": 4},
