@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -102,3 +104,37 @@ def local_ray():
     connect(Cluster())
     yield ray
     ray.shutdown()
+
+
+@contextmanager
+def actors_here():
+    """Within, Ray Data's pools of actors are one actor in this process: the start of a worker is seconds of imports, and where the
+    pool is not the point a test is over sooner. Reading stays on Ray; the pool itself is tested in embedding/test_stage.py."""
+    import torch
+    from ray.data import Dataset
+
+    on_ray, threads = Dataset.map_batches, torch.get_num_threads()
+
+    def map_batches(self, fn, *, batch_size=None, batch_format="default", fn_constructor_args=(), **options):
+        if not isinstance(fn, type):
+            return on_ray(self, fn, batch_size=batch_size, batch_format=batch_format, **options)
+
+        def rows():
+            actor = fn(*fn_constructor_args)
+            for batch in self.iter_batches(batch_size=batch_size, batch_format=batch_format):
+                receipt = actor(batch)
+                yield from (dict(zip(receipt, values, strict=True)) for values in zip(*receipt.values(), strict=True))
+
+        return SimpleNamespace(iter_rows=rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "map_batches", map_batches)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_pools(local_ray):
+    """`actors_here` for a whole test."""
+    with actors_here():
+        yield

@@ -64,7 +64,8 @@ def train_tiny_probe(folder, texts, steps=40):
     ids = [i for encoded in tokenizer(texts, truncation=True, max_length=256)["input_ids"] for i in encoded]
     rows = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
     torch.manual_seed(0)
-    end = tokenizer.eos_token_id
+    threads, end = torch.get_num_threads(), tokenizer.eos_token_id
+    torch.set_num_threads(1)
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end)
     )
@@ -74,6 +75,7 @@ def train_tiny_probe(folder, texts, steps=40):
         model(input_ids=batch, labels=batch).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+    torch.set_num_threads(threads)
     model.eval().save_pretrained(folder)
     for file in EMBEDDED.glob("tokenizer*"):
         shutil.copy(file, folder)

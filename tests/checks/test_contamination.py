@@ -9,7 +9,7 @@ import yaml
 from align_ray import pipeline
 from align_ray.checks.contamination import WORDS, ngram_hashes, shared
 from align_ray.config_file import load_config
-from tests.conftest import write_jsonl
+from tests.conftest import actors_here, write_jsonl
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
@@ -44,8 +44,9 @@ def leaky(small_config, corpora, tmp_path_factory, local_ray):
     data["sampling"]["batches"] = 8
     (folder / "study.yaml").write_text(yaml.safe_dump(data))
     study = pipeline.open_study(load_config(folder / "study.yaml"))
-    pipeline.embed(study)
-    return pipeline.contamination(study), len(stolen), study
+    with actors_here():
+        pipeline.embed(study)
+        return pipeline.contamination(study), len(stolen), study
 
 
 @pytest.mark.slow
