@@ -2,14 +2,18 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+os.environ["RAY_DATA_DEFAULT_MIN_PARALLELISM"] = "4"  # parts that Ray Data groups rows in: 200 by default, a task each
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora"
 
@@ -104,6 +108,30 @@ def local_ray():
     connect(Cluster())
     yield ray
     ray.shutdown()
+
+
+PLANTED = {
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-5b1f",
+    "HF_TOKEN": "hf_planted7c2e",
+    "MLFLOW_TRACKING_USERNAME": "planted-user-18aa",
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-90d3",
+    "RAY_AUTH_TOKEN": "planted-ray-e64f",
+}
+"""Secrets in the environment of the study below."""
+
+
+@pytest.fixture(scope="session")
+def whole_study(small_config, tmp_path_factory):
+    """A whole study as a user runs it, in a process of its own: the embedded probe, as many workers as there are, an MLflow store of
+    its own, secrets in the environment. Its folder, all that it printed, its configuration."""
+    folder = tmp_path_factory.mktemp("study")
+    config = folder / "study.yaml"
+    defaults = {"probe": {}, "cluster": {}, "tracking": {}}
+    config.write_text(yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **defaults)))
+    command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500, env=os.environ | PLANTED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout + done.stderr, config
 
 
 @contextmanager
