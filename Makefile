@@ -1,9 +1,9 @@
-# make demo: the main job on the embedded default. make test: the tests. make lint: ruff and mypy. All create .venv first.
+# make demo: the main job on the embedded default. make test: the tests. make test-all: the long ones as well. make lint: ruff and mypy. All create .venv first.
 # PYTHON picks the interpreter (3.11 or newer); TORCH picks the torch build, for example TORCH="torch==2.13.0+cpu".
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 .venv/.installed: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -20,6 +20,9 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	.venv/bin/python -m pytest
+
+test-all: .venv/.installed
+	.venv/bin/python -m pytest --full
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

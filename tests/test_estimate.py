@@ -19,6 +19,7 @@ from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import stored
 from align_ray.store import Store
+from tests.conftest import actors_here
 
 PRICED = {"price_per_hour": 3600.0}
 """One unit of money for a second of a worker."""
@@ -39,7 +40,7 @@ def study(config):
 
 
 def test_the_work_follows_from_the_configuration(small_config, tmp_path):
-    config, probe = Config.model_validate(small_config(tmp_path / "out")), locate_probe(Probe())
+    config, probe = Config.model_validate(small_config(tmp_path / "out", probe={})), locate_probe(Probe())
     work = planned_work(study(config))
     assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
     assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))
@@ -98,7 +99,8 @@ def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(l
 
 def test_an_alignment_of_the_batches_that_were_embedded_before_the_cap(local_ray, small_config, tmp_path):
     study = open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT)))
-    key = pipeline.embed(study)["work"]["key"]
+    with actors_here():
+        key = pipeline.embed(study)["work"]["key"]
     for corpus in study.config.corpora:  # the last round
         last = unit_id(read_sample(study.store, corpus.name).batches[-1])
         (tmp_path / "out" / "embeddings" / key / f"{last}.parquet").unlink()

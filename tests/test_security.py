@@ -24,16 +24,10 @@ from align_ray.config_file import load_config
 from align_ray.errors import ConfigError
 from align_ray.handover.export import EXPORTERS
 from align_ray.handover.recipe import FORMAT, read_recipe
+from tests.conftest import PLANTED
 from tests.tiny import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PLANTED = {
-    "AWS_SECRET_ACCESS_KEY": "planted-aws-5b1f",
-    "HF_TOKEN": "hf_planted7c2e",
-    "MLFLOW_TRACKING_USERNAME": "planted-user-18aa",
-    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-90d3",
-    "RAY_AUTH_TOKEN": "planted-ray-e64f",
-}
 
 
 def ours(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -41,22 +35,6 @@ def ours(*arguments: str, **options) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | options.pop("env", {})
     command = [sys.executable, "-c", "from align_ray.cli.main import app; app()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, **options)
-
-
-@pytest.fixture(scope="module")
-def planted_study(small_config, tmp_path_factory):
-    """A whole study with secrets in its environment: its folder, and all that it printed."""
-    folder = tmp_path_factory.mktemp("planted")
-    small = small_config(
-        "out",
-        sampling={"sequence_length": 16, "batch_size": 4, "batches": 2},
-        search={"token_budget": 10_000, "trials": 3, "bootstrap": 20},
-        finetune={"tokens": 256, "eval_tokens": 256},
-    )
-    (folder / "study.yaml").write_text(yaml.safe_dump(small))
-    done = ours("run", "study.yaml", cwd=folder, env=PLANTED)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout + done.stderr
 
 
 def content(file: Path) -> bytes:
@@ -69,8 +47,8 @@ def content(file: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_no_secret_of_the_environment_is_printed_or_stored(planted_study):
-    folder, printed = planted_study
+def test_no_secret_of_the_environment_is_printed_or_stored(whole_study):
+    folder, printed, _ = whole_study
     files = [f for f in folder.rglob("*") if f.is_file()]
     assert {"report.html", "config.yaml", "mlflow.db", "recipe.json"} <= {f.name for f in files}
     assert any("mlartifacts" in f.parts for f in files)
@@ -91,8 +69,8 @@ def is_pickle(data: bytes) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")
-def test_no_pickle_is_stored_but_in_ray_tunes_own_folders(planted_study):
-    out = planted_study[0] / "out"
+def test_no_pickle_is_stored_but_in_ray_tunes_own_folders(whole_study):
+    out = whole_study[0] / "out"
     assert is_pickle(pickle.dumps({"a": [1]})) and not is_pickle(b'{"a": 1}')
     files = [f for f in out.rglob("*") if f.is_file() and f.relative_to(out).parts[0] not in ("tune", "train")]
     assert any(f.suffix == ".safetensors" for f in files)
@@ -150,11 +128,10 @@ def test_code_that_comes_with_a_model_runs_when_asked_for_and_never_else(model, 
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", probe={"model": str(folder)})))
-    cache = {"HF_HOME": str(tmp_path / "hub")}
-    refused = ours("run", str(tmp_path / "study.yaml"), env=cache)
-    assert refused.returncode == 2 and "trust_remote_code" in refused.stderr and "Traceback" not in refused.stderr
+    refused = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml")])
+    assert refused.exit_code == 2 and "trust_remote_code" in refused.stderr and "Traceback" not in refused.stderr
     assert not marker.exists()
-    ours("run", str(tmp_path / "study.yaml"), "--set", "probe.trust_remote_code=true", env=cache)
+    ours("run", str(tmp_path / "study.yaml"), "--set", "probe.trust_remote_code=true", env={"HF_HOME": str(tmp_path / "hub")})
     assert marker.exists(), "the planted code would have run"
 
 

@@ -2,31 +2,33 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from align_ray.alignment.noise import needed
+from align_ray.cli.main import app
 from align_ray.config_file import load_config
 from align_ray.reporting.page import render_report
 from tests.stored_study import typed
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
-def finished(small_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    config = folder / "study.yaml"
-    config.write_text(yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"))))
-    command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "out", done.stdout, config
+def finished(whole_study, local_ray):
+    """The finished study, in the current folder: its output, what the run printed, its configuration. Commands that follow are given
+    in this process."""
+    folder, printed, config = whole_study
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder / "out", printed, config
+
+
+def align_ray(*arguments):
+    """A command in this process."""
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def stored(out: Path, name: str):
@@ -74,17 +76,15 @@ def test_the_recipe_says_what_a_trainer_must_know_and_is_exported(finished):
     recipe = stored(out, "recipe")
     assert recipe["weights"] == stored(out, "search")["mixtures"]["recommended"]["weights"]
     assert recipe["unit"] == "share of tokens" and recipe["tokenizer"]["model"] == "embedded" and recipe["probe"]["digest"]
-    command = [str(Path(sys.executable).with_name("align-ray")), "export", str(out / "recipe.json"), "--format", "megatron"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "megatron_blend.txt" in done.stdout
+    done = align_ray("export", out / "recipe.json", "--format", "megatron")
+    assert done.exit_code == 0 and "megatron_blend.txt" in done.stdout
 
 
 @pytest.mark.slow
 def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finished):
     out, _, config = finished
-    command = [str(Path(sys.executable).with_name("align-ray")), "validate", str(config), "--mixture", "by kl"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = align_ray("validate", config, "--mixture", "by kl")
+    assert done.exit_code == 0, done.output
     result = stored(out, "validation")
     assert {"recommended", "uniform", "proportional", "unimax", "best_single", "dsir", "mixmin", "bad", "by kl"} <= set(result["mixtures"])
     losses = {name: m["loss"]["target"]["value"] for name, m in result["mixtures"].items()}
@@ -95,7 +95,7 @@ def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finishe
             assert row["target"]["p_lower"] == pytest.approx(1 - result["versus"][b][a]["target"]["p_lower"])
     assert "P(worse)" in done.stdout
     before = {f.name: f.stat().st_mtime_ns for f in (out / "finetune").iterdir()}
-    assert subprocess.run(command, capture_output=True, cwd=config.parent, timeout=500).returncode == 0
+    assert align_ray("validate", config, "--mixture", "by kl").exit_code == 0
     assert {f.name: f.stat().st_mtime_ns for f in (out / "finetune").iterdir()} == before, "nothing is trained twice"
 
 
@@ -146,16 +146,14 @@ def test_a_stage_runs_alone_from_what_is_stored(finished):
     (out / "report.html").unlink()
     before = stored(out, "alignment")
     for stage in ("align", "report"):
-        command = [str(Path(sys.executable).with_name("align-ray")), stage, str(config)]
-        assert subprocess.run(command, capture_output=True, cwd=config.parent, timeout=120).returncode == 0
+        assert align_ray(stage, config).exit_code == 0
     assert stored(out, "alignment") == before and (out / "report.html").exists()
 
 
 def test_the_noise_command_says_what_reaches_a_floor(finished):
     _, _, config = finished
-    command = [str(Path(sys.executable).with_name("align-ray")), "noise", str(config), "--floor", "0.05"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = align_ray("noise", config, "--floor", "0.05")
+    assert done.exit_code == 0, done.stderr
     noise = stored(finished[0], "alignment")["noise"]["licences"]
     row = next(line for line in done.stdout.splitlines() if line.startswith("licences"))
     assert f"{noise['floor']['value']:.4f}" in row and str(needed(noise, 0.05)["draws"]) in row.split()
@@ -163,16 +161,13 @@ def test_the_noise_command_says_what_reaches_a_floor(finished):
 
 def test_a_result_of_another_configuration_is_not_used(finished):
     out, _, config = finished
-    align_ray = str(Path(sys.executable).with_name("align-ray"))
-    other_seed = [align_ray, "align", str(config), "--set", "seed=99"]
-    refused = subprocess.run(other_seed, capture_output=True, text=True, cwd=config.parent, timeout=120)
-    assert refused.returncode == 2 and "no result of the stage 'embed' for this configuration" in refused.stderr
-    other_search = [align_ray, "report", str(config), "--set", "search.trials=7"]
-    partial = subprocess.run(other_search, capture_output=True, text=True, cwd=config.parent, timeout=120)
-    assert partial.returncode == 0 and "'search' belongs to this configuration" in partial.stdout
+    refused = align_ray("align", config, "--set", "seed=99")
+    assert refused.exit_code == 2 and "no result of the stage 'embed' for this configuration" in refused.stderr
+    partial = align_ray("report", config, "--set", "search.trials=7")
+    assert partial.exit_code == 0 and "'search' belongs to this configuration" in partial.stdout
     html = (out / "report.html").read_text()
     assert "Candidates for" in html and "<h2>Mixture weights</h2>" not in html
-    subprocess.run([align_ray, "report", str(config)], cwd=config.parent, timeout=120, check=True)
+    assert align_ray("report", config).exit_code == 0
     assert "<h2>Mixture weights</h2>" in (out / "report.html").read_text()
 
 
@@ -189,9 +184,8 @@ def test_text_from_the_configuration_cannot_become_markup_in_the_report(finished
 def test_a_second_run_recomputes_nothing_and_gives_the_same_numbers(finished):
     out, _, config = finished
     before = {name: stored(out, name) for name in ("alignment", "search", "finetune")}
-    command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = align_ray("run", config)
+    assert done.exit_code == 0, done.output
     assert "embedded 0 batches" in done.stdout
     assert {name: stored(out, name) for name in before} == before
 
@@ -199,6 +193,5 @@ def test_a_second_run_recomputes_nothing_and_gives_the_same_numbers(finished):
 def test_a_stage_before_its_time_names_the_stage_to_run_first(small_config, tmp_path):
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(small_config(tmp_path / "out")))
-    command = [str(Path(sys.executable).with_name("align-ray")), "align", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "no result of the stage 'embed'" in done.stderr
+    done = align_ray("align", config)
+    assert done.exit_code == 2 and "no result of the stage 'embed'" in done.stderr

@@ -52,6 +52,36 @@ def tiny_model(family, vocabulary=29, tied=True, dtype=torch.float64):
     return model
 
 
+def train_tiny_probe(folder, texts, steps=40):
+    """Write a GPT-2 of two layers of width 32 with the embedded probe's tokenizer, trained until it knows which tokens are common;
+    returns the folder's path."""
+    import shutil
+
+    from align_ray.config import Probe
+    from align_ray.fisher.probe import EMBEDDED, load_tokenizer, locate_probe
+
+    tokenizer = load_tokenizer(locate_probe(Probe()))
+    ids = [i for encoded in tokenizer(texts, truncation=True, max_length=256)["input_ids"] for i in encoded]
+    rows = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
+    torch.manual_seed(0)
+    threads, end = torch.get_num_threads(), tokenizer.eos_token_id
+    torch.set_num_threads(1)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end)
+    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        batch = rows[torch.randint(0, len(rows), (8,))]
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    torch.set_num_threads(threads)
+    model.eval().save_pretrained(folder)
+    for file in EMBEDDED.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return str(folder)
+
+
 class Characters:
     """A tokenizer whose tokens are the code points of the text."""
 

@@ -58,12 +58,13 @@ def test_looks_double_up_to_the_most():
 
 
 @pytest.mark.slow
-def test_a_sequential_study_saves_batches_and_its_error_rate_holds():
+@pytest.mark.parametrize("studies", [20, pytest.param(120, marks=pytest.mark.full)])
+def test_a_sequential_study_saves_batches_and_its_error_rate_holds(studies):
     """Six candidates, two of them very close: a wrong decision is a settled pair in the wrong order."""
     means = np.array([0.50, 0.502, 0.56, 0.60, 0.65, 0.72])
     looks = cp.looks_of(8, 64)
     wrong, used = 0, []
-    for seed in range(120):
+    for seed in range(studies):
         full = matrices(np.random.default_rng(seed), means, n=64, m=64)
         counts, of_target = np.full(6, looks[0]), looks[0]
         mistaken = False
@@ -78,5 +79,5 @@ def test_a_sequential_study_saves_batches_and_its_error_rate_holds():
             of_target = following
         wrong += mistaken
         used.append(counts.sum() / (6 * 64))
-    assert wrong / 120 <= 0.05
+    assert wrong / studies <= 0.05
     assert np.mean(used) < 0.6

@@ -11,7 +11,7 @@ from align_ray.checks.contamination import WORDS, ngram_hashes, shared
 from align_ray.config_file import load_config
 from align_ray.pipeline import open_study
 from align_ray.stages import stored
-from tests.conftest import write_jsonl
+from tests.conftest import actors_here, write_jsonl
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
@@ -46,8 +46,9 @@ def leaky(small_config, corpora, tmp_path_factory, local_ray):
     data["sampling"]["batches"] = 8
     (folder / "study.yaml").write_text(yaml.safe_dump(data))
     study = open_study(load_config(folder / "study.yaml"))
-    pipeline.embed(study)
-    return pipeline.contamination(study), len(stolen), study
+    with actors_here():
+        pipeline.embed(study)
+        return pipeline.contamination(study), len(stolen), study
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from align_ray.embedding.units import unit_id
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.fisher.probe import load_model, locate_probe, random_model
 from align_ray.pipeline import open_study
-from tests.conftest import write_jsonl
+from tests.conftest import actors_here, write_jsonl
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
 
@@ -49,8 +49,9 @@ def config_file(small_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(config_file, local_ray):
     study = open_study(load_config(config_file))
-    pipeline.embed(study)
-    return study, pipeline.predict(study)
+    with actors_here():
+        pipeline.embed(study)
+        return study, pipeline.predict(study)
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_sentence_embeddings_find_the_corpus_of_the_same_kind():
 
 
 @pytest.mark.slow
-def test_sequential_embedding_stops_where_ranks_are_settled(small_config, tmp_path, local_ray):
+def test_sequential_embedding_stops_where_ranks_are_settled(small_config, tmp_path, no_pools):
     data = small_config(tmp_path / "out", CANDIDATES)
     data["sampling"] = {"sequence_length": 32, "batch_size": 4, "batches": 32, "sequential": True}
     file = tmp_path / "study.yaml"

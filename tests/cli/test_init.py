@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -190,7 +190,6 @@ def test_a_corpus_is_named_after_its_source(source, name):
 
 
 @given(st.lists(st.text(), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
 def test_proposed_names_are_valid_and_unique_whatever_the_sources(sources):
     taken: list[str] = []
     for source in sources:
@@ -204,7 +203,6 @@ plain_sources = readable.filter(lambda s: "://" not in s)
 
 
 @given(st.lists(plain_sources, min_size=3, max_size=5, unique=True), readable, readable, st.integers(1, 10**15))
-@settings(max_examples=200, deadline=None)
 def test_the_file_gives_back_whatever_was_asked(sources, template, column, budget):
     corpora = [{"name": f"c{i}", "source": s} for i, s in enumerate(sources)]
     corpora[0] |= {"template": template}

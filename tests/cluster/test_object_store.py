@@ -13,6 +13,15 @@ from tests.cluster.test_jobs import REPOSITORY, free_port
 
 PLANTED = "planted-secret-of-the-store"
 
+TWICE = """
+import sys
+from align_ray.cli.main import app
+app(["run", sys.argv[1]], standalone_mode=False)
+print("between", flush=True)
+input()
+app(["embed", sys.argv[1]], standalone_mode=False)
+"""
+
 
 @pytest.fixture(scope="module")
 def bucket():
@@ -48,19 +57,25 @@ def test_a_study_lives_in_a_bucket_and_goes_on_there(bucket, small_config, tmp_p
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(mapping))
 
-    def run(stage: str) -> str:
-        command = [sys.executable, "-c", "from align_ray.cli.main import app; app()", stage, str(config)]
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-        assert PLANTED not in done.stdout + done.stderr
-        return done.stdout
+    def units() -> dict[str, int]:
+        found = store.get_file_info(pafs.FileSelector("bucket/study/embeddings", recursive=True))
+        return {i.path: i.mtime_ns for i in found if i.is_file}
 
-    first = run("run")
-    assert "report: s3://bucket/study/report.html" in first
-    kept = {i.path: i.mtime_ns for i in store.get_file_info(pafs.FileSelector("bucket/study/embeddings", recursive=True)) if i.is_file}
-    assert len(kept) >= 12
-    again = run("embed")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", TWICE, str(config)], cwd=tmp_path, env=os.environ | environment | {"PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+        first = []
+        while (line := process.stdout.readline()) and line != "between\n":
+            first.append(line)
+        kept = units()
+        again, _ = process.communicate("\n", timeout=300)
+    first, errors = "".join(first), (tmp_path / "log").read_text()
+    assert process.returncode == 0, first + again + errors[-3000:]
+    assert PLANTED not in first + again + errors
+    assert "report: s3://bucket/study/report.html" in first and len(kept) >= 12
     assert "embedded 0 batches now" in again
-    after = {i.path: i.mtime_ns for i in store.get_file_info(pafs.FileSelector("bucket/study/embeddings", recursive=True)) if i.is_file}
+    after = units()
     assert {path: after[path] for path in kept} == kept, "a finished batch was computed again"
     assert (tmp_path / "mlartifacts").is_dir() and not (tmp_path / "mlruns").exists(), "MLflow's files are beside its data base"

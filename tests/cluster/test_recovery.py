@@ -14,6 +14,11 @@ import psutil
 import pytest
 import yaml
 
+from align_ray import pipeline
+from align_ray.config import Config
+from align_ray.config_file import load_config
+from tests.conftest import actors_here
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from soak_run import TRIAL, furthest, results, start_driver, workers  # noqa: E402
@@ -62,31 +67,34 @@ def kill_a_worker(driver: subprocess.Popen, head: int, kinds: tuple[str, ...], r
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(cluster, small_config, tmp_path):
+def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(cluster, local_ray, small_config, tmp_path):
+    """The undisturbed run is in this process, on the Ray of the tests."""
     address, head = cluster
-    found = {}
     rng = random.Random(seed := random.randrange(2**32))
     print(f"seed {seed}")
-    for label in ("undisturbed", "killed"):
-        out, config = tmp_path / label, tmp_path / f"{label}.yaml"
-        sizes = {"sampling": {"sequence_length": 64, "batch_size": 8, "batches": 12}, "finetune": {"tokens": 4096, "eval_tokens": 1024}}
-        config.write_text(yaml.safe_dump(small_config(out, **sizes)))
-        for stage in (*STAGES, "align"):
-            driver = start_driver(config, address, stage)
-            if label == "killed" and stage in STAGES:
-                under_way, kinds = STAGES[stage]
-                while not under_way(out):
-                    assert driver.poll() is None, f"{stage}: the driver ended before the stage was under way"
-                    time.sleep(0.05)
-                print(f"{stage}: killed {kill_a_worker(driver, head, kinds, rng)}")
-                time.sleep(rng.uniform(0.0, 1.0))
-                assert driver.poll() is None, f"{stage}: the driver ended before it was killed"
-                driver.kill()
-                driver.wait()
-                driver = start_driver(config, address, stage)
-            assert driver.wait(300) == 0, config.with_suffix(".log").read_text()[-3000:]
-        found[label] = results(out)
-    expected, killed = found["undisturbed"], found["killed"]
+    out, config = tmp_path / "killed", tmp_path / "killed.yaml"
+    sizes = {"sampling": {"sequence_length": 64, "batch_size": 8, "batches": 12}, "finetune": {"tokens": 4096, "eval_tokens": 1024}}
+    sizes |= {"probe": {}, "cluster": {}}  # enough work for several workers to be killed in
+    config.write_text(yaml.safe_dump(small_config(out, **sizes)))
+    for stage, (under_way, kinds) in STAGES.items():
+        driver = start_driver(config, address, stage)
+        while not under_way(out):
+            assert driver.poll() is None, f"{stage}: the driver ended before the stage was under way"
+            time.sleep(0.05)
+        print(f"{stage}: killed {kill_a_worker(driver, head, kinds, rng)}")
+        time.sleep(rng.uniform(0.0, 1.0))
+        assert driver.poll() is None, f"{stage}: the driver ended before it was killed"
+        driver.kill()
+        driver.wait()
+        driver = start_driver(config, address, stage)
+        assert driver.wait(300) == 0, config.with_suffix(".log").read_text()[-3000:]
+    pipeline.align(pipeline.open_study(load_config(config)))
+    killed = results(out)
+    with actors_here():
+        undisturbed = pipeline.open_study(Config.model_validate(small_config(tmp_path / "undisturbed", **sizes)))
+        for stage in (pipeline.embed, pipeline.align, pipeline.search, pipeline.finetune):
+            stage(undisturbed)
+    expected = results(tmp_path / "undisturbed")
     assert killed["units"] == expected["units"], "a batch is lost or doubled"
     np.testing.assert_allclose(killed["embeddings"], expected["embeddings"], rtol=1e-5)
     assert furthest(killed["alignment"], expected["alignment"]) < 1e-6

@@ -43,6 +43,7 @@ from align_ray.reporting.tracking import start_tracking
 from align_ray.stages import stored
 from align_ray.store import Store
 from align_ray.training.loop import finished
+from tests.conftest import actors_here
 from tests.tiny import tiny_model
 
 # --- records and files ------------------------------------------------------------------------------------------------
@@ -633,7 +634,7 @@ def embedded(small_config, tmp_path_factory, local_ray):
     (sources / "a.jsonl").write_bytes(open(licences["source"], "rb").read())
     licences["source"] = str(sources)
     study = open_study(Config.model_validate(mapping))
-    with vanishing(sources / "b.jsonl"):
+    with vanishing(sources / "b.jsonl"), actors_here():
         result = pipeline.embed(study)
     pipeline.align(study)
     return study, result
@@ -715,7 +716,7 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch)
         store.find_mappings("cost.json")
 
 
-def test_torn_units_are_computed_again_and_equal_the_first(embedded):
+def test_torn_units_are_computed_again_and_equal_the_first(embedded, no_pools):
     study, result = embedded
     folder = study.store.local_path(f"embeddings/{result['work']['key']}")
     before = dict(evidence_of(study).units)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from align_ray.config import Config, Corpus
@@ -20,7 +20,6 @@ from align_ray.corpora import sources as corpora
 from align_ray.corpora.sources import documents, plan_fragments
 from align_ray.errors import ConfigError
 
-few = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 LEFT_OUT = ("empty", "unreadable", "oversized", "missing_column", "vanished")
 
 
@@ -59,7 +58,6 @@ def is_record(line):
         return False
 
 
-@few
 @given(
     st.lists(records.map(lambda r: json.dumps(r).encode()) | garbage, max_size=12),
     st.integers(1, 200),
@@ -76,7 +74,6 @@ def test_of_any_json_lines_the_valid_documents_are_read_and_all_lines_are_counte
     assert sum(counts[name] for name in ("documents", *LEFT_OUT)) == sum(bool(line.strip()) for line in lines)
 
 
-@few
 @given(
     st.lists(st.none() | plain, max_size=30),
     st.integers(1, 8),
@@ -93,7 +90,6 @@ def test_of_any_parquet_table_the_strings_are_read_and_all_rows_are_counted(valu
     assert sum(counts[name] for name in ("documents", *LEFT_OUT)) == len(values)
 
 
-@few
 @given(st.lists(plain | st.sampled_from(["", " ", "\r"]), max_size=12), st.integers(1, 60), st.integers(1, 40))
 def test_of_any_text_every_line_and_paragraph_is_read_once_or_counted(lines, size, most):
     data = "\n".join(lines).encode()
@@ -120,7 +116,6 @@ def test_of_any_text_every_line_and_paragraph_is_read_once_or_counted(lines, siz
             assert "".join(found) == "".join(expected)
 
 
-@few
 @given(st.data(), st.sampled_from(["a.jsonl", "a.txt", "a.parquet", "a.jsonl.gz"]))
 def test_a_file_cut_or_flipped_anywhere_raises_nothing_and_a_cut_one_invents_nothing(data, name):
     texts = data.draw(st.lists(plain.filter(lambda t: kept(t).strip()), min_size=1, max_size=20))
@@ -183,7 +178,6 @@ def loaded(text: bytes):
             return None
 
 
-@settings(few, max_examples=250)
 @given(sections | st.dictionaries(keys, values, max_size=4), st.booleans())
 def test_any_mapping_is_a_configuration_or_refused_in_one_sentence(mapping, with_base):
     config = loaded(
@@ -193,7 +187,6 @@ def test_any_mapping_is_a_configuration_or_refused_in_one_sentence(mapping, with
         assert loaded(config.to_yaml().encode()) == config
 
 
-@settings(few, max_examples=300)
 @given(
     st.binary(max_size=60) | st.text("[]{}&*!:-?|>,'\"#% \n\t01ab_.xoe", max_size=40).map(str.encode) | plain.map(str.encode)
 )
@@ -221,7 +214,6 @@ changes = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@few
 @given(changes)
 def test_any_valid_configuration_survives_yaml(mapping):
     config = Config.model_validate(BASE | mapping)

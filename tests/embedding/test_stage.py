@@ -56,13 +56,13 @@ def test_two_workers_and_shuffled_files_give_the_same_documents_and_embeddings(f
     assert_same(embeddings, shuffled)
 
 
-def test_another_seed_draws_other_documents(first, small_config, tmp_path):
+def test_another_seed_draws_other_documents(first, no_pools, small_config, tmp_path):
     _, reference, _ = first
     result, _ = embedded(small_config(tmp_path, seed=1))
     assert result["corpora"]["target"]["sample_digest"] != reference["corpora"]["target"]["sample_digest"]
 
 
-def test_a_second_run_computes_nothing_and_a_new_corpus_only_itself(first, corpora, small_config):
+def test_a_second_run_computes_nothing_and_a_new_corpus_only_itself(first, corpora, no_pools, small_config):
     mapping, reference, _ = first
     again, _ = embedded(mapping)
     assert again["work"]["computed"] == 0 and again["work"]["planned"] == reference["work"]["planned"]
@@ -83,7 +83,7 @@ def test_a_lost_unit_is_computed_again_and_equals_the_first(first, small_config)
     assert_same(embeddings, recomputed)
 
 
-def test_a_document_that_is_also_in_the_target_is_left_out_and_counted(corpora, small_config, tmp_path):
+def test_a_document_that_is_also_in_the_target_is_left_out_and_counted(corpora, no_pools, small_config, tmp_path):
     texts = [json.loads(line) for name in ("licences", "python-stdlib-heldout") for line in open(corpora / f"{name}.jsonl")]
     leaked = tmp_path / "leaked.jsonl"
     leaked.write_text("".join(json.dumps(t) + "\n" for t in texts))
@@ -93,7 +93,7 @@ def test_a_document_that_is_also_in_the_target_is_left_out_and_counted(corpora, 
     assert result["corpora"]["leaked"]["in_target"] > 0
 
 
-def test_broken_lines_are_counted_and_the_rest_is_read(corpora, small_config, tmp_path):
+def test_broken_lines_are_counted_and_the_rest_is_read(corpora, no_pools, small_config, tmp_path):
     broken = tmp_path / "broken.jsonl"
     good = (corpora / "licences.jsonl").read_bytes()
     broken.write_bytes(b'{"text": "cut off\n' + good + b'\xff\xfe{"text"}\n')
@@ -115,7 +115,7 @@ def test_broken_lines_are_counted_and_the_rest_is_read(corpora, small_config, tm
     ],
     ids=lambda v: "-".join(map(str, v.values())) if "draws" in v or "pooling" in v or "estimator" in v else None,
 )
-def test_every_estimator_gives_an_alignment(settings, blocks, small_config, tmp_path):
+def test_every_estimator_gives_an_alignment(settings, blocks, no_pools, small_config, tmp_path):
     sampling = {"sequence_length": 32, "batch_size": 4, "batches": 3, "packing": "pad"}
     mapping = small_config(tmp_path, embedding=settings, sampling=sampling)
     study = open_study(Config.model_validate(mapping))
@@ -127,7 +127,7 @@ def test_every_estimator_gives_an_alignment(settings, blocks, small_config, tmp_
     assert result["measure"] == {"reference": "published", "head": "head"}.get(settings.get("estimator"), "trunk")
 
 
-def test_a_shared_head_is_tuned_once_and_is_part_of_the_key(small_config, tmp_path):
+def test_a_shared_head_is_tuned_once_and_is_part_of_the_key(no_pools, small_config, tmp_path):
     mapping = small_config(tmp_path, embedding={"head_tuning": "shared"})
     result, tuned = embedded(mapping)
     assert len(list((tmp_path / "heads").glob("*.safetensors"))) == 1

@@ -33,6 +33,7 @@ from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import charged, stored
 from align_ray.store import Store
+from tests.conftest import actors_here
 from tests.tiny import tiny_model
 
 LENGTHS = (12, 5, 9, 2)
@@ -268,7 +269,8 @@ def study(small_config, corpora, tmp_path_factory, local_ray):
     mapping = small_config(folder / "out", ("licences",), embedding={"dtype": "float32"}, cluster={"max_actors": 1})
     mapping["candidates"].append({"name": "mixed", "source": str(folder / "mixed.jsonl")})
     opened = open_study(Config.model_validate(mapping))
-    pipeline.embed(opened)
+    with actors_here():
+        pipeline.embed(opened)
     return opened, good
 
 
@@ -320,7 +322,7 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     assert file["rows"] == 20 and file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
 
 
-def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_needs_no_other_scores(study, selected, tmp_path, monkeypatch):
+def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_needs_no_other_scores(study, selected, no_pools, tmp_path, monkeypatch):
     opened, (first, _) = study[0], selected
     folder = opened.store.local_path(first["settings"]["scores"])
     chunks = sorted(folder.glob("*.parquet"))
@@ -386,11 +388,11 @@ def test_a_selection_stops_at_the_cap_and_is_charged(study, selected, tmp_path):
     with pytest.raises(CapReached), charged(capped, "select"):
         run_select(capped, tmp_path)
     assert not list(tmp_path.glob("part-*")) and costs(opened.store)["select"]["spent"] > 0.2
-    with charged(opened, "select"):
+    with actors_here(), charged(opened, "select"):
         assert run_select(opened, tmp_path)["counts"] == first["counts"]
 
 
-def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study, monkeypatch):
+def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study, no_pools, monkeypatch):
     opened, _ = study
     result = pipeline.samples(opened)
     assert list(result) == ["target", "licences", "mixed"]

@@ -10,6 +10,7 @@ from align_ray import pipeline
 from align_ray.config import Config
 from align_ray.pipeline import open_study
 from align_ray.training.experiment import drop_torn, restorable
+from tests.conftest import actors_here
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,9 @@ def searched(local_ray, small_config, tmp_path_factory):
     """A study after its search; its output folder and the folder of Ray Tune's experiment."""
     out = tmp_path_factory.mktemp("searched")
     study = open_study(Config.model_validate(small_config(out, search={"token_budget": 10_000, "trials": 4, "bootstrap": 20})))
-    pipeline.embed(study)
-    pipeline.search(study)
+    with actors_here():
+        pipeline.embed(study)
+        pipeline.search(study)
     (experiment,) = (out / "tune").glob("search-*")
     return study, out, experiment
 
