@@ -73,6 +73,8 @@ def _key(study: Study, stage: str) -> str:
         for part in field.split("."):
             value = value[part]
         values.append(value)
+    if stage == "search":
+        values[0] = {**values[0], "sampler": "tpe"}  # a field of 0.1: what its searches found still belongs to them
     if stage == "search" and study.config.search.objective in TRAINED:
         values.append(config["finetune"])
     inputs: list[Any] = [_key(study, needed) for needed in STAGES[stage].needs]
