@@ -102,7 +102,7 @@ def shared_text(rng):
 def trainings(rng, search):
     runs = {n: {n: 1.0} for n in CANDIDATES} | {
         "uniform": search["mixtures"]["uniform"]["weights"],
-        "mixture": search["mixtures"][search["chosen"]]["weights"],
+        "mixture": search["mixtures"]["recommended"]["weights"],
     }
     before = rng.gamma(40, 0.1, (len(TARGETS), 64))
     report = {}

@@ -21,7 +21,7 @@ def make_recipe(study: Study, search: dict[str, Any], corpora: dict[str, Any]) -
     its bytes) and the epochs the budget takes of it.
     """
     config = study.config
-    best = search["mixtures"][search["chosen"]]
+    best = search["mixtures"]["recommended"]
     known = {c.name: c.model_dump(mode="json", exclude={"name"}) for c in config.candidates}
     counts = {
         name: {

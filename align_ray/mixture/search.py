@@ -105,7 +105,7 @@ def search_mixture(
     pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
     `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
     `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
-    optimum's weight, what limits it and prices. `chosen`: `recommended`.
+    optimum's weight, what limits it and prices.
     """
     goal = build(None)
     limits = scaled_prior(constraints(config.search, tokens), goal)
@@ -127,7 +127,6 @@ def search_mixture(
     mixtures |= comparison_mixtures(goal, limits, tokens) | others
     return {
         "objective": config.search.objective,
-        "chosen": "recommended",
         "optimum": found,
         "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
         "weights": weight_table(limits, optimum, noise),

@@ -82,7 +82,7 @@ def matrix_figure(alignment: dict[str, Any], clustered: bool) -> go.Figure:
 
 def weights_figure(search: dict[str, Any]) -> go.Figure:
     """The recommended weights as bars; the optimum with its interval, the unconstrained one and the caps as marks on them."""
-    best, rows = search["mixtures"][search["chosen"]]["weights"], search["weights"]
+    best, rows = search["mixtures"]["recommended"]["weights"], search["weights"]
     names = sorted(best, key=lambda n: -best[n])
     optimum = [rows[n]["weight"] for n in names]
     error = {

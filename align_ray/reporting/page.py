@@ -82,7 +82,7 @@ def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, An
     runs = results["finetune"]["runs"]
     x = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][target]}
     x["uniform"] = search["mixtures"]["uniform"]["alignment"]["value"]
-    x["mixture"] = search["mixtures"][search["chosen"]]["alignment"]["value"]
+    x["mixture"] = search["mixtures"]["recommended"]["alignment"]["value"]
     points = [{"run": name, "alignment": x[name], **run["targets"][target]} for name, run in runs.items()]
     alone = [p for p in points if p["run"] in search["single"]]
     return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
@@ -91,7 +91,7 @@ def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, An
 def derived(results: dict[str, Any]) -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
-    `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
+    `gain`: the recommended mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the mixture less loss with the uniform one, after one training each, with the interval that
     both changes' standard errors give if they were independent (None for a single held-out sequence); `losses` by target, see
     `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals
@@ -101,7 +101,7 @@ def derived(results: dict[str, Any]) -> dict[str, Any]:
     found["skipped"] = {name: len(places) for name, places in results["alignment"]["skipped"].items()}
     if "search" in results:
         mixtures = results["search"]["mixtures"]
-        found["gain"] = mixtures[results["search"]["chosen"]]["value"] - mixtures["uniform"]["value"]
+        found["gain"] = mixtures["recommended"]["value"] - mixtures["uniform"]["value"]
         found["trials"] = len(results["search"]["trials"])
         found["price"] = mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"]
     if "search" in results and "finetune" in results:

@@ -175,7 +175,7 @@ class Mixture(Result):
     def to_pandas(self) -> pd.DataFrame:
         """One row a corpus, largest weight first: `weight` (recommended), `optimum` with its interval, `cap` of the repetition
         limit, `epochs` of the corpus within the budget, what limits it and what more of it would gain."""
-        best = self["mixtures"][self["chosen"]]
+        best = self["mixtures"]["recommended"]
         rows = [
             {
                 "corpus": name,

@@ -270,8 +270,8 @@ def _search(tracker: Tracker, result: dict[str, Any]) -> None:
     best = [v for _, v in series[f"search/{key}"]]
     series[f"search/best_{key}"] = list(enumerate(accumulate(best, better)))
     tracker.series(series)
-    chosen = result["mixtures"][result["chosen"]]
-    tracker.metrics({"mixture_alignment": chosen["alignment"]["value"], "mixture_value": chosen["value"]})
+    best = result["mixtures"]["recommended"]
+    tracker.metrics({"mixture_alignment": best["alignment"]["value"], "mixture_value": best["value"]})
 
 
 def _finetune(tracker: Tracker, result: dict[str, Any]) -> None:

@@ -26,10 +26,10 @@ class Run:
 
 
 def planned_runs(config: Config, search: dict[str, Any]) -> list[Run]:
-    """Every candidate alone, then `uniform` and `mixture` (the one the search chose)."""
+    """Every candidate alone, then `uniform` and `mixture` (the recommended one)."""
     alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
-    chosen = {"uniform": "uniform", "mixture": search["chosen"]}
-    return [*alone, *(Run(name, search["mixtures"][key]["weights"]) for name, key in chosen.items())]
+    found = {"uniform": "uniform", "mixture": "recommended"}
+    return [*alone, *(Run(name, search["mixtures"][key]["weights"]) for name, key in found.items())]
 
 
 def overlap(training: np.ndarray, heldout: np.ndarray) -> float:

@@ -65,7 +65,6 @@ def mixture():
 
     found = {"low": 0.1, "high": 0.8, "gain_per_million_tokens": 0.0, "price_of_bound": 0.0}
     return Mixture(
-        chosen="recommended",
         mixtures={"recommended": described({"a": 0.3, "b": 0.7}, -6.0), "uniform": described({"a": 0.5, "b": 0.5}, -7.0)},
         weights={"a": {"weight": 0.2, "binds": None, **found}, "b": {"weight": 0.8, "binds": "repetition", **found}},
         caps={"a": 1.3, "b": 0.8},
@@ -168,6 +167,10 @@ def test_a_mixture_is_a_row_a_corpus_and_is_compared_in_a_row_a_mixture(mixture)
     assert list(frame["corpus"]) == ["b", "a"] and list(frame["weight"]) == [0.7, 0.3] and list(frame["optimum"]) == [0.8, 0.2]
     assert list(mixture.comparison()["most_epochs"]) == [4.0, 4.0]
     assert list(mixture.comparison()["mixture"]) == ["recommended", "uniform"]
+
+
+def test_a_stored_search_of_version_0_1_which_named_its_chosen_mixture_is_read(mixture):
+    assert Mixture(mixture | {"chosen": "recommended"}).to_pandas().equals(mixture.to_pandas())
 
 
 def test_validation_says_how_probably_a_mixture_is_worse_than_the_recommended_one(validation):

@@ -65,8 +65,8 @@ def recipe(weight=0.75, **fields):
 
 def search(values, key="penalised"):
     trials = [{"weights": {"a": 0.5, "b": 0.5}, "value": v, key: v} for v in values]
-    chosen = {"weights": {"a": 0.75, "b": 0.25}, "value": -6.0, "alignment": {"value": 0.9}}
-    return {"trials": trials, "chosen": "recommended", "mixtures": {"recommended": chosen}}
+    best = {"weights": {"a": 0.75, "b": 0.25}, "value": -6.0, "alignment": {"value": 0.9}}
+    return {"trials": trials, "mixtures": {"recommended": best}}
 
 
 def history(tracker, metric):
