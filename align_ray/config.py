@@ -28,7 +28,7 @@ class Corpus(Model):
     name: Name
     """Distinct among all targets and candidates; used in every table and file name."""
     source: Place
-    """A file, folder or glob (`*`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
+    """A file, folder or glob (`*`, `?`, `[a-z]`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
     `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
     hub's layout), or `installed:NAME`."""
     column: str = "text"
