@@ -49,7 +49,7 @@ def read_runs(mixtures: Path, metrics: Path) -> Runs:
             f"{mixtures} and {metrics} have {len(common)} runs in common; at least {2 * FOLDS} are needed: the first column of "
             "both must hold the same run ids."
         )
-    weights = ratios.loc[common].to_numpy()
+    weights = np.ascontiguousarray(ratios.loc[common])  # a row beside a row: sums have one order
     sums = weights.sum(1)
     bad = (weights < 0).any(1) | (sums <= 0)
     if bad.any():
