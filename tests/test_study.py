@@ -150,13 +150,15 @@ def test_a_stage_runs_alone_from_what_is_stored(finished):
     assert stored(out, "alignment") == before and (out / "report.html").exists()
 
 
-def test_the_noise_command_says_what_reaches_a_floor(finished):
+def test_align_says_what_reaches_a_noise_floor(finished):
     _, _, config = finished
-    command = [str(Path(sys.executable).with_name("align-ray")), "noise", str(config), "--floor", "0.05"]
+    command = [str(Path(sys.executable).with_name("align-ray")), "align", str(config), "--noise-floor", "0.05"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=120)
     assert done.returncode == 0, done.stderr
     noise = stored(finished[0], "alignment")["noise"]["licences"]
-    row = next(line for line in done.stdout.splitlines() if line.startswith("licences"))
+    ranking, found, table = done.stdout.partition("label noise (")
+    assert "candidates for target" in ranking and found
+    row = next(line for line in table.splitlines() if line.startswith("licences"))
     assert f"{noise['floor']['value']:.4f}" in row and str(needed(noise, 0.05)["draws"]) in row.split()
 
 
