@@ -16,7 +16,7 @@ import importlib
 import os
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # MLflow reads it when it is imported, which several modules and processes do: here it holds for all of them, the server of
 # `align-ray ui` too. A study contacts what its user named.

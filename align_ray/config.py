@@ -28,7 +28,7 @@ class Corpus(Model):
     name: Name
     """Distinct among all targets and candidates; used in every table and file name."""
     source: Place
-    """A file, folder or glob (`*`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
+    """A file, folder or glob (`*`, `?`, `[a-z]`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
     `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
     hub's layout), or `installed:NAME`."""
     column: str = "text"
@@ -74,7 +74,8 @@ class Sampling(Model):
 
 
 class Quirks(Model):
-    """What the published procedure does beside the definition (method 1.4); the defaults are the published procedure."""
+    """What the published procedure does beside the definition (method 1.4); the defaults are the published procedure. Beside
+    the fields below a mapping may hold `preset: published` or `preset: none`, from which it starts; `quirks: none` is all off."""
 
     dropout: bool = True
     """Training mode: dropout stays on while tuning and in the Fisher pass."""
@@ -95,6 +96,31 @@ class Quirks(Model):
     """The distance adds 1e-8 to a + b, which is of the size of the data, so that small entries drop out. Off: 1e-6 of the
     mean of a + b, as for the other estimators."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"preset": value}
+        if not isinstance(value, dict) or "preset" not in value:
+            return value
+        name, single = value["preset"], {k: v for k, v in value.items() if k != "preset"}
+        if name not in ("published", "none"):
+            raise ValueError(f"the preset {name!r} is not known; set it to published or none")
+        return ({} if name == "published" else NO_QUIRKS) | single
+
+
+NO_QUIRKS = {
+    "dropout": False,
+    "head_epochs": 0,
+    "shifted_labels": False,
+    "mini_batch": 1,
+    "pads_counted": False,
+    "axis_0": False,
+    "vocabulary": False,
+    "absolute_epsilon": False,
+}
+"""The preset `none`."""
+
 
 class Embedding(Model):
     """The Fisher estimator."""
@@ -109,14 +135,15 @@ class Embedding(Model):
     """Of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs are used or this
     machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below the label noise). The
     reference procedure is always float32."""
-    pooling: Literal["mean", "unit", "winsorised"] = "mean"
-    """How sequences make a batch: their mean (the paper's), the mean of embeddings normalised to unit sum, or the mean
-    after values above the 90 % quantile of the batch's sequences are set to it. The last is not additive."""
+    pooling: Literal["mean", "unit"] = "mean"
+    """How sequences make a batch: their mean (the paper's), or the mean of embeddings normalised to unit sum, which limits
+    what one odd sequence can do. Both are additive."""
     head_tuning: Literal["none", "shared", "per_batch"] = "none"
     """Tune the vocabulary head first: once on the first batch of every corpus, or on each batch (the paper's; it breaks
     additivity, so that mixtures are approximate)."""
     quirks: Quirks = Quirks()
-    """`reference` only."""
+    """`reference` only. `published`: all of them; `none`: none; or a mapping of single ones over a preset, for example
+    `{preset: none, dropout: true}`; without one it starts from `published`."""
 
 
 class Bounds(Model):
@@ -174,8 +201,6 @@ class Search(Model):
     trials: PositiveInt = 32
     """Ray Tune trials at most (it stops by itself when settled), or proxies of the swarm. A trial of a cheap objective
     evaluates 256 mixtures around the suggested one."""
-    sampler: Literal["tpe", "gp"] = "tpe"
-    """Optuna's."""
     proxy_tokens: PositiveInt = 22_000
     """Training tokens of a proxy of `loss` or the swarm; at most `finetune.tokens`."""
     bootstrap: Annotated[int, Field(ge=20)] = 100
@@ -225,7 +250,7 @@ class Predict(Model):
     """For each target the candidates of its own origin or text template; every result is given without them too."""
     probes: list[Place] = []
     """Further probes (as `probe.model`, with the same tokenizer) whose alignment is compared."""
-    poolings: list[Literal["mean", "unit", "winsorised"]] = ["mean"]
+    poolings: list[Literal["mean", "unit"]] = ["mean"]
     """How sequences make a batch (see `embedding.pooling`), each compared with the main probe."""
     design: list[Name] = []
     """Targets on which a measure was chosen or tuned; results are given apart for the other ones."""

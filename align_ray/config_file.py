@@ -15,6 +15,13 @@ EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")
 
 M = TypeVar("M", bound=Model)
 
+REMOVED = {
+    "search.sampler": "was removed in 0.2.0: the search always uses Optuna's TPE; delete it",
+    "embedding.pooling: winsorised": "was removed in 0.2.0: mixtures rest on additivity, which it breaks; set unit or mean",
+    "predict.poolings: winsorised": "was removed in 0.2.0: mixtures rest on additivity, which it breaks; name unit or mean",
+}
+"""What a configuration could hold in earlier versions, FIELD or FIELD: VALUE, and what takes its place."""
+
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """Read and validate a YAML configuration; None gives the embedded default.
@@ -54,6 +61,11 @@ def _sentence(error: ValidationError, model: Any) -> str:
     """The first validation error as one sentence with a remedy."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
+    value = first["input"]
+    named = ".".join(part for part in first["loc"] if isinstance(part, str))
+    old = f"{named}: {value}" if isinstance(value, str) and named not in REMOVED else named
+    if old in REMOVED:
+        return f"'{old}' {REMOVED[old]}."
     if first["type"] == "extra_forbidden":
         *parents, key = first["loc"]
         for part in parents:  # a list's numbers and a mapping's own keys leave it as it is
@@ -70,7 +82,6 @@ def _sentence(error: ValidationError, model: Any) -> str:
     if not field:
         return f"{message}."
     sentence = message if message.startswith("the URI") else message[0].lower() + message[1:]
-    value = first["input"]
     # not repeated: a URI, wherever it stands, may carry a credential, and aliases can make a small file's list endless
     if (isinstance(value, dict | list) and value) or "://" in str(value):
         return f"field {field!r}: {sentence}."

@@ -32,7 +32,7 @@ def sequences(name: str, located, count: int) -> np.ndarray:
     """Token ids of an installed corpus, int [count, LENGTH]."""
     texts = sorted((document_key(0, t), t) for t in islice(INSTALLED[name](), 3000))
     sampling = Sampling(sequence_length=LENGTH, batch_size=count)
-    return make_batches(texts, load_tokenizer(located), sampling, 1, Counter()).ids[0]
+    return make_batches(texts, load_tokenizer(located), sampling, 1, Counter())[0]
 
 
 def main(

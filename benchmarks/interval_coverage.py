@@ -42,7 +42,7 @@ def embedded(name: str, located, pieces: int) -> np.ndarray:
     """Small batches of an installed corpus, trunk rows, float32 [pieces, D]."""
     model, tokenizer = load_model(located), load_tokenizer(located)
     texts = sorted((document_key(0, t), t) for t in islice(INSTALLED[name](), 3000))
-    ids = make_batches(texts, tokenizer, SMALL, pieces, Counter()).ids
+    ids = make_batches(texts, tokenizer, SMALL, pieces, Counter())
     rows = fisher_embeddings(model, ids.reshape(-1, ids.shape[-1]), 1, 0).trunk[0].numpy()
     return rows.reshape(len(ids), SMALL.batch_size, -1).mean(1)
 

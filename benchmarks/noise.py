@@ -30,7 +30,7 @@ def rows_of(corpus: Corpus, tokenizer, rows: int) -> np.ndarray:
     """One batch, int32 [rows, 128]."""
     texts = list(INSTALLED[corpus.source.removeprefix("installed:")]())
     documents = smallest(((document_key(0, t), t) for t in texts), 10**8)
-    return make_batches(documents, tokenizer, Sampling(batch_size=rows), 1, Counter()).ids[0]
+    return make_batches(documents, tokenizer, Sampling(batch_size=rows), 1, Counter())[0]
 
 
 def main() -> None:

@@ -76,6 +76,41 @@ def test_a_wrong_field_is_refused_by_name(tmp_path, changes, sentence):
     assert sentence in refusal(write(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"search": {"sampler": "gp"}}, "'search.sampler' was removed in 0.2.0: the search always uses Optuna's TPE; delete it."),
+        ({"embedding": {"pooling": "winsorised"}}, "'embedding.pooling: winsorised' was removed in 0.2.0: mixtures rest"),
+        ({"predict": {"poolings": ["mean", "winsorised"]}}, "'predict.poolings: winsorised' was removed in 0.2.0: mixtures rest"),
+    ],
+)
+def test_what_earlier_versions_had_is_refused_with_what_takes_its_place(tmp_path, changes, sentence):
+    assert sentence in refusal(write(tmp_path, **changes))
+
+
+def quirks_of(value):
+    return Config.model_validate(STUDY | {"embedding": {"quirks": value}}).embedding.quirks
+
+
+def test_quirks_are_a_preset_or_single_ones_over_it():
+    published, none = quirks_of({}), quirks_of("none")
+    assert published == quirks_of("published") == quirks_of({"preset": "published"}) == Config.model_validate(STUDY).embedding.quirks
+    assert (published.head_epochs, published.mini_batch, none.head_epochs, none.mini_batch) == (5, 8, 0, 1)
+    for name in set(type(none).model_fields) - {"head_epochs", "mini_batch"}:
+        assert getattr(published, name) is True and getattr(none, name) is False
+    assert quirks_of({"preset": "none", "dropout": True}) == none.model_copy(update={"dropout": True})
+    assert quirks_of({"head_epochs": 1}) == published.model_copy(update={"head_epochs": 1}), "as before there were presets"
+    assert quirks_of(none.model_dump()) == none
+
+
+def test_an_unknown_preset_of_quirks_is_refused_by_name(tmp_path):
+    for value in ("some", {"preset": "some"}, {"preset": None}):
+        assert "set it to published or none" in refusal(write(tmp_path, embedding={"quirks": value}))
+    assert "'embedding.quirks.dropuot'; did you mean 'dropout'" in refusal(
+        write(tmp_path, embedding={"quirks": {"preset": "none", "dropuot": True}})
+    )
+
+
 def test_a_missing_section_is_refused_by_name(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("output: out\ncandidates: []\n")

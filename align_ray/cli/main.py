@@ -25,7 +25,7 @@ from align_ray.cli.show import (
     show_ranking,
     show_validation,
 )
-from align_ray.errors import CapReached
+from align_ray.errors import CapReached, UserError
 from align_ray.reporting.tables import out, plain_table
 
 if TYPE_CHECKING:
@@ -122,25 +122,37 @@ def embed(config: Path_, set_: Set = None) -> None:
 
 
 @app.command()
-def align(config: Path_, set_: Set = None) -> None:
-    """Alignment coefficients with intervals, from stored embeddings.
-
-    Example: [b]align-ray align study.yaml[/b]
-    """
-    _stage("align", config, set_, lambda _, result: show_ranking(result))
-
-
-@app.command()
-def noise(
+def align(
     config: Path_,
-    floor: Annotated[float, typer.Option(min=1e-6, max=0.999, help="The noise floor of d to reach.")] = 0.02,
+    noise_floor: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, max=0.999, help="Show how much of the distances is label noise too, and what reaches this floor of d."
+        ),
+    ] = None,
     set_: Set = None,
 ) -> None:
-    """How much of the distances is label noise, and what reaches a lower floor; from stored embeddings.
+    """Alignment coefficients with intervals, from stored embeddings.
 
-    Example: [b]align-ray noise study.yaml --floor 0.01[/b]
+    Example: [b]align-ray align study.yaml --noise-floor 0.01[/b]
     """
-    _stage("align", config, set_, lambda _, result: show_noise(result, floor))
+
+    def show(_: Any, result: Any) -> None:
+        show_ranking(result)
+        if noise_floor is not None:
+            show_noise(result, noise_floor)
+
+    _stage("align", config, set_, show)
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
+def noise(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Of version 0.1: now `align --noise-floor`."""
+
+    def refuse() -> None:
+        raise UserError("the command 'noise' was removed in 0.2.0; use align-ray align CONFIG --noise-floor 0.02.")
+
+    guard(refuse)
 
 
 @app.command()

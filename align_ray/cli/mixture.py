@@ -21,12 +21,7 @@ Force = Annotated[bool, typer.Option("--force", help="Use the recipe with anothe
 def export(
     recipe: Recipe,
     format_: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="One of: huggingface, trl, llama-factory, ms-swift, axolotl, megatron, olmo, levanter, nanotron, regmix, doremi, "
-            "ray.",
-        ),
+        str, typer.Option("--format", help="One of: huggingface, trl, axolotl, megatron, olmo, levanter, regmix, doremi.")
     ],
     data: Annotated[
         str,
@@ -42,18 +37,16 @@ def export(
     """
 
     def work() -> dict[str, str]:
-        from align_ray.handover.export import EXPORTERS
+        from align_ray.handover.export import exporter
         from align_ray.handover.recipe import check_tokenizer, read_recipe
 
-        if format_ not in EXPORTERS:
-            raise ConfigError(f"--format {format_}: choose one of {', '.join(EXPORTERS)}.")
-        found, exporter = read_recipe(recipe), EXPORTERS[format_]
+        writer, found = exporter(format_), read_recipe(recipe)
         if tokenizer:
             check_tokenizer(found, tokenizer, force)
-        path = file or recipe.with_name(exporter.file)
-        path.write_text(exporter.write(found, data), encoding="utf-8")
-        out.print(f"{path} (weights count {exporter.unit})", highlight=False, soft_wrap=True)
-        return {"path": str(path), "format": format_, "weights_count": exporter.unit}
+        path = file or recipe.with_name(writer.file)
+        path.write_text(writer.write(found, data), encoding="utf-8")
+        out.print(f"{path} (weights count {writer.unit})", highlight=False, soft_wrap=True)
+        return {"path": str(path), "format": format_, "weights_count": writer.unit}
 
     guard(work)
 

@@ -36,14 +36,6 @@ class Drawn:
     counts: dict[str, int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """`ids`: int32 [batches, B, T]; `keys`: the documents of each batch, as hexadecimal keys."""
-
-    ids: np.ndarray
-    keys: list[list[str]]
-
-
 def document_key(seed: int, text: str) -> bytes:
     """16-byte BLAKE2b of the text, keyed by the seed."""
     return hashlib.blake2b(text.encode("utf-8", errors="replace"), key=str(seed).encode(), digest_size=16).digest()
@@ -123,18 +115,9 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 
 
-
-
-
-
-
-
-
-
-
-
-def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, batches: int, counts: Counter) -> Batches:
-    """Tokenise documents in the order given and fill up to `batches` batches of B sequences of T tokens.
+def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, batches: int, counts: Counter) -> np.ndarray:
+    """Tokenise documents in the order given and fill up to `batches` batches of B sequences of T tokens:
+    int32 [batches, B, T]. No two batches share a document.
 
     `pack` joins documents with the end-of-text token between them; what is left of a document when its batch is full is
     dropped. `cut` takes the first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up. `sampled_tokens` and
@@ -143,10 +126,8 @@ def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, 
     length, size = sampling.sequence_length, sampling.batch_size
     separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     ids: list[np.ndarray] = []
-    keys: list[list[str]] = []
     batch: list[int] = []
-    batch_keys: list[str] = []
-    for key, text in drawn:
+    for _, text in drawn:
         if len(ids) == batches:
             break
         tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
@@ -159,10 +140,7 @@ def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, 
             batch += [*tokens[: DOCUMENT_SEQUENCES * length], *separator]
         else:
             batch += [*tokens[:length], *[PADDING] * (length - len(tokens))]
-        batch_keys.append(key.hex())
         if len(batch) >= size * length:
             ids.append(np.array(batch[: size * length], dtype=np.int32).reshape(size, length))
-            keys.append(batch_keys)
-            batch, batch_keys = [], []
-    shape = (0, size, length)
-    return Batches(np.stack(ids) if ids else np.zeros(shape, np.int32), keys)
+            batch = []
+    return np.stack(ids) if ids else np.zeros((0, size, length), np.int32)

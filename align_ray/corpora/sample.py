@@ -75,7 +75,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
 
 
 def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: Config, counts: Counter) -> np.ndarray:
-    batches = make_batches(documents, tokenizer, config.sampling, config.sampling.batches, counts).ids
+    batches = make_batches(documents, tokenizer, config.sampling, config.sampling.batches, counts)
     if len(batches) < 2:
         need = 2 * config.sampling.batch_size * config.sampling.sequence_length
         raise CorpusError(
@@ -88,7 +88,7 @@ def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: 
 def _sequences(documents: list, tokenizer: Any, config: Config, tokens: int) -> np.ndarray:
     """Up to `tokens` tokens as int32 [n, T], one document after the other."""
     single = config.sampling.model_copy(update={"batch_size": 1, "packing": "pack"})
-    rows = make_batches(documents, tokenizer, single, -(-tokens // single.sequence_length), Counter()).ids
+    rows = make_batches(documents, tokenizer, single, -(-tokens // single.sequence_length), Counter())
     return rows[:, 0]
 
 

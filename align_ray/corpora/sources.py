@@ -15,11 +15,12 @@ import string
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from fsspec.utils import glob_translate
 
 from align_ray.config import Corpus
 from align_ray.corpora import limits
@@ -31,6 +32,8 @@ FRAGMENT_BYTES = 64 * 2**20
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 ARCHIVES = {".tar", ".tgz", ".zip", ".7z", ".rar", ".xz"}
+WILD = {*"*?["}
+"""What makes a path a glob."""
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 
 
@@ -178,13 +181,23 @@ def _refused(corpus: Corpus, path: str, error: OSError) -> CorpusError:
 
 def _listed(corpus: Corpus) -> list[pafs.FileInfo]:
     fs, path = _filesystem(corpus)
+
+    def literal(path: str) -> bool:
+        """Whether a path stands for itself: a name may hold `?` and `[`."""
+        return not WILD & set(path) or fs.get_file_info(path).type != pafs.FileType.NotFound
+
     root = path
-    if "*" in path:
-        root = path.partition("*")[0].rpartition("/")[0] or "/"
+    if "*" in path or not literal(path):
+        root = next(parent for parent in map(str, PurePosixPath(path).parents) if literal(parent))
+        try:
+            pattern = re.compile(glob_translate(str(PurePosixPath(path).relative_to(root))))
+        except ValueError:
+            raise CorpusError(
+                f"corpus '{corpus.name}': '**' stands for whole folders, not for a part of a name as in {corpus.source}; "
+                "write **/* in the field 'source'."
+            ) from None
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-        expression = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
-        pattern = "".join(expression.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*)", path))
-        infos = [i for i in infos if re.fullmatch(pattern, i.path, re.DOTALL)]
+        infos = [i for i in infos if pattern.match(str(PurePosixPath(i.path).relative_to(root)))]
     else:
         info = fs.get_file_info(path)
         is_folder = info.type == pafs.FileType.Directory

@@ -25,7 +25,7 @@ from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.pool import on_pool
 from align_ray.embedding.units import Folder, head_name, unit_id
 from align_ray.errors import ConfigError, ProbeError
-from align_ray.fisher.pooling import pooled_rows
+from align_ray.fisher.estimators import pooled_rows
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.store import Store
 
@@ -95,13 +95,12 @@ def sequence_scores(
     model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, block: str, targets: np.ndarray, step: int | None = None
 ) -> SequenceScores:
     """Score sequences `ids` (int32 [n, T], negative at right padding) against mean embeddings `targets` (float64 [M, D]) of the
-    rows `block` ("trunk" or "head"). With the pooling `unit` a sequence is scaled to unit sum, as in a batch; clipping
-    (`winsorised`) is over a batch's sequences, so it leaves a single one as it is."""
+    rows `block` ("trunk" or "head"). With the pooling `unit` a sequence is scaled to unit sum, as in a batch."""
     real = ids >= 0
     longest = max(1, int(real.sum(1).max()))
     result = fisher_embeddings(model, ids[:, :longest], settings.draws if settings.estimator == "exact" else 0, seed, step)
     rows = result.trunk if block == "trunk" else result.head[None]
-    means = pooled_rows(rows, "unit" if settings.pooling == "unit" else "mean").mean(0, dtype=torch.float64).cpu().numpy()
+    means = pooled_rows(rows, settings.pooling).mean(0, dtype=torch.float64).cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):  # a sequence without a token has an embedding of zeros
         alignment = np.stack([1 - scaled_cosine_distance(mean, targets) for mean in means])
     finite = np.isfinite(alignment) & result.finite().cpu().numpy()[:, None]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from align_ray.config import Embedding
 from align_ray.errors import ProbeError
 from align_ray.fisher.head_tuning import tuned_head, with_head
-from align_ray.fisher.pooling import pooled_rows
 from align_ray.fisher.reference import reference_blocks, reference_embedding
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.fisher.unit import Unit
@@ -38,6 +37,12 @@ def embed_batch(
         step = result.step
         parts = _pooled(result, settings)
     return Unit(**parts, sequences=len(ids), tokens=int((ids >= 0).sum()), seconds=time.perf_counter() - start), step
+
+
+def pooled_rows(rows: Tensor, pooling: str) -> Tensor:
+    """Embeddings [..., n, D] whose mean over n is the batch's embedding: as they are (`mean`, the paper's), or normalised to
+    unit sum (`unit`): per-sequence embeddings are heavy-tailed, so that one outlier can dominate a mean."""
+    return rows / rows.sum(-1, keepdim=True) if pooling == "unit" else rows
 
 
 def _pooled(result: Any, settings: Embedding) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from align_ray.errors import ConfigError
 from align_ray.handover.recipe import row_shares
 
 PRESENT = 1e-6
@@ -56,30 +57,6 @@ def trl(recipe: dict[str, Any], data: str) -> str:
     )
 
 
-def llama_factory(recipe: dict[str, Any], data: str) -> str:
-    """LLaMA-Factory's data arguments; names are those of its dataset_info.json."""
-    shares = _present(row_shares(recipe))
-    return _yaml(
-        {
-            "dataset": ",".join(shares),
-            "mix_strategy": "interleave_over",
-            "interleave_probs": ",".join(f"{s:.6f}" for s in shares.values()),
-        }
-    )
-
-
-def ms_swift(recipe: dict[str, Any], data: str) -> str:
-    """ms-swift's `dataset`, `interleave_prob` and `stopping_strategy`."""
-    shares = _present(row_shares(recipe))
-    return _yaml(
-        {
-            "dataset": [_at(data, n) for n in shares],
-            "interleave_prob": [round(s, 6) for s in shares.values()],
-            "stopping_strategy": "all_exhausted",
-        }
-    )
-
-
 def axolotl(recipe: dict[str, Any], data: str) -> str:
     """axolotl's `datasets` for raw text: the materialised shards."""
     return _yaml({"datasets": [{"path": data or ".", "ds_type": "parquet", "type": "completion", "field": "text"}]})
@@ -111,14 +88,6 @@ def levanter(recipe: dict[str, Any], data: str) -> str:
     return _yaml({"data": {"configs": configs, "train_weights": {n: round(w, 6) for n, w in weights.items()}}})
 
 
-def nanotron(recipe: dict[str, Any], data: str) -> str:
-    """nanotron's Nanoset: folders of tokenised files and their weights."""
-    weights = _present(recipe["weights"])
-    dataset = {"dataset_folder": [_at(data, n) for n in weights], "dataset_weights": [round(w, 6) for w in weights.values()]}
-    stage = {"name": "mixture", "start_training_step": 1, "data": {"dataset": dataset, "seed": recipe["seed"]}}
-    return _yaml({"data_stages": [stage]})
-
-
 def regmix(recipe: dict[str, Any], data: str) -> str:
     """RegMix's mixture file."""
     return _yaml({"train": {n: float(w) for n, w in recipe["weights"].items()}, "valid": dict.fromkeys(recipe["targets"], 1.0)})
@@ -132,23 +101,33 @@ def doremi(recipe: dict[str, Any], data: str) -> str:
     )
 
 
-def ray_data(recipe: dict[str, Any], data: str) -> str:
-    """Names in order and `weights` of `first.mix(*others, weights=...)`, shares of rows."""
-    shares = _present(row_shares(recipe))
-    return json.dumps({"datasets": list(shares), "mix": {"weights": list(shares.values())}}, indent=1)
-
-
 EXPORTERS: dict[str, Exporter] = {
     "huggingface": Exporter("interleave.json", "documents", huggingface),
     "trl": Exporter("trl.yaml", "documents (materialised)", trl),
-    "llama-factory": Exporter("llama_factory.yaml", "documents", llama_factory),
-    "ms-swift": Exporter("ms_swift.yaml", "documents", ms_swift),
     "axolotl": Exporter("axolotl.yaml", "documents (materialised)", axolotl),
     "megatron": Exporter("megatron_blend.txt", "tokens", megatron),
     "olmo": Exporter("olmo_source_mixture.yaml", "tokens", olmo),
     "levanter": Exporter("levanter.yaml", "tokens", levanter),
-    "nanotron": Exporter("nanotron.yaml", "tokens", nanotron),
     "regmix": Exporter("regmix.yaml", "tokens", regmix),
     "doremi": Exporter("doremi.json", "tokens", doremi),
-    "ray": Exporter("ray_mix.json", "documents", ray_data),
 }
+
+REMOVED = {
+    "llama-factory": ("huggingface", "its probabilities are LLaMA-Factory's interleave_probs"),
+    "ms-swift": ("huggingface", "its probabilities are ms-swift's interleave_prob"),
+    "nanotron": ("levanter", "its train_weights are nanotron's dataset_weights"),
+    "ray": ("huggingface", "its probabilities are the weights of Dataset.mix"),
+}
+"""Formats of 0.1: the one to use in its place, and how."""
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter of a format; raises ConfigError where there is none, or none any more."""
+    if name in REMOVED:
+        other, how = REMOVED[name]
+        raise ConfigError(
+            f"--format {name} was removed in 0.2.0: use --format {other}, {how} (docs/recipes.md, 'Other trainers')."
+        )
+    if name not in EXPORTERS:
+        raise ConfigError(f"--format {name}: choose one of {', '.join(EXPORTERS)}.")
+    return EXPORTERS[name]

@@ -4,12 +4,12 @@
 `lightgbm`: gradient-boosted trees (RegMix, Liu et al. 2024). Runs may carry content coordinates beside the weights.
 """
 
-import csv
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from scipy.optimize import least_squares
 
@@ -43,57 +43,55 @@ def read_runs(mixtures: Path, metrics: Path) -> Runs:
     """The two-table format of RegMix and Olmix: the first column of each file names the run, each further column is a domain's
     weight or a metric. Rows are matched by run and weights renormalised. Raises ConfigError naming file and column."""
     ratios, results = _table(mixtures), _table(metrics)
-    common = [run for run in ratios[1] if run in results[1]]
+    common = ratios.index[ratios.index.isin(results.index)]
     if len(common) < 2 * FOLDS:
         raise ConfigError(
             f"{mixtures} and {metrics} have {len(common)} runs in common; at least {2 * FOLDS} are needed: the first column of "
             "both must hold the same run ids."
         )
-    weights = np.array([ratios[1][run] for run in common])
+    weights = np.ascontiguousarray(ratios.loc[common])  # a row beside a row: sums have one order
     sums = weights.sum(1)
-    if (weights < 0).any() or (sums <= 0).any():
-        bad = common[int(np.argmax((weights < 0).any(1) | (sums <= 0)))]
-        raise ConfigError(f"{mixtures}: run '{bad}' has a negative weight or none; weights must be shares of tokens.")
-    values = np.array([results[1][run] for run in common])
+    bad = (weights < 0).any(1) | (sums <= 0)
+    if bad.any():
+        raise ConfigError(
+            f"{mixtures}: run '{common[bad.argmax()]}' has a negative weight or none; weights must be shares of tokens."
+        )
+    values = results.loc[common]
     return Runs(
         tuple(common),
-        ratios[0],
+        tuple(ratios.columns),
         weights / sums[:, None],
-        dict(zip(results[0], values.T, strict=True)),
+        {str(name): column.to_numpy() for name, column in values.items()},
         int((np.abs(sums - 1) > 1e-3).sum()),
     )
 
 
-def _table(path: Path) -> tuple[tuple[str, ...], dict[str, list[float]]]:
+def _table(path: Path) -> pd.DataFrame:
+    """Finite numbers, a row a run; cells are read as text, so that what is no number can be named."""
+    longer: list[list[str]] = []  # rows with more fields than the header
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *lines = [row for row in csv.reader(file) if row]
-    except (OSError, ValueError, csv.Error) as error:
+        cells = pd.read_csv(
+            path, dtype=str, keep_default_na=False, index_col=False, engine="python", on_bad_lines=longer.append
+        )
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable table ({error}); give a CSV file with a header.") from None
-    if len(header) < 2:
-        raise ConfigError(f"{path}: only the column '{header[0]}'; give the run ids first, then a column a domain or metric.")
-    rows: dict[str, list[float]] = {}
-    for line in lines:
-        if line[0] in rows:
-            raise ConfigError(f"{path}: run '{line[0]}' is there twice; give every run its own id.")
-        if len(line) != len(header):
-            raise ConfigError(f"{path}: run '{line[0]}' has {len(line)} fields, the header {len(header)}; mend the row.")
-        try:
-            rows[line[0]] = [float(cell) for cell in line[1:]]
-        except ValueError:
-            column = next(name for name, cell in zip(header[1:], line[1:], strict=True) if not _is_number(cell))
-            raise ConfigError(f"{path}: column '{column}' of run '{line[0]}' is not a number; mend it.") from None
-        if not np.isfinite(rows[line[0]]).all():
-            raise ConfigError(f"{path}: run '{line[0]}' holds a value that is not finite; leave the run out.")
-    return tuple(header[1:]), rows
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    run, *columns = cells.columns
+    if not columns:
+        raise ConfigError(f"{path}: only the column '{run}'; give the run ids first, then a column a domain or metric.")
+    shorter = cells[cells[columns[-1]].isna()].values.tolist()
+    for row in longer + [[cell for cell in row if isinstance(cell, str)] for row in shorter]:
+        raise ConfigError(f"{path}: run '{row[0]}' has {len(row)} fields, the header {len(cells.columns)}; fix the row.")
+    numbers = cells.set_index(run).apply(pd.to_numeric, errors="coerce")
+    if numbers.index.has_duplicates:
+        twice = numbers.index[numbers.index.duplicated()][0]
+        raise ConfigError(f"{path}: run '{twice}' is there twice; give every run its own id.")
+    unusable = np.argwhere(~np.isfinite(numbers.to_numpy()))
+    if len(unusable):
+        row, column = unusable[0]
+        raise ConfigError(
+            f"{path}: column '{columns[column]}' of run '{numbers.index[row]}' is not a finite number; fix it or leave the run out."
+        )
+    return numbers.astype(float)
 
 
 def fit_log_linear(weights: np.ndarray, metric: np.ndarray) -> "LogLinear":
@@ -178,10 +176,10 @@ def default_surrogate(runs: int) -> str:
 
 def cross_validated(weights: np.ndarray, metric: np.ndarray, kind: str, seed: int = 0) -> float:
     """Spearman correlation of the metric with predictions of runs that were left out (FOLDS folds)."""
+    from sklearn.model_selection import PredefinedSplit
+
     order = np.random.default_rng(seed).permutation(len(metric))
     predicted = np.empty(len(metric))
-    for fold in range(FOLDS):
-        out = order[fold::FOLDS]
-        kept = np.setdiff1d(order, out)
+    for kept, out in PredefinedSplit(np.argsort(order) % FOLDS).split():
         predicted[out] = SURROGATES[kind](weights[kept], metric[kept])(weights[out])
     return float(stats.spearmanr(predicted, metric).statistic)

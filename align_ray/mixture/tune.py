@@ -27,12 +27,10 @@ def mixtures_around(point: dict[str, float], limits: Constraints, seed: int) -> 
 
 
 def sampler(config: Config) -> Any:
-    """Optuna's sampler of the configuration, seeded."""
+    """Optuna's TPE, seeded."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if config.search.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=config.seed)
     return optuna.samplers.TPESampler(seed=config.seed)
 
 

@@ -58,8 +58,6 @@ def train_loop(settings: dict[str, Any]) -> None:
         train.report({"job": job["key"]})
 
 
-
-
 def train_model(
     model: Any,
     job: dict[str, Any],
@@ -96,13 +94,11 @@ def train_model(
                 first = int(finished)
                 model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
                 _load_optimiser(optimiser, load_file(Path(folder) / "optimiser.safetensors"))
+    schedule = warm_up_and_decay(optimiser, first * per_epoch, total)
     for epoch in range(first, settings["epochs"]):
         wrapped.train()
         order = np.random.default_rng([job["seed"], epoch]).permutation(len(rows))
         for step, start in enumerate(range(0, len(rows), size), epoch * per_epoch):
-            rate = min((step + 1) / (0.1 * total + 1), 1.0, (total - step) / (0.9 * total))
-            for group in optimiser.param_groups:
-                group["lr"] = job["learning_rate"] * rate
             # Every rank takes part in every step; a short last batch is shared out with repetition.
             batch = np.resize(order[start : start + size], -(-min(size, len(rows) - start) // world) * world)
             ids = rows[batch[rank::world]].to(device)
@@ -112,6 +108,7 @@ def train_model(
             losses.append(loss.detach())  # read at the end: reading waits for the device
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimiser.step()
+            schedule.step()
             optimiser.zero_grad()
             for rung, share in enumerate(rungs, start=1):
                 if step + 1 == max(1, round(share * total)):
@@ -124,12 +121,14 @@ def train_model(
     return list(enumerate(torch.stack(losses).tolist(), start=first * per_epoch + 1)) if losses else []
 
 
+def warm_up_and_decay(optimiser: Any, start: int, total: int) -> Any:
+    """The learning rate from step `start` on, as a scheduler: up over the first tenth of all `total` steps, then down to 0."""
+    from torch.optim.lr_scheduler import LambdaLR
 
+    def share(step: int) -> float:
+        return min((step + 1) / (0.1 * total + 1), 1.0, (total - step) / (0.9 * total))
 
-
-
-
-
+    return LambdaLR(optimiser, lambda taken: share(start + taken))
 
 
 def _save(model: Any, optimiser: Any, position: str, folder: Path) -> None:

@@ -65,7 +65,15 @@ def test_a_configuration_that_is_not_there_or_not_yaml_is_named(tmp_path):
     assert result.exit_code == 2 and "bad.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "embed", "align", "noise", "search", "finetune", "report", "study", "robustness"])
+@pytest.mark.parametrize("command", ["run", "demo", "embed", "align", "search", "finetune", "report", "study", "robustness"])
 def test_help_shows_an_example(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0 and f"align-ray {command}" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["study.yaml", "--floor", "0.01"], ["study.yaml", "--set", "seed=1"], [], ["--json", "study.yaml"]])
+def test_a_removed_command_names_its_successor_and_is_not_listed(arguments):
+    result = CliRunner().invoke(app, ["noise", *arguments])
+    sentence = "the command 'noise' was removed in 0.2.0; use align-ray align CONFIG --noise-floor 0.02."
+    assert result.exit_code == 2 and sentence in " ".join(result.stderr.split())
+    assert " noise " not in CliRunner().invoke(app, ["--help"]).stdout

@@ -78,49 +78,46 @@ def test_a_wanted_number_of_documents_is_kept_however_long_they_are(count):
 
 def test_packing_joins_documents_with_the_end_of_text_token():
     found, counts = batches_of(["abcdef", "ghijkl", "mnopqr", "next"])
-    assert found.ids.shape == (1, 2, 8) and found.ids.dtype == np.int32
-    assert text_of(found.ids[0]) == "abcdef\0ghijkl\0mn"
-    assert found.keys == [["00", "01", "02"]]
+    assert found.shape == (1, 2, 8) and found.dtype == np.int32
+    assert text_of(found[0]) == "abcdef\0ghijkl\0mn"
     assert counts == {"sampled_tokens": 22, "sampled_bytes": 22}
 
 
 def test_batches_share_no_document():
     found, _ = batches_of([chr(65 + i) * 21 for i in range(8)])
-    assert found.keys == [[f"{i:02x}"] for i in range(8)]
-    assert [text_of(b) for b in found.ids] == [chr(65 + i) * 16 for i in range(8)]
+    assert [text_of(b) for b in found] == [chr(65 + i) * 16 for i in range(8)]
 
 
 def test_a_long_document_contributes_a_bounded_number_of_sequences():
     sampling = Sampling(sequence_length=8, batch_size=DOCUMENT_SEQUENCES + 1)
     drawn = [(b"a", "a" * 1000), (b"b", "b" * 1000)]
     found = make_batches(drawn, Characters(), sampling, 10, Counter())
-    assert Counter(text_of(found.ids[0])) == {"a": 8 * DOCUMENT_SEQUENCES, "\0": 1, "b": 7}
+    assert Counter(text_of(found[0])) == {"a": 8 * DOCUMENT_SEQUENCES, "\0": 1, "b": 7}
 
 
 def test_cutting_takes_the_start_of_each_document_and_counts_the_short_ones():
     found, counts = batches_of(["abcdefghij", "short", "klmnopqr", "stuvwxyz"], packing="cut")
-    assert [text_of(b) for b in found.ids] == ["abcdefghklmnopqr"]
-    assert found.keys == [["00", "02"]]
+    assert [text_of(b) for b in found] == ["abcdefghklmnopqr"]
     assert counts == {"sampled_tokens": 31, "sampled_bytes": 31, "shorter_than_sequence": 1}
 
 
 def test_padding_keeps_short_documents_and_fills_them_up():
     found, counts = batches_of(["abcdefghij", "short"], packing="pad")
-    assert text_of(found.ids[0][:1]) == "abcdefgh"
-    assert found.ids[0, 1].tolist() == [*map(ord, "short"), -1, -1, -1]
+    assert text_of(found[0][:1]) == "abcdefgh"
+    assert found[0, 1].tolist() == [*map(ord, "short"), -1, -1, -1]
     assert "shorter_than_sequence" not in counts
 
 
 @pytest.mark.parametrize("packing", ["pack", "cut", "pad"])
 def test_no_more_batches_are_made_than_asked_for_and_no_more_text_is_tokenised(packing):
     found, counts = batches_of(["x" * 8] * 12, packing, batches=2)
-    assert found.ids.shape == (2, 2, 8)
+    assert found.shape == (2, 2, 8)
     assert counts["sampled_tokens"] == 32
 
 
 def test_a_corpus_too_small_for_a_batch_gives_none():
     found, _ = batches_of(["abc"])
-    assert found.ids.shape == (0, 2, 8) and found.keys == []
+    assert found.shape == (0, 2, 8)
 
 
 def test_sampled_bytes_are_bytes_and_not_characters():

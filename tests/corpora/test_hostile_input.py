@@ -324,8 +324,8 @@ def test_text_of_any_script_is_drawn_whole_and_fills_its_batches(tmp_path, scrip
     drawn = smallest(((document_key(0, t), t) for t in texts), tokens * draw.CHARACTERS_PER_TOKEN)
     tokenizer = load_tokenizer(locate_probe(load_config().probe))
     found = make_batches(drawn, tokenizer, wanted, 2, Counter())
-    assert found.ids.shape == (2, 4, 32)
-    assert tokenizer.decode(found.ids[0].ravel().tolist()).startswith(drawn[0][1][:25])
+    assert found.shape == (2, 4, 32)
+    assert tokenizer.decode(found[0].ravel().tolist()).startswith(drawn[0][1][:25])
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
@@ -360,14 +360,14 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
         2,
         Counter(),
     )
-    assert len(found.ids) == 2 and (found.ids[0] < 0).any() == (packing == "pad")
+    assert len(found) == 2 and (found[0] < 0).any() == (packing == "pad")
     if packing == "pack":
-        assert tokenizer.decode(found.ids[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"  # nothing between documents
+        assert tokenizer.decode(found[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"  # nothing between documents
     store = Store(str(tmp_path))
     settings = Embedding(estimator=estimator, draws=1, dtype="float32")
     located, folder = Located(str(bare_probe), {}, "d", 64), Folder("key", "float32", None)
     actor = ProbeActor(located, folder, store, Embed(store, "key", settings, 0, 0))
-    ids = found.ids[0]
+    ids = found[0]
     row = {"ids": ids.astype("<i4").tobytes(), "shape": list(ids.shape), "unit": "u"}
     receipt = actor(pa.Table.from_pylist([row]))
     assert receipt["error"] == [""] and receipt["tokens"] == [(ids >= 0).sum()]

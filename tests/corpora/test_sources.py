@@ -105,6 +105,31 @@ def test_folders_and_globs_give_their_files_in_order_and_hidden_ones_only_by_nam
         assert read(form)[0] == expected.get(source, ["a.jsonl", "b.jsonl"]), form
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("d/?.jsonl", ["1", "a", "b"]),
+        ("d/[ab].jsonl", ["a", "b"]),
+        ("d/[!ab].jsonl", ["1"]),
+        ("d/?[0-9].jsonl", ["a1"]),
+        ("[d-f]/**/?.jsonl", ["1", "a", "b"]),
+        ("d/[[]1].jsonl", ["[1]"]),
+        ("d/a[1].jsonl", ["a[1]"]),  # a file of that very name goes before what the pattern stands for
+        ("e[1]/*.jsonl", ["e[1]"]),  # and so does a folder
+        ("e[1]", ["e[1]"]),
+    ],
+)
+def test_globs_know_single_characters_and_ranges(tmp_path, monkeypatch, source, expected):
+    names = {"d/a": "a", "d/b": "b", "d/1": "1", "d/a1": "a1", "d/a[1]": "a[1]", "d/[1]": "[1]", "e[1]/x": "e[1]", "e1/x": "e1"}
+    (here := tmp_path / "work[0]").mkdir()
+    for name, text in names.items():
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / f"{name}.jsonl").write_bytes(lines([text]))
+    monkeypatch.chdir(here)
+    for form in (source, str(here / source)):
+        assert read(form)[0] == expected, form
+
+
 def test_a_template_joins_columns_and_leaves_braces_of_the_text_alone(tmp_path):
     rows = [{"informal": "if {x}", "formal": "p → q", "other": 1}, {"informal": "alone", "formal": None}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -198,6 +223,8 @@ def test_a_local_folder_is_read_as_a_hub_data_set(tmp_path, monkeypatch, streami
     [
         ({"source": "none.jsonl"}, "no file at none.jsonl; check the field 'source'."),
         ({"source": "none/*.jsonl"}, "no file at none/*.jsonl; check the field 'source'."),
+        ({"source": "none/?[a-z].jsonl"}, "no file at none/?[a-z].jsonl; check the field 'source'."),
+        ({"source": "a**.jsonl"}, "not for a part of a name as in a**.jsonl; write **/* in the field 'source'."),
         ({"source": "nosuchscheme://x/y"}, "cannot open nosuchscheme://x/y"),
         ({"source": "installed:none"}, "no installed corpus 'none'; choose one of python-stdlib, "),
         ({"source": "hf://no-owner/no-set"}, "cannot open the data set no-owner/no-set, split 'train'"),

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from align_ray.cli.main import app
 from align_ray.config import Corpus, Probe
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_tokenizer, locate_probe
-from align_ray.handover.export import EXPORTERS
+from align_ray.handover.export import EXPORTERS, REMOVED
 from align_ray.handover.materialise import materialise
 from align_ray.handover.recipe import FORMAT, check_tokenizer, read_recipe, row_shares, vocabulary_digest
 from align_ray.store import Store
@@ -68,19 +70,32 @@ def test_hugging_face_interleaves_to_the_tokens_wanted(recipe):
     assert found["interleave_datasets"]["stopping_strategy"] == "all_exhausted"
 
 
-def test_ray_data_mixes_by_rows(recipe):
-    found = json.loads(written("ray", recipe))
-    assert found["datasets"] == list(ROWS) and found["mix"]["weights"] == pytest.approx(list(ROWS.values()))
+def example(folder, recipe, monkeypatch):
+    """The names that the example of docs/recipes.md for trainers without an exporter leaves, run on a recipe."""
+    page = (Path(__file__).resolve().parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page.partition("### Other trainers")[2], re.DOTALL)
+    (folder / "runs/pretraining").mkdir(parents=True)
+    (folder / "runs/pretraining/recipe.json").write_text(json.dumps(recipe))
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(code, names)
+    return names
 
 
-def test_llama_factory_and_ms_swift_list_probabilities_in_the_order_of_their_data_sets(recipe):
-    factory = yaml.safe_load(written("llama-factory", recipe))
-    shares = dict(zip(factory["dataset"].split(","), map(float, factory["interleave_probs"].split(",")), strict=True))
-    assert shares == pytest.approx(ROWS, abs=1e-5) and factory["mix_strategy"] == "interleave_over"
-    swift = yaml.safe_load(written("ms-swift", recipe))
-    assert dict(zip(swift["dataset"], swift["interleave_prob"], strict=True)) == pytest.approx(
-        {f"/data/{n}": r for n, r in ROWS.items()}, abs=1e-5
-    )
+def test_the_documented_lines_for_other_trainers_give_what_their_exporters_gave(recipe, tmp_path, monkeypatch):
+    found = example(tmp_path, recipe, monkeypatch)
+    assert found["tokens"] == pytest.approx(TOKENS) and found["documents"] == pytest.approx(ROWS)
+    assert found["names"] == list(TOKENS)
+
+
+@pytest.mark.parametrize("kind", REMOVED)
+def test_a_removed_format_is_refused_with_the_one_that_takes_its_place(recipe, tmp_path, kind):
+    (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(app, ["export", str(file), "--format", kind])
+    sentence = " ".join(done.stderr.split())
+    assert done.exit_code == 2 and f"--format {kind} was removed in 0.2.0: use --format {REMOVED[kind][0]}, its" in sentence
+    assert REMOVED[kind][0] in EXPORTERS
+    assert "choose one of huggingface, " in CliRunner().invoke(app, ["export", str(file), "--format", "none"]).stderr
 
 
 def test_trainers_of_fixed_lengths_get_shares_of_tokens(recipe):
@@ -88,11 +103,6 @@ def test_trainers_of_fixed_lengths_get_shares_of_tokens(recipe):
     assert {p.removeprefix("/data/"): float(w) for w, p in zip(parts[::2], parts[1::2], strict=True)} == pytest.approx(TOKENS)
     levanter = yaml.safe_load(written("levanter", recipe))["data"]
     assert levanter["train_weights"] == pytest.approx(TOKENS) and set(levanter["configs"]) == set(TOKENS)
-    (stage,) = yaml.safe_load(written("nanotron", recipe))["data_stages"]
-    dataset = stage["data"]["dataset"]
-    assert dict(zip(dataset["dataset_folder"], dataset["dataset_weights"], strict=True)) == pytest.approx(
-        {f"/data/{n}": w for n, w in TOKENS.items()}
-    )
     olmo = yaml.safe_load(written("olmo", recipe))["source_mixture_config"]
     assert {s["source_name"]: s["target_ratio"] for s in olmo["source_configs"]} == pytest.approx(TOKENS)
     assert [s["max_repetition_ratio"] for s in olmo["source_configs"]] == pytest.approx([1.0, 2.625, 1.05])

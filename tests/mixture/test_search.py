@@ -135,7 +135,7 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, 
     """The whole session is killed without warning, also in the middle of what Ray writes. Both searches are processes of their own: the
     suggestions depend on the last bit, and that on the number of threads."""
     data = small_config("out", CANDIDATES)
-    data["search"] = {"token_budget": 10_000, "trials": 30, "sampler": "gp", "bootstrap": 20}  # slow suggestions: there is a middle
+    data["search"] = {"token_budget": 10_000, "trials": 30, "bootstrap": 20}
     align_ray = str(Path(sys.executable).with_name("align-ray"))
 
     def start(folder, command):

@@ -137,16 +137,17 @@ def test_fit_and_propose_give_their_answer_as_json(tables):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,x", 1)), "column 'a' of run 'r3' is not a number"),
-        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,1,", 1)), "run 'r3' has 6 fields"),
+        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,x", 1)), "column 'a' of run 'r3' is not a finite number"),
+        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,1,", 1)), "run 'r3' has 6 fields, the header 5"),
+        (lambda r: r.write_text(r.read_text() + "r50,1,2\n"), "run 'r50' has 3 fields, the header 5"),
         (lambda r: r.write_text("run,a\nq1,1\n"), "0 runs in common"),
         (lambda r: r.write_text(r.read_text().replace("r3,", "r3,-", 1)), "run 'r3' has a negative weight"),
         (lambda r: r.unlink(), "not a readable table"),
         (lambda r: r.write_text(""), "not a readable table"),
         (lambda r: r.write_text("run\nr1\n"), "only the column 'run'"),
         (lambda r: r.write_text(r.read_text().replace("r4,", "r3,", 1)), "run 'r3' is there twice"),
-        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,nan", 1)), "column 'a' of run 'r3' is not a number"),
-        (lambda r: r.write_text("run,a\n" + "".join(f"r{i},nan\n" for i in range(40))), "holds a value that is not finite"),
+        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,nan", 1)), "column 'a' of run 'r3' is not a finite number"),
+        (lambda r: r.write_text("run,a\n" + "".join(f"r{i},nan\n" for i in range(40))), "column 'a' of run 'r0' is not a finite number"),
     ],
 )
 def test_a_bad_table_is_one_sentence_that_names_file_and_run(tables, spoil, words):
