@@ -12,7 +12,9 @@ from align_ray.context import Study
 from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
 from align_ray.fisher.probe import parameters
+from align_ray.mixture.check import CHECKED
 from align_ray.spending import costs, price
+from align_ray.training.finetune import MIXED
 from align_ray.training.validate import VALIDATED
 
 EXACT_PASSES = (1.3, 0.9)
@@ -59,7 +61,7 @@ def planned_work(study: Study) -> dict[str, Work]:
         seen = tokens * tune.epochs
         return Work(runs * seen, runs * (seen * TRAINING_PASSES + 2 * held) * forward_trained)
 
-    search = embedding(3 * sampling.batches)  # of three mixtures, to check the prediction
+    search = embedding(len(CHECKED) * max(2, sampling.batches // 2))  # to check the prediction
     if config.search.objective in TRAINED:
         if config.search.objective == "mixmin":  # trains on every candidate alone, as finetune does
             proxies = training(candidates, tune.tokens)
@@ -70,7 +72,7 @@ def planned_work(study: Study) -> dict[str, Work]:
         "embed": embedding(len(config.corpora) * sampling.batches),
         "samples": embedding(len(config.corpora) * min(sampling.batches, -(-SAMPLES // sampling.batch_size))),
         "search": search,
-        "finetune": training(candidates + 2, tune.tokens),
+        "finetune": training(candidates + len(MIXED), tune.tokens),
         "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates, tune.tokens),
     }
 

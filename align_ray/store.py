@@ -1,14 +1,19 @@
 """Where results are kept: files on any pyarrow file system, written atomically, found again by what determined them.
 
     OUTPUT/config.yaml                    the resolved configuration
-    OUTPUT/corpora/NAME.parquet           the batches of a corpus: token ids and document keys
+    OUTPUT/corpora/NAME.parquet           what is used of a corpus: token ids to embed, to train on and held out
+    OUTPUT/corpora.json, embedding.json   counts of what was read; the folder of the embeddings and how many are used
     OUTPUT/embeddings/KEY/UNIT.parquet    one Fisher embedding per batch; KEY: probe, tokenizer, estimator, seed;
                                           UNIT: the batch's token ids
-    OUTPUT/selection/KEY/CHUNK.parquet    scores of 64 documents (or a batch's sequences), with their texts; CHUNK: their keys
+    OUTPUT/heads/KEY.safetensors          a vocabulary head tuned on all corpora
+    OUTPUT/scores/KEY/CHUNK.parquet       scores of 64 documents (or a batch's sequences), with their texts; CHUNK: their keys
     OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
-    OUTPUT/finetune/KEY.json              the losses of one training
-    OUTPUT/proxies/KEY.json               the losses of one proxy of a search on real loss
-    OUTPUT/{corpora,embedding,alignment,search,finetune,prediction}.json, report.html, study.md
+    OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token
+    OUTPUT/proxies/KEY.json               losses of one proxy of a search on real loss
+    OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
+    OUTPUT/answers/STAGE-KEY.json         every result of a stage; KEY: all that determines it
+    OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction}.json   the last result of each
+    OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same (by a
 disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).

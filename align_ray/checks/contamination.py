@@ -193,7 +193,7 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
                 "rank": places[0][c.name][0],
                 "rank_clean": places[1][c.name][0] if c.name in places[1] else None,
             }
-    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": [*_losses(lost), *_warnings(found, clean)]}
+    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": [*_vanished(lost), *_warnings(found, clean)]}
 
 
 def _rows(batches: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ def _rebatched(rows: np.ndarray, size: int) -> np.ndarray:
     return rows[: len(rows) // size * size].reshape(-1, size, rows.shape[-1])
 
 
-def _losses(lost: Counter) -> list[str]:
+def _vanished(lost: Counter) -> list[str]:
     """One sentence for each corpus of which something was gone when it was read again."""
     words = "{} parts of the files of '{}' vanished before they were compared: what they held is left out."
     return [words.format(parts, name) for name, parts in lost.items() if parts]

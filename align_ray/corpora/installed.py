@@ -128,16 +128,22 @@ def javascript() -> Iterator[str]:
     return _texts(list((_package("mlflow") / "server" / "js" / "build").rglob("*.js")))
 
 
+def _distributions() -> list[importlib.metadata.Distribution]:
+    return sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"].lower())
+
+
 def package_descriptions() -> Iterator[str]:
-    """Descriptions (Markdown, reStructuredText) of the installed packages."""
-    for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"].lower()):
+    """Descriptions (Markdown, reStructuredText) of the installed packages but this one, whose README would change the demo."""
+    for distribution in _distributions():
+        if distribution.metadata["Name"] == "align-ray":
+            continue
         metadata = cast(email.message.Message, distribution.metadata)  # what importlib.metadata parses into
         yield from _pieces(str(metadata.get_payload() or metadata["Description"] or ""))
 
 
 def licences() -> Iterator[str]:
     """Licence texts of the installed packages."""
-    for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"].lower()):
+    for distribution in _distributions():
         for file in distribution.files or []:
             if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE")) and file.suffix != ".py":
                 path = Path(str(file.locate()))

@@ -88,7 +88,7 @@ def score_reference(study: Study, evidence: Evidence) -> Reference:
     made_from = [[name, [unit_id(b) for b in evidence.batches[name]]] for name in targets]
     key = digest([VERSION, evidence.key, study.config.sampling.sequence_length, made_from])
     head = head_name(study, evidence.dtype)
-    return Reference(f"selection/{key}", evidence.dtype, head, block, {name: evidence.rows[name] for name in targets})
+    return Reference(f"scores/{key}", evidence.dtype, head, block, {name: evidence.rows[name] for name in targets})
 
 
 def sequence_scores(

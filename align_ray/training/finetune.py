@@ -16,6 +16,8 @@ from align_ray.training.jobs import Losses, train_jobs
 from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half
 
 OVERLAP_TOKENS = 13
+MIXED = {"uniform": "uniform", "mixture": "recommended"}
+"""Runs on several corpora, and the mixture of the search that each trains on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,7 @@ class Run:
 def planned_runs(config: Config, found: Mixture) -> list[Run]:
     """Every candidate alone, then `uniform` and `mixture` (the recommended one)."""
     alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
-    mixed = {"uniform": "uniform", "mixture": "recommended"}
-    return [*alone, *(Run(name, found.mixtures[key].weights) for name, key in mixed.items())]
+    return [*alone, *(Run(name, found.mixtures[key].weights) for name, key in MIXED.items())]
 
 
 def overlap(training: np.ndarray, heldout: np.ndarray) -> float:

@@ -354,7 +354,7 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     two = opened.changed(cluster={"max_actors": 2})
     monkeypatch.setattr(document_scores, "CHUNK_DOCUMENTS", 7)
     reference = score_reference(opened, pipeline.evidence_of(opened))
-    apart = dataclasses.replace(reference, folder="selection/apart")
+    apart = dataclasses.replace(reference, folder="scores/apart")
     files, counts, work = document_scores.score_corpus(two, apart, mixed)
     assert work["computed"] == 48 and counts["documents"] == first["counts"]["documents"]
     folder = first["settings"]["scores"]
