@@ -1,4 +1,4 @@
-"""Read a configuration: YAML in, a validated Config out, or one sentence that names the file, the field and the mend."""
+"""Read a configuration: YAML in, a validated Config out, or one sentence that names the file, the field and the fix."""
 
 import difflib
 import reprlib
@@ -35,7 +35,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}); check the path.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, no date, nested without end
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); mend the syntax.") from None
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); fix the syntax.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: the configuration must be a mapping of fields such as 'targets' and 'candidates'.")
     for field, value in (overrides or {}).items():

@@ -1,4 +1,4 @@
-"""Errors a user can mend. Each message is one sentence that names the file or field and the remedy."""
+"""Errors a user can fix. Each message is one sentence that names the file or field and the remedy."""
 
 import errno
 import re

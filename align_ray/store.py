@@ -153,7 +153,7 @@ class Store:
 
     def _unwritable(self, error: OSError) -> StoreError:
         reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-        return StoreError(f"cannot write to {self.uri} ({reason}); mend that and run it again: what was finished is kept.")
+        return StoreError(f"cannot write to {self.uri} ({reason}); fix that and run it again: what was finished is kept.")
 
     def read_bytes(self, name: str) -> bytes:
         fs, path = self._at(name)

@@ -26,7 +26,7 @@ BUCKETS = 10_000
 GZIP_TEXTS = 48
 """Texts of either side whose pairs are compressed: 2,304 pairs."""
 SENTENCE_TEXTS = 128
-"""Texts of either side that are embedded, by far the dearest of the baselines."""
+"""Texts of either side that are embedded, by far the most expensive of the baselines."""
 WORDS = re.compile(r"\w+|[^\w\s]")
 
 

@@ -39,8 +39,8 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
                 table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(runs[name].targets[target]))
         out.print(table)
         lines = [
-            f"x-ent: nats per token of {target} under the candidate's unigram model; it ranks, as it predicts",
-            "losses best (docs/study.md). P(>next): adjusted for all comparisons.",
+            f"x-ent: nats per token of {target} under the candidate's unigram model. Candidates are ranked by it,",
+            "since it predicts the loss best (docs/study.md). P(>next): adjusted for all comparisons.",
             f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]
         if runs:

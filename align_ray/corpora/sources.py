@@ -176,7 +176,7 @@ def _files(corpus: Corpus) -> list[pafs.FileInfo]:
 
 def _refused(corpus: Corpus, path: str, error: OSError) -> CorpusError:
     reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-    return CorpusError(f"corpus '{corpus.name}': cannot read {path} ({reason}); mend that and run it again.")
+    return CorpusError(f"corpus '{corpus.name}': cannot read {path} ({reason}); fix that and run it again.")
 
 
 def _listed(corpus: Corpus) -> list[pafs.FileInfo]:
@@ -367,7 +367,7 @@ def _hub_records(corpus: Corpus, fragment: Fragment) -> Iterator[dict[str, Any]]
     except Exception as error:  # a broken file or a lost connection, each a class of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorpusError(
-            f"corpus '{corpus.name}': cannot read {corpus.source} ({reason}); mend that and run it again."
+            f"corpus '{corpus.name}': cannot read {corpus.source} ({reason}); fix that and run it again."
         ) from None
 
 

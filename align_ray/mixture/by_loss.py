@@ -1,4 +1,4 @@
-"""The dearest objective, real loss: proxies are trained on mixtures.
+"""The most expensive objective, real loss: proxies are trained on mixtures.
 
 `tune`: Optuna proposes, every trial is a Ray Train run, ASHA stops the bad ones early. `swarm`: all mixtures are designed
 beforehand, and a surrogate of the loss is optimised under the same constraints.

@@ -165,7 +165,7 @@ def start_tracking(config: Config, store: Store) -> Tracker:
         if config.tracking.uri:
             raise ConfigError(f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it.") from None
         raise StoreError(
-            f"MLflow's store {uri} cannot be opened ({_reason(error)}); mend it, or move it away to start a new one."
+            f"MLflow's store {uri} cannot be opened ({_reason(error)}); fix it, or move it away to start a new one."
         ) from None
     if experiment:
         experiment_id = experiment.experiment_id

@@ -171,7 +171,7 @@ def test_files_that_became_empty_after_the_check_leave_a_corpus_without_document
 
 def test_a_file_that_is_there_but_cannot_be_read_is_one_sentence():
     corpus = Corpus(name="c", source="/proc/self/mem")
-    with pytest.raises(CorpusError, match=r"^corpus 'c': cannot read /proc/self/mem \(.*\); mend that and run it again\.$"):
+    with pytest.raises(CorpusError, match=r"^corpus 'c': cannot read /proc/self/mem \(.*\); fix that and run it again\.$"):
         list(documents(corpus, [Fragment("text", "/proc/self/mem", 0, 10, 10)], Counter()))
 
 
@@ -441,7 +441,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_old_files_whole_and_no_new_ones(
     folder = mounted("size=256k")
     store = Store(str(folder))
     store.write_bytes("a.bin", b"old")
-    with pytest.raises(StoreError, match=rf"^cannot write to {folder} \(No space left on device\); mend that and run it again"):
+    with pytest.raises(StoreError, match=rf"^cannot write to {folder} \(No space left on device\); fix that and run it again"):
         store.write_bytes("a.bin", bytes(10**6))
     with pytest.raises(StoreError):
         write_unit(store, "key", "u", some_unit(100_000))
@@ -561,7 +561,7 @@ def test_stages_nest_within_a_run_but_threads_and_object_storage_do_not_share_a_
 def test_an_mlflow_store_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"garbage" * 1000)
     with pytest.raises(
-        StoreError, match=r"mlflow\.db cannot be opened \(.*not a database\); mend it, or move it away"
+        StoreError, match=r"mlflow\.db cannot be opened \(.*not a database\); fix it, or move it away"
     ) as caught:
         start_tracking(load_config(None, {"output": str(tmp_path)}), Store(str(tmp_path)))
     assert "\n" not in str(caught.value)
@@ -700,12 +700,12 @@ def test_a_corpus_that_shrinks_between_the_passes_of_a_mixture_is_refused(tmp_pa
 @pytest.mark.parametrize("kind", [StoreError, CorpusError, UserError])
 def test_a_mistake_met_in_a_function_of_ray_data_is_still_one_sentence(local_ray, kind):
     def fail(batch):
-        raise kind("cannot write to s3://b/x (No space left on device); mend that and run it again.")
+        raise kind("cannot write to s3://b/x (No space left on device); fix that and run it again.")
 
     with pytest.raises(Exception, match="No space left") as caught:
         local_ray.data.from_items([1]).map_batches(fail).take_all()
     found = mistake_behind(caught.value)
-    assert type(found) is kind and str(found) == "cannot write to s3://b/x (No space left on device); mend that and run it again."
+    assert type(found) is kind and str(found) == "cannot write to s3://b/x (No space left on device); fix that and run it again."
 
 
 def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch):
