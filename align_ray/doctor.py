@@ -283,10 +283,10 @@ def _hub(_: Config | None) -> list[Check]:
 def _probe(config: Config | None) -> list[Check]:
     import torch
 
-    from align_ray.config import Probe
     from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+    from align_ray.fisher.settings import ProbeName
 
-    probe = config.probe if config else Probe()
+    probe = config.probe.plain() if config else ProbeName()
     located = locate_probe(probe)
     model = load_model(located)
     ids = torch.tensor([load_tokenizer(located)("The sum of two even numbers is even.")["input_ids"]])
