@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from align_ray.credentials import Place
+from align_ray.fisher import settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -55,6 +56,10 @@ class Probe(Model):
     """Hub revision (commit, tag or branch)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off: such a model is refused."""
+
+    def plain(self) -> settings.ProbeName:
+        """As `fisher` takes it."""
+        return settings.ProbeName(**self.model_dump())
 
 
 class Sampling(Model):
@@ -144,6 +149,12 @@ class Embedding(Model):
     quirks: Quirks = Quirks()
     """`reference` only. `published`: all of them; `none`: none; or a mapping of single ones over a preset, for example
     `{preset: none, dropout: true}`; without one it starts from `published`."""
+
+    def plain(self) -> settings.Estimator:
+        """As `fisher` takes it. The dtype is not part of it: the probe is loaded in it."""
+        return settings.Estimator(
+            **self.model_dump(exclude={"dtype", "quirks"}), quirks=settings.Quirks(**self.quirks.model_dump())
+        )
 
 
 class Bounds(Model):

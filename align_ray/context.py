@@ -29,7 +29,7 @@ class Study:
         config, probe = self.config, self.probe
         if config.finetune.model is None or config.finetune.model == config.probe.model:
             return probe
-        located = locate_probe(config.probe.model_copy(update={"model": config.finetune.model, "revision": None}))
+        located = locate_probe(dataclasses.replace(config.probe.plain(), model=config.finetune.model, revision=None))
         if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
             raise ConfigError(
                 f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "

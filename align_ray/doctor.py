@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,12 @@ PACKAGE = "align-ray"
 LEAST_DISK = 5e9
 """Bytes; the embeddings of a study are megabytes to a few gigabytes, MLflow keeps a second copy of the report."""
 LEAST_OBJECT_STORE = 1e9
+SAME = ("align-ray", "ray", "torch", "transformers")
+"""Packages whose versions should be the driver's on every node: workers are sent its objects, and numbers depend on them."""
+NUMBERS_ALONE = {"torch", "transformers"}
+"""Of these another version is a warning: a study runs, but its numbers may not be those of one environment."""
+MISMATCH = re.compile(r"Version mismatch:.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+"""Ray's words where it refuses to connect: the cluster's versions, then the driver's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,28 +214,18 @@ def _ray(config: Config | None) -> list[Check]:
 
     cluster = config.cluster if config else Cluster()
     given = "field 'cluster.address'" if cluster.address else "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else None
-    connect(cluster)
+    try:
+        connect(cluster)
+    except RuntimeError as error:
+        if refused := MISMATCH.search(str(error)):
+            there, here = (dict(zip(("ray", "Python"), pair, strict=True)) for pair in (refused.groups()[:2], refused.groups()[2:]))
+            return [compared(here, [there])]
+        raise
     total, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
-
-    @ray.remote(num_cpus=0)
-    def work() -> tuple[str, bool]:
-        import importlib.util
-        import platform
-
-        return platform.python_version(), importlib.util.find_spec("align_ray") is not None
-
-    python, installed = ray.get(work.remote(), timeout=60)
+    here, workers = _versions([n["NodeID"] for n in nodes])
     size = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total.get('CPU', 0):.0f} CPU slots, {total.get('GPU', 0):.0f} GPUs"
     rows = [Check("Ray", "ok", f"{ray.__version__}, {f'reached by {given}' if given else 'starts here'}: {size}")]
-    if not installed:
-        rows = [
-            Check(
-                "Ray",
-                "failed",
-                f"a worker of the cluster has no align_ray (Python {python})",
-                f"install {PACKAGE} on every node",
-            )
-        ]
+    rows.append(compared(here, workers))
     memory, shared = total.get("object_store_memory", 0.0), Path("/dev/shm")
     small = memory < LEAST_OBJECT_STORE or not given and shared.exists() and shutil.disk_usage(shared).free < memory
     remedy = "enlarge the shared memory, for example docker run --shm-size=8g" if small else ""
@@ -245,6 +242,49 @@ def _ray(config: Config | None) -> list[Check]:
         remedy = "start the on-demand head with --resources='{\"driver\": 1000}'"
         rows.append(Check("driver", "warning", "no node offers the resource 'driver': a spot node may drive the runs", remedy))
     return rows
+
+
+def _versions(nodes: list[str]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The versions of the packages in `SAME` that are installed here, and those on every node, by a task on each."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    names = SAME
+
+    def installed() -> dict[str, str]:
+        import importlib
+        import importlib.metadata
+
+        found = {}
+        for name in names:
+            try:  # align-ray may come with the job's files and have no metadata
+                own = name == "align-ray"
+                found[name] = importlib.import_module("align_ray").__version__ if own else importlib.metadata.version(name)
+            except ImportError:  # of a package that is not there, too
+                pass
+        return found
+
+    task = ray.remote(num_cpus=0)(installed)
+    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: a node may have left by now
+    return installed(), ray.get([task.options(scheduling_strategy=place).remote() for place in places], timeout=60)
+
+
+def compared(here: dict[str, str], nodes: list[dict[str, str]]) -> Check:
+    """Whether the nodes have the versions that are installed here, by package. Builds of one version, +cpu and +cu128, are one."""
+
+    def version(of: dict[str, str], name: str) -> str:
+        return of.get(name, "not installed").partition("+")[0]
+
+    apart = {}
+    for name in here:
+        others = [version(node, name) for node in nodes if version(node, name) != version(here, name)]
+        if others:
+            where = f"{len(others)} of {len(nodes)} nodes" if len(nodes) > 1 else "the cluster"
+            apart[name] = f"{name} is {version(here, name)} here, but {' and '.join(sorted(set(others)))} on {where}"
+    if apart:
+        remedy = "install the same versions here and on every node"
+        return Check("versions", "warning" if apart.keys() <= NUMBERS_ALONE else "failed", "; ".join(apart.values()), remedy)
+    return Check("versions", "ok", f"as here on every node: {', '.join(f'{n} {version(here, n)}' for n in here)}")
 
 
 def _mlflow(config: Config | None) -> list[Check]:
@@ -283,10 +323,10 @@ def _hub(_: Config | None) -> list[Check]:
 def _probe(config: Config | None) -> list[Check]:
     import torch
 
-    from align_ray.config import Probe
     from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+    from align_ray.fisher.settings import ProbeName
 
-    probe = config.probe if config else Probe()
+    probe = config.probe.plain() if config else ProbeName()
     located = locate_probe(probe)
     model = load_model(located)
     ids = torch.tensor([load_tokenizer(located)("The sum of two even numbers is even.")["input_ids"]])

@@ -70,7 +70,7 @@ def checked_probe(config: Config) -> Located:
     """The probe, after a look at the first records of every corpus."""
     for corpus in config.corpora:
         check_corpus(corpus)
-    return locate_probe(config.probe)
+    return locate_probe(config.probe.plain())
 
 
 @stage(

@@ -18,10 +18,11 @@ import typer
 from align_ray.alignment.coefficients import pooled_alignment
 from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
 from align_ray.alignment.noise import corrected_distances
-from align_ray.config import Probe, Sampling
+from align_ray.config import Sampling
 from align_ray.corpora.draw import document_key, make_batches
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+from align_ray.fisher.settings import ProbeName
 from align_ray.fisher.trunk import fisher_embeddings
 
 BATCH, LENGTH = 8, 64
@@ -41,7 +42,7 @@ def main(
     draws_in_all: Annotated[int, typer.Option("--draws")] = 32,
 ) -> None:
     torch.set_num_threads(1)
-    located = locate_probe(Probe(model=probe))
+    located = locate_probe(ProbeName(probe))
     model = load_model(located)
     ids = [sequences(name, located, POOLED) for name in corpora]
     draws = [fisher_embeddings(model, rows[: PAIRED * BATCH], draws_in_all, 0).trunk.numpy() for rows in ids]

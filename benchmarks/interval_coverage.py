@@ -18,10 +18,11 @@ import typer
 from align_ray.alignment.coefficients import pooled_alignment
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import one_sample_mean, two_sample_mean
-from align_ray.config import Probe, Sampling
+from align_ray.config import Sampling
 from align_ray.corpora.draw import document_key, make_batches
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+from align_ray.fisher.settings import ProbeName
 from align_ray.fisher.trunk import fisher_embeddings
 
 SIZES = (8, 32, 128)
@@ -84,7 +85,7 @@ def main(
     rng = np.random.default_rng(0)
     draw = simulated(rng)
     populations = {"simulation": [draw(0, POPULATION), draw(1, POPULATION)]}
-    located = locate_probe(Probe(model=probe))
+    located = locate_probe(ProbeName(probe))
     populations[" and ".join(corpora)] = [embedded(name, located, pieces) for name in corpora]
     print(
         "| population | batches | "

@@ -17,11 +17,12 @@ import torch
 
 from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.alignment.noise import corpus_noise, relative_variance
-from align_ray.config import Corpus, Embedding, Probe, Sampling
+from align_ray.config import Corpus, Sampling
 from align_ray.corpora.draw import document_key, make_batches, smallest
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+from align_ray.fisher.settings import Estimator, ProbeName
 
 WANTED = 0.02
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--probe", default="embedded")
     parser.add_argument("--only", choices=["exact", "reference"])
     options = parser.parse_args()
-    located = locate_probe(Probe(model=options.probe))
+    located = locate_probe(ProbeName(options.probe))
     tokenizer = load_tokenizer(located)
     ids = rows_of(Corpus(name="target", source="installed:python-stdlib-heldout"), tokenizer, options.rows)
     print(f"probe {options.probe}, B={len(ids)}, T={ids.shape[1]}; {datetime.date.today()}; one thread\n")
@@ -58,7 +59,7 @@ def main() -> None:
         for draws in (2,) if kind == "reference" else (1, 2):
             torch.set_num_threads(1)  # again: numba, in `corpus_noise`, sets OpenMP to all cores
             start = time.perf_counter()
-            unit, _ = embed_batch(probe, ids, Embedding(draws=draws, **settings), 0, tokenizer.eos_token_id or 0)
+            unit, _ = embed_batch(probe, ids, Estimator(settings["estimator"], draws), 0, tokenizer.eos_token_id or 0)
             times.append(time.perf_counter() - start)
         found[kind] = unit.blocks
         if len(times) == 1:  # replicates of the published procedure share nothing

@@ -54,12 +54,12 @@ def long_line(folder: Path, gigabytes: float) -> None:
 def rates(corpus, seconds: float = 10.0) -> dict[str, float]:
     """MB/s of one process: reading and drawing; that and the n-grams of the contamination check; tokenising."""
     from align_ray.checks.contamination import ngram_hashes
-    from align_ray.config import Probe
     from align_ray.corpora.draw import document_key
     from align_ray.corpora.sources import documents, plan_fragments
     from align_ray.fisher.probe import load_tokenizer, locate_probe
+    from align_ray.fisher.settings import ProbeName
 
-    tokenizer = load_tokenizer(locate_probe(Probe()))
+    tokenizer = load_tokenizer(locate_probe(ProbeName()))
     work = {
         "read and draw": lambda text: document_key(0, text),
         "contamination": ngram_hashes,

@@ -50,6 +50,7 @@ def test_a_sound_environment_passes_and_nothing_stays_behind(small_config, monke
         "torch",
         "GPU",
         "Ray",
+        "versions",
         "object store",
         "workers",
         "MLflow",
@@ -143,6 +144,56 @@ def test_workers_that_the_cluster_cannot_hold_fail(local_ray, config):
     assert "cluster.use_gpu" in row(rows, "workers").result
     assert row(doctor._ray(config()), "workers").status == "ok"
     assert local_ray.is_initialized(), "a Ray that was there goes on"
+
+
+HERE = {"align-ray": "0.1.0", "ray": "2.60.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
+
+
+def test_versions_are_those_of_this_environment_on_every_node(local_ray, config):
+    from importlib.metadata import version
+
+    from align_ray import __version__
+
+    found = row(doctor._ray(config()), "versions")
+    names = ", ".join(f"{n} {version(n).partition('+')[0]}" for n in ("ray", "torch", "transformers"))
+    assert (found.status, found.result) == ("ok", f"as here on every node: align-ray {__version__}, {names}")
+
+
+def test_builds_of_one_version_are_the_same():
+    assert doctor.compared(HERE, [HERE, HERE | {"torch": "2.13.0+cu128"}]).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "status", "says"),
+    [
+        ([HERE | {"torch": "2.12.1+cu128"}], "warning", "torch is 2.13.0 here, but 2.12.1 on the cluster"),
+        (
+            [HERE, HERE | {"ray": "2.59.0", "transformers": "5.1"}, HERE | {"transformers": "5.2"}],
+            "failed",
+            "ray is 2.60.0 here, but 2.59.0 on 1 of 3 nodes; transformers is 5.23.0 here, but 5.1 and 5.2 on 2 of 3 nodes",
+        ),
+        (
+            [{n: v for n, v in HERE.items() if n != "align-ray"}],
+            "failed",
+            "align-ray is 0.1.0 here, but not installed on the cluster",
+        ),
+    ],
+)
+def test_versions_that_differ_are_one_sentence(nodes, status, says):
+    found = doctor.compared(HERE, nodes)
+    assert (found.status, found.result) == (status, says) and "the same versions" in found.remedy
+
+
+def test_a_cluster_that_ray_refuses_for_its_version_is_told_by_both(config, monkeypatch):
+    from ray._private.utils import check_version_info
+
+    def refuse(*_):
+        check_version_info({"ray_version": "2.1.0", "python_version": "3.9.1"}, PLANTED)
+
+    monkeypatch.setattr("align_ray.runtime.connect", refuse)
+    (found,) = doctor._ray(config())
+    assert found.status == "failed" and "ray is" in found.result and "but 2.1.0 on the cluster; Python is" in found.result
+    assert PLANTED not in str(found)
 
 
 def test_a_probe_whose_weights_are_broken_fails(config, tmp_path):

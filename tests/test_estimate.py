@@ -8,13 +8,14 @@ from typer.testing import CliRunner
 
 from align_ray import pipeline, stages
 from align_ray.cli.main import app
-from align_ray.config import Config, Probe
+from align_ray.config import Config
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.units import unit_id
 from align_ray.errors import CapReached, ConfigError
 from align_ray.estimate import passes, planned_work
 from align_ray.fisher.probe import load_model, locate_probe, parameters
+from align_ray.fisher.settings import ProbeName
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import stored
@@ -28,7 +29,7 @@ DISTINCT = ("python-stdlib", "cpp-headers")
 
 
 def test_parameters_are_counted_without_loading_weights_and_embeddings_are_left_out():
-    probe = locate_probe(Probe())
+    probe = locate_probe(ProbeName())
     model = load_model(probe)
     trunk, head = parameters(probe)
     assert head == model.get_output_embeddings().weight.numel()
@@ -36,11 +37,11 @@ def test_parameters_are_counted_without_loading_weights_and_embeddings_are_left_
 
 
 def study(config):
-    return Study(config, Store(config.output), locate_probe(config.probe))
+    return Study(config, Store(config.output), locate_probe(config.probe.plain()))
 
 
 def test_the_work_follows_from_the_configuration(small_config, tmp_path):
-    config, probe = Config.model_validate(small_config(tmp_path / "out", probe={})), locate_probe(Probe())
+    config, probe = Config.model_validate(small_config(tmp_path / "out", probe={})), locate_probe(ProbeName())
     work = planned_work(study(config))
     assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
     assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))

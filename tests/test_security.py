@@ -146,8 +146,8 @@ class Payload:
 @pytest.mark.parametrize("beside", [False, True])
 def test_pickled_weights_are_never_opened(model, small_config, tmp_path, beside):
     """Alone they are refused in a sentence; beside safetensors of another name they are not fallen back to."""
-    from align_ray.config import Probe
     from align_ray.fisher.probe import load_model, locate_probe
+    from align_ray.fisher.settings import ProbeName
 
     folder, marker = model
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(marker)))
@@ -155,7 +155,7 @@ def test_pickled_weights_are_never_opened(model, small_config, tmp_path, beside)
     if beside:
         weights.rename(folder / "other.safetensors")
         with pytest.raises(OSError):
-            load_model(locate_probe(Probe(model=str(folder))))
+            load_model(locate_probe(ProbeName(str(folder))))
     else:
         weights.unlink()
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", probe={"model": str(folder)})))

@@ -80,7 +80,7 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
             result += alignment_measures(units, candidates, targets, f", {pooling} pooling")
     for name in config.predict.probes:
         say(f"embedding with the probe '{name}'")
-        other = locate_probe(config.probe.model_copy(update={"model": name, "revision": None}))
+        other = locate_probe(dataclasses.replace(config.probe.plain(), model=name, revision=None))
         variant = dataclasses.replace(study, probe=other)
         units = read_evidence(variant, embed_missing(variant)).units
         result += alignment_measures(units, candidates, targets, f", probe {name}")

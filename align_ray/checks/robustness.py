@@ -79,7 +79,7 @@ def _variants(study: Study, probes: list[str], reference: bool) -> list[tuple[st
 def _embedded(study: Study, config: Config) -> Evidence:
     name = digest(config.model_dump(mode="json", include={"targets", "candidates", "seed", "sampling", "probe", "embedding"}))
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
-    variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe))
+    variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe.plain()))
     try:
         return _whole(read_evidence(variant, store.read_json("embedding.json")))
     except StoreError:  # nothing there yet, or not whole

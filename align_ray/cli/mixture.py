@@ -66,8 +66,8 @@ def materialise(
 
     def work() -> dict[str, Any]:
         from align_ray import pipeline
-        from align_ray.config import Probe
         from align_ray.fisher.probe import locate_probe
+        from align_ray.fisher.settings import ProbeName
         from align_ray.handover.materialise import materialise as write_shards
         from align_ray.handover.recipe import check_tokenizer
         from align_ray.runtime import connect
@@ -77,7 +77,7 @@ def materialise(
         recipe = pipeline.recipe(opened)
         if tokenizer:
             check_tokenizer(recipe, tokenizer, force)
-        located = locate_probe(Probe(model=tokenizer)) if tokenizer else opened.probe
+        located = locate_probe(ProbeName(tokenizer)) if tokenizer else opened.probe
         connect(opened.config.cluster)
         budget = tokens or recipe["token_budget"]
         store = Store(folder)

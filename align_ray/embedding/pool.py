@@ -16,12 +16,12 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load
 
-from align_ray.config import Embedding
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.units import Folder, sound_units, stored_units, unit_folder, unit_id, write_unit
 from align_ray.errors import ProbeError, StoreError, mistake, named
 from align_ray.fisher.probe import Located, load_model
+from align_ray.fisher.settings import Estimator
 from align_ray.progress import counted
 from align_ray.runtime import capacity
 from align_ray.spending import check_cap, deadline
@@ -106,7 +106,7 @@ class Embed:
 
     store: Store
     key: str
-    settings: Embedding
+    settings: Estimator
     seed: int
     pad: int
 
@@ -161,7 +161,7 @@ def embed_batches(study: Study, batches: list[np.ndarray], dtype: str | None = N
     if todo:
         if folder.head and store.find(folder.head, load) is None:
             _tune_shared_head(study, folder, folder.head)
-        work = Embed(store, folder.key, study.config.embedding, study.config.seed, study.tokenizer.eos_token_id or 0)
+        work = Embed(store, folder.key, study.config.embedding.plain(), study.config.seed, study.tokenizer.eos_token_id or 0)
         rows = ray.data.from_items(todo, override_num_blocks=len(todo))
         for receipt in counted(on_pool(study, rows, folder, work, len(todo)), "batches embedded", len(todo)):
             tokens += receipt["tokens"]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from align_ray.config import Embedding
 from align_ray.errors import ProbeError
 from align_ray.fisher.head_tuning import tuned_head, with_head
 from align_ray.fisher.reference import reference_blocks, reference_embedding
+from align_ray.fisher.settings import Estimator
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.fisher.unit import Unit
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def embed_batch(
-    model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, pad: int, step: int | None = None
+    model: nn.Module, ids: np.ndarray, settings: Estimator, seed: int, pad: int, step: int | None = None
 ) -> tuple[Unit, int | None]:
     """Embed one batch, int [B, T] with negative numbers at padding, by the estimator the settings name.
 
@@ -45,7 +45,7 @@ def pooled_rows(rows: Tensor, pooling: str) -> Tensor:
     return rows / rows.sum(-1, keepdim=True) if pooling == "unit" else rows
 
 
-def _pooled(result: Any, settings: Embedding) -> dict[str, Any]:
+def _pooled(result: Any, settings: Estimator) -> dict[str, Any]:
     finite = result.finite()
     skipped = torch.nonzero(~finite).flatten().tolist()
     if skipped:
@@ -64,7 +64,7 @@ def _pooled(result: Any, settings: Embedding) -> dict[str, Any]:
     }
 
 
-def _reference(model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, pad: int) -> dict[str, Any]:
+def _reference(model: nn.Module, ids: np.ndarray, settings: Estimator, seed: int, pad: int) -> dict[str, Any]:
     tokens = torch.as_tensor(np.where(ids < 0, pad, ids), dtype=torch.long, device=next(model.parameters()).device)
     mask = torch.as_tensor(ids >= 0, device=tokens.device).long()
     draws = [reference_embedding(model, tokens, mask, pad, seed + r, settings.quirks) for r in range(settings.draws)]

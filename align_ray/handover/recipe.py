@@ -6,10 +6,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from align_ray.config import Name, Probe, digest
+from align_ray.config import Name, digest
 from align_ray.context import Study
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_tokenizer, locate_probe
+from align_ray.fisher.settings import ProbeName
 from align_ray.reporting.results import Corpora, Mixture
 
 FORMAT = "align-ray recipe 1"
@@ -99,7 +100,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def check_tokenizer(recipe: dict[str, Any], model: str, force: bool) -> None:
     """Refuse a recipe for another tokenizer, whose tokens are other shares of the same text, unless forced."""
-    if force or vocabulary_digest(load_tokenizer(locate_probe(Probe(model=model)))) == recipe["tokenizer"]["vocabulary"]:
+    if force or vocabulary_digest(load_tokenizer(locate_probe(ProbeName(model)))) == recipe["tokenizer"]["vocabulary"]:
         return
     raise ConfigError(
         f"--tokenizer {model}: the recipe's weights are shares of tokens of '{recipe['tokenizer']['model']}', which has another "

@@ -150,7 +150,7 @@ def test_seeds_draw_other_sequences_and_small_samples_repeat():
 def test_pre_training_starts_from_random_weights_of_the_changed_architecture():
     import torch
 
-    located = locate_probe(load_config().probe)
+    located = locate_probe(load_config().probe.plain())
     torch.manual_seed(0)
     model = random_model(located, {"n_layer": 1, "n_embd": 32, "n_head": 2})
     assert model.config.n_layer == 1 and model.get_input_embeddings().weight.shape == (8192, 32)

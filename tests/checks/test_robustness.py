@@ -35,7 +35,7 @@ def test_every_variant_changes_one_choice_and_keeps_the_number_of_sequences():
 
 
 def study_of(config):
-    return Study(config, Store(config.output), locate_probe(config.probe))
+    return Study(config, Store(config.output), locate_probe(config.probe.plain()))
 
 
 def unit(trunk, head):

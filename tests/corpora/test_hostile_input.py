@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from align_ray import pipeline, stages
 from align_ray.checks.contamination import ngram_hashes, shared
 from align_ray.cli.main import app
-from align_ray.config import Config, Corpus, Embedding, Probe, Sampling
+from align_ray.config import Config, Corpus, Sampling
 from align_ray.config_file import load_config
 from align_ray.corpora import draw, limits, tasks
 from align_ray.corpora.draw import document_key, make_batches, smallest
@@ -36,6 +36,7 @@ from align_ray.embedding.units import Folder, read_unit, sound_units, write_unit
 from align_ray.errors import ConfigError, CorpusError, ProbeError, StoreError, UserError, mistake_behind
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.fisher.settings import Estimator, ProbeName
 from align_ray.fisher.unit import Unit
 from align_ray.handover import materialise
 from align_ray.pipeline import evidence_of, open_study
@@ -322,7 +323,7 @@ def test_text_of_any_script_is_drawn_whole_and_fills_its_batches(tmp_path, scrip
     wanted = Sampling(sequence_length=32, batch_size=4)
     tokens = 2 * 4 * 32
     drawn = smallest(((document_key(0, t), t) for t in texts), tokens * draw.CHARACTERS_PER_TOKEN)
-    tokenizer = load_tokenizer(locate_probe(load_config().probe))
+    tokenizer = load_tokenizer(locate_probe(load_config().probe.plain()))
     found = make_batches(drawn, tokenizer, wanted, 2, Counter())
     assert found.shape == (2, 4, 32)
     assert tokenizer.decode(found[0].ravel().tolist()).startswith(drawn[0][1][:25])
@@ -364,7 +365,7 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
     if packing == "pack":
         assert tokenizer.decode(found[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"  # nothing between documents
     store = Store(str(tmp_path))
-    settings = Embedding(estimator=estimator, draws=1, dtype="float32")
+    settings = Estimator(estimator, draws=1)
     located, folder = Located(str(bare_probe), {}, "d", 64), Folder("key", "float32", None)
     actor = ProbeActor(located, folder, store, Embed(store, "key", settings, 0, 0))
     ids = found[0]
@@ -388,7 +389,7 @@ def test_weights_that_are_no_numbers_are_one_sentence(which, settings):
         if which == "all" or name == "transformer.h.1.mlp.c_fc.weight":
             parameter.data.fill_(float("nan"))
     with pytest.raises(ProbeError) as caught:
-        embed_batch(model, some_ids(), Embedding(**settings), 0, 0)
+        embed_batch(model, some_ids(), Estimator(**settings), 0, 0)
     assert "finite" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -396,12 +397,12 @@ def test_a_sequence_of_infinite_loss_is_left_out_and_named():
     model = tiny_model("gpt2", dtype=torch.float32)
     ids = some_ids()
     ids[ids == 5] = 6
-    clean, _ = embed_batch(model, ids, Embedding(), 0, 0)
+    clean, _ = embed_batch(model, ids, Estimator(), 0, 0)
     bias = torch.zeros(29)
     bias[5] = -torch.inf  # the probe holds this token for impossible
     model.lm_head.bias = torch.nn.Parameter(bias)
     ids[2, 4] = 5
-    unit, _ = embed_batch(model, ids, Embedding(), 0, 0)
+    unit, _ = embed_batch(model, ids, Estimator(), 0, 0)
     assert clean.skipped == () and unit.skipped == (2,) and np.isfinite(unit.loss)
     assert all(np.isfinite(values).all() for values in [*unit.blocks.values(), *unit.variances.values()])
 
@@ -691,10 +692,10 @@ def test_a_corpus_that_shrinks_between_the_passes_of_a_mixture_is_refused(tmp_pa
     monkeypatch.setattr(materialise, "_count", then_shorten)
     store = Store(str(tmp_path / "mixture"))
     with pytest.raises(CorpusError, match="'a' changed while it was read"):
-        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 300, locate_probe(Probe()), 0, store)
+        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 300, locate_probe(ProbeName()), 0, store)
     assert store.read_json("manifest.json")["files"] == [], "the folder is marked, and not as finished"
     with pytest.raises(ConfigError, match="shards of something else"):
-        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 10, locate_probe(Probe()), 0, store)
+        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 10, locate_probe(ProbeName()), 0, store)
 
 
 @pytest.mark.parametrize("kind", [StoreError, CorpusError, UserError])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from align_ray.config import Embedding
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.head_tuning import EPOCHS, ROWS, tuned_head, with_head
+from align_ray.fisher.settings import Estimator
 from align_ray.fisher.trunk import fisher_embeddings
 from tests.tiny import tiny_model
 
@@ -47,7 +47,7 @@ def test_the_probe_keeps_its_own_head_and_shares_its_trunk(family, ids):
 
 def test_a_unit_carries_the_variance_over_its_sequences(ids):
     model = tiny_model("gpt2", dtype=torch.float32)
-    unit, _ = embed_batch(model, ids, Embedding(draws=3), 0, pad=0)
+    unit, _ = embed_batch(model, ids, Estimator(draws=3), 0, pad=0)
     result = fisher_embeddings(model, ids, 3, 0)
     np.testing.assert_allclose(unit.variances["trunk"], result.trunk.mean(0).var(0), rtol=1e-3, atol=1e-12)
     np.testing.assert_allclose(unit.blocks["trunk"], result.trunk.mean(1), rtol=1e-4, atol=1e-12)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from align_ray.config import Probe
 from align_ray.errors import ProbeError
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
+from align_ray.fisher.settings import ProbeName
 from tests.tiny import tiny_model
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def test_the_embedded_probe_is_a_language_model_of_the_stated_size():
-    located = locate_probe(Probe())
+    located = locate_probe(ProbeName())
     model, tokenizer = load_model(located), load_tokenizer(located)
     assert 4e6 < sum(p.numel() for p in model.parameters()) < 10e6
     assert model.config.n_positions >= 512 and 8000 < len(tokenizer) < 9000
@@ -46,9 +46,9 @@ def test_the_weights_fit_in_the_package_and_the_card_states_the_figures():
 
 
 def test_a_folder_is_loaded_and_its_digest_is_that_of_its_weights(folder):
-    first = locate_probe(Probe(model=str(folder)))
+    first = locate_probe(ProbeName(str(folder)))
     assert type(load_model(first)).__name__ == "LlamaForCausalLM" and load_tokenizer(first).eos_token == "</s>"
-    assert locate_probe(Probe(model=str(folder))).digest == first.digest
+    assert locate_probe(ProbeName(str(folder))).digest == first.digest
     model = load_model(first)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
@@ -56,13 +56,13 @@ def test_a_folder_is_loaded_and_its_digest_is_that_of_its_weights(folder):
     model.save_pretrained(other)
     for file in folder.glob("tokenizer*"):
         (other / file.name).write_bytes(file.read_bytes())
-    assert locate_probe(Probe(model=str(other))).digest != first.digest
+    assert locate_probe(ProbeName(str(other))).digest != first.digest
 
 
 def test_pickled_weights_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ProbeError, match="no safetensors"):
-        locate_probe(Probe(model=str(folder)))
+        locate_probe(ProbeName(str(folder)))
 
 
 def test_code_that_comes_with_a_model_is_refused_unless_asked_for(folder):
@@ -71,21 +71,21 @@ def test_code_that_comes_with_a_model_is_refused_unless_asked_for(folder):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("raise SystemExit('the code ran')\n")
     with pytest.raises(ProbeError, match="trust_remote_code"):
-        locate_probe(Probe(model=str(folder)))
+        locate_probe(ProbeName(str(folder)))
 
 
 def test_a_folder_without_a_tokenizer_is_named(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ProbeError, match="tokenizer"):
-        load_tokenizer(locate_probe(Probe(model=str(folder))))
+        load_tokenizer(locate_probe(ProbeName(str(folder))))
 
 
 @pytest.mark.slow
 def test_smollm2_is_loaded_from_the_installed_package_without_importing_it():
     pytest.importorskip("gguf")
     try:
-        located = locate_probe(Probe(model="smollm2"))
+        located = locate_probe(ProbeName("smollm2"))
     except ProbeError as error:
         pytest.skip(str(error))
     model = load_model(located)

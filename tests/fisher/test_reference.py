@@ -1,10 +1,12 @@
 """The published procedure: its parts by plain autograd, and what each quirk changes."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from align_ray.config import Quirks
 from align_ray.fisher.reference import reference_blocks, reference_embedding
+from align_ray.fisher.settings import Quirks
 from align_ray.fisher.trunk import trunk_modules
 from tests.tiny import tiny_model
 
@@ -68,7 +70,7 @@ def test_without_its_quirks_it_estimates_the_same_fisher_information_as_the_exac
 
 def test_rows_along_axis_0_are_inputs_of_a_conv1d(rows):
     model = tiny_model("gpt2", dtype=torch.float64)
-    inputs = reference_embedding(model, *rows, PAD, 0, NONE.model_copy(update={"axis_0": True}))
+    inputs = reference_embedding(model, *rows, PAD, 0, dataclasses.replace(NONE, axis_0=True))
     outputs = reference_embedding(model, *rows, PAD, 0, NONE)
     shapes = [m.weight.shape for m in trunk_modules(model).values()]
     assert len(inputs) == sum(s[0] for s in shapes) and len(outputs) == sum(s[1] for s in shapes)

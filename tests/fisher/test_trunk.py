@@ -8,11 +8,11 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from align_ray.alignment.distance import scaled_cosine_distance
-from align_ray.config import Embedding
 from align_ray.errors import ProbeError
 from align_ray.fisher import trunk as fisher
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.head import draw_labels
+from align_ray.fisher.settings import Estimator
 from tests.tiny import tiny_model
 
 
@@ -186,14 +186,14 @@ def test_a_mixture_of_experts_is_refused_and_dense_models_are_not():
 def test_sequences_without_a_finite_embedding_are_named_and_left_out(caplog):
     model, ids = tiny_model("gpt2", tied=False, dtype=torch.float32), sequences(4, 8)
     ids[ids == 5] = 6
-    good = embed_batch(model, ids[:3], Embedding(), 0, pad=0)[0]
+    good = embed_batch(model, ids[:3], Estimator(), 0, pad=0)[0]
     ids[3, 4] = 5
     model.transformer.wte.weight.data[5] = float("nan")
-    unit, _ = embed_batch(model, ids, Embedding(), 0, pad=0)
+    unit, _ = embed_batch(model, ids, Estimator(), 0, pad=0)
     assert unit.skipped == (3,) and "[3]" in caplog.text
     np.testing.assert_allclose(unit.blocks["trunk"], good.blocks["trunk"], rtol=1e-4)
     with pytest.raises(ProbeError, match="no finite Fisher embedding"):
-        embed_batch(model, ids[3:], Embedding(), 0, pad=0)
+        embed_batch(model, ids[3:], Estimator(), 0, pad=0)
 
 
 @pytest.mark.gpu

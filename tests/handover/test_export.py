@@ -12,9 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from align_ray.cli.main import app
-from align_ray.config import Corpus, Probe
+from align_ray.config import Corpus
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_tokenizer, locate_probe
+from align_ray.fisher.settings import ProbeName
 from align_ray.handover.export import EXPORTERS, REMOVED
 from align_ray.handover.materialise import materialise
 from align_ray.handover.recipe import FORMAT, check_tokenizer, read_recipe, row_shares, vocabulary_digest
@@ -32,7 +33,7 @@ def recipe():
         "books": {"documents": 10, "tokens": 40_000, "epochs": 1.0},  # 4,000
         "none": {"documents": 10, "tokens": 1000, "epochs": 0.0},
     }
-    embedded = {"model": "embedded", "vocabulary": vocabulary_digest(load_tokenizer(locate_probe(Probe())))}
+    embedded = {"model": "embedded", "vocabulary": vocabulary_digest(load_tokenizer(locate_probe(ProbeName())))}
     return {
         "format": FORMAT,
         "weights": WEIGHTS,
@@ -167,7 +168,7 @@ def sources(tmp_path_factory):
 
 @pytest.mark.slow
 def test_shards_hold_exactly_the_mixture_whatever_the_files(sources, tmp_path, local_ray):
-    located = locate_probe(Probe())
+    located = locate_probe(ProbeName())
     tokenizer = load_tokenizer(located)
     manifests = {}
     for label, source in (("plain", "{}.jsonl"), ("shuffled", "shuffled/{}/*.jsonl")):
