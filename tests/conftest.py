@@ -18,7 +18,7 @@ os.environ["RAY_DATA_DEFAULT_MIN_PARALLELISM"] = "4"  # parts that Ray Data grou
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora"
 
 
-for profile, examples in {"default": 30, "full": 300}.items():
+for profile, examples in {"default": 100, "full": 1000}.items():
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 
 

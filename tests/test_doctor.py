@@ -37,7 +37,7 @@ def test_a_sound_environment_passes_and_nothing_stays_behind(small_config, monke
     folder = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))  # short: Ray's socket paths must be
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     study = folder.with_suffix(".yaml")
-    study.write_text(yaml.safe_dump(small_config(folder / "out")))
+    study.write_text(yaml.safe_dump(small_config(folder / "out", probe={}, cluster={}, tracking={})))
     done = CliRunner().invoke(app, ["doctor", str(study), "--json"])
     study.unlink()
     assert done.exit_code == 0, done.output

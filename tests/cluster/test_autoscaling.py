@@ -90,6 +90,7 @@ def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
         try:
             mapping = small_config(
                 tmp_path / "out",
+                probe={},  # more work than the head does before a node is there
                 cluster={"address": f"127.0.0.1:{port}", "max_actors": 3},
                 sampling={"sequence_length": 128, "batch_size": 8, "batches": 12},
             )

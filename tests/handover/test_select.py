@@ -266,7 +266,7 @@ def study(small_config, corpora, tmp_path_factory, local_ray):
     broken = ["{broken", json.dumps({"other": 1}), json.dumps({"text": "  "})]
     lines = [*(json.dumps({"text": t}) for t in [*good, *good[:4], *leaked[:3]]), *broken]
     (folder / "mixed.jsonl").write_text("".join(line + "\n" for line in lines))
-    mapping = small_config(folder / "out", ("licences",), embedding={"dtype": "float32"}, cluster={"max_actors": 1})
+    mapping = small_config(folder / "out", ("licences",), embedding={"dtype": "float32"}, probe={})
     mapping["candidates"].append({"name": "mixed", "source": str(folder / "mixed.jsonl")})
     opened = open_study(Config.model_validate(mapping))
     with actors_here():
