@@ -15,7 +15,6 @@ from align_ray.cli import select as cli_select
 from align_ray.cli import ui as cli_ui
 from align_ray.cli.common import OptionsAnywhere, Path_, Set, guard, set_output, study_of
 from align_ray.cli.show import (
-    show_contamination,
     show_costs,
     show_mixture,
     show_noise,
@@ -23,7 +22,7 @@ from align_ray.cli.show import (
     show_prediction,
     show_published,
     show_ranking,
-    show_validation,
+    show_result,
 )
 from align_ray.errors import CapReached, UserError
 from align_ray.reporting.tables import out, plain_table
@@ -152,7 +151,7 @@ def contamination(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray contamination study.yaml[/b]
     """
-    _stage("contamination", config, set_, show_contamination)
+    _stage("contamination", config, set_, lambda study: show_result(study, "contamination"))
 
 
 @app.command()
@@ -208,7 +207,7 @@ def validate(
     def work() -> Any:
         opened = study_of(config, set_)
         result = pipeline.validate(opened, tuple(mixture or ()))
-        show_validation(opened)
+        show_result(opened, "validate")
         return result
 
     guard(work)

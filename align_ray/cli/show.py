@@ -53,30 +53,21 @@ def _loss(row: dict | None) -> tuple[str, str]:
     return f"{row['after']:.4f}", f"{row['change']:+.3f}{error}"
 
 
+def show_result(study: Any, stage: str) -> None:
+    """Print the stored result of a stage: its tables, and what their columns are."""
+    from align_ray.pipeline import need
+    from align_ray.reporting.results import RESULTS
+
+    result = RESULTS[stage](need(study, stage))
+    for table in result.tables():
+        out.print(table)
+    out.print("\n".join(result.notes()), highlight=False)
+
+
 def show_mixture(study: Any) -> None:
     """Print the recommended mixture from what is stored: weights, what binds, and what it is compared with."""
-    found = study.store.read_json("search.json")
-    best = found["mixtures"]["recommended"]
-    table = plain_table(f"mixture for {study.config.search.token_budget:,} tokens (objective: {found['objective']})")
-    table.add_column("corpus", no_wrap=True)
-    for column in ("weight", "optimum, 95%", "epochs", "limited by", "gain per 1M more"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, w in sorted(best["weights"].items(), key=lambda item: -item[1]):
-        o = found["weights"][name]
-        gain = f"{o['gain_per_million_tokens']:.4f}" if o["gain_per_million_tokens"] else ""
-        row = (f"{w:.1%}", f"{o['low']:.1%}-{o['high']:.1%}", f"{best['epochs'][name]:.2f}", o["binds"] or "", gain)
-        table.add_row(name, *row)
-    out.print(table)
-    table = plain_table("beside it")
-    table.add_column("mixture", no_wrap=True)
-    for column in ("objective", "pooled alignment", "95% interval", "most epochs"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, m in found["mixtures"].items():
-        a = m["alignment"]
-        interval = f"{a['low']:.4f}-{a['high']:.4f}"
-        table.add_row(name, f"{m['value']:.4f}", f"{a['value']:.4f}", interval, f"{max(m['epochs'].values()):.2f}")
-    out.print(table)
-    out.print(f"effective number of corpora: {found['effective_corpora']:.1f}", highlight=False)
+    out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
+    show_result(study, "search")
 
 
 def show_noise(study: Any, floor: float) -> None:
@@ -103,47 +94,6 @@ def show_noise(study: Any, floor: float) -> None:
         f"floor: the same batch of {first['sequences']} sequences under new labels, {first['draws']} draws averaged",
         highlight=False,
     )
-
-
-def show_contamination(study: Any) -> None:
-    """Print what candidates share with each target, from what is stored."""
-    from align_ray.pipeline import need
-
-    result = need(study, "contamination")
-    for target in next(iter(result["overlap"].values())):
-        table = plain_table(f"runs of {result['words']} words shared with {target}")
-        table.add_column("candidate", overflow="fold")
-        for column in ("documents", "of target", "align", "without", "x-ent", "without", "place", "without"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, rows in result["overlap"].items():
-            row, o = result["clean"][name][target], rows[target]
-            after = (row["alignment_clean"] or {}).get("value"), row["cross_entropy_clean"], row["rank_clean"]
-            cells = [f"{o['documents']:,}/{o['of']:,}", f"{o['covered']:.2%}", f"{row['alignment']['value']:.4f}"]
-            cells += ["" if after[0] is None else f"{after[0]:.4f}", f"{row['cross_entropy']:.3f}"]
-            cells += ["" if after[1] is None else f"{after[1]:.3f}", str(row["rank"]), str(after[2] or "")]
-            table.add_row(name, *cells)
-        out.print(table)
-
-
-def show_validation(study: Any) -> None:
-    """Print the losses after training on every mixture, from what is stored."""
-    from align_ray.pipeline import need
-
-    result = need(study, "validate")
-    targets = list(result["before"])
-    for target in [t for t in targets if t != "all"] + (["all"] if len(targets) > 2 else []):
-        table = plain_table(
-            f"{target}: loss after {result['tokens']:,} tokens, {result['seeds']} seeds ({result['before'][target]:.4f} before)"
-        )
-        table.add_column("mixture", no_wrap=True)
-        for column in ("loss", "95% interval", "vs. recommended", "P(worse)"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, row in sorted(result["mixtures"].items(), key=lambda item: item[1]["loss"][target]["value"]):
-            e, against = row["loss"][target], result["versus"]["recommended"].get(name, {}).get(target)
-            beside = (f"{-against['value']:+.4f}", f"{against['p_lower']:.3f}") if against else ("", "")
-            label = f"{name} (= {row['same_as']})" if row["same_as"] else name
-            table.add_row(label, f"{e['value']:.4f}", f"{e['low']:.4f}-{e['high']:.4f}", *beside)
-        out.print(table)
 
 
 def show_prediction(study: Any) -> None:
