@@ -117,7 +117,9 @@ def align(
     noise_floor: Annotated[
         float | None,
         typer.Option(
-            min=1e-6, max=0.999, help="Show how much of the distances is label noise too, and what reaches this floor of d."
+            min=1e-6,
+            max=0.999,
+            help="Show how much of the distances is label noise too, and what reaches this floor of d.",
         ),
     ] = None,
     set_: Set = None,
