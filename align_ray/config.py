@@ -29,8 +29,8 @@ class Corpus(Model):
     name: Name
     """Distinct among all targets and candidates; used in every table and file name."""
     source: Place
-    """A file, folder or glob (`*`, `?`, `[a-z]`, and `**/` for any folders) on any pyarrow file system (`data/*.jsonl.gz`,
-    `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
+    """A file, folder or glob (`*`, `?`, `[a-z]`, and `**/` for any folders) on any pyarrow file system
+    (`data/*.jsonl.gz`, `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
     hub's layout), or `installed:NAME`."""
     column: str = "text"
     """The column that holds the text (ignored where `template` is given)."""
@@ -79,8 +79,8 @@ class Sampling(Model):
 
 
 class Quirks(Model):
-    """What the published procedure does beside the definition (method 1.4); the defaults are the published procedure. Beside
-    the fields below a mapping may hold `preset: published` or `preset: none`, from which it starts; `quirks: none` is all off."""
+    """What the published procedure does beside the definition (method 1.4); the defaults are the published procedure.
+    Beside the fields below a mapping may hold `preset: published` or `preset: none`, from which it starts."""
 
     dropout: bool = True
     """Training mode: dropout stays on while tuning and in the Fisher pass."""
@@ -141,8 +141,8 @@ class Embedding(Model):
     machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below the label noise). The
     reference procedure is always float32."""
     pooling: Literal["mean", "unit"] = "mean"
-    """How sequences make a batch: their mean (the paper's), or the mean of embeddings normalised to unit sum, which limits
-    what one odd sequence can do. Both are additive."""
+    """How sequences make a batch: their mean (the paper's), or the mean of embeddings normalised to unit sum, which
+    limits what one odd sequence can do. Both are additive."""
     head_tuning: Literal["none", "shared", "per_batch"] = "none"
     """Tune the vocabulary head first: once on the first batch of every corpus, or on each batch (the paper's; it breaks
     additivity, so that mixtures are approximate)."""

@@ -17,8 +17,8 @@ M = TypeVar("M", bound=Model)
 
 REMOVED = {
     "search.sampler": "was removed in 0.2.0: the search always uses Optuna's TPE; delete it",
-    "embedding.pooling: winsorised": "was removed in 0.2.0: mixtures rest on additivity, which it breaks; set unit or mean",
-    "predict.poolings: winsorised": "was removed in 0.2.0: mixtures rest on additivity, which it breaks; name unit or mean",
+    "embedding.pooling: winsorised": "was removed in 0.2.0: it breaks the additivity of embeddings; set unit or mean",
+    "predict.poolings: winsorised": "was removed in 0.2.0: it breaks the additivity of embeddings; name unit or mean",
 }
 """What a configuration could hold in earlier versions, FIELD or FIELD: VALUE, and what takes its place."""
 

@@ -15,15 +15,13 @@ from align_ray.cli import select as cli_select
 from align_ray.cli import ui as cli_ui
 from align_ray.cli.common import OptionsAnywhere, Path_, Set, guard, set_output, study_of
 from align_ray.cli.show import (
-    show_contamination,
     show_costs,
-    show_mixture,
     show_noise,
     show_plan,
     show_prediction,
     show_published,
     show_ranking,
-    show_validation,
+    show_result,
 )
 from align_ray.errors import CapReached, UserError
 from align_ray.reporting.tables import out, plain_table
@@ -52,7 +50,8 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     aligned, mixture, trained = need(study, pipeline.align), stored(study, pipeline.search), stored(study, pipeline.finetune)
     show_ranking(aligned, trained)
     if mixture:
-        show_mixture(mixture, study.config.search.token_budget)
+        out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
+        show_result(mixture)
     show_costs(study)
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
@@ -93,6 +92,10 @@ def demo(set_: Set = None) -> None:
     guard(lambda: _run(None, set_))
 
 
+def _print(study: "Study", result: Any) -> None:
+    show_result(result)
+
+
 def _stage(
     name: str,
     config: Path,
@@ -118,7 +121,7 @@ def embed(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray embed study.yaml[/b]
     """
-    _stage("embed", config, set_)
+    _stage("embed", config, set_, _print)
 
 
 @app.command()
@@ -161,7 +164,7 @@ def contamination(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray contamination study.yaml[/b]
     """
-    _stage("contamination", config, set_, lambda _, result: show_contamination(result))
+    _stage("contamination", config, set_, _print)
 
 
 @app.command()
@@ -170,7 +173,7 @@ def samples(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray samples study.yaml[/b]
     """
-    _stage("samples", config, set_)
+    _stage("samples", config, set_, _print)
 
 
 @app.command()
@@ -179,7 +182,7 @@ def search(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray search study.yaml --set search.token_budget=50000000[/b]
     """
-    _stage("search", config, set_, lambda study, result: show_mixture(result, study.config.search.token_budget))
+    _stage("search", config, set_, _print)
 
 
 @app.command()
@@ -188,7 +191,7 @@ def finetune(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray finetune study.yaml --set finetune.tokens=100000[/b]
     """
-    _stage("finetune", config, set_)
+    _stage("finetune", config, set_, _print)
 
 
 @app.command()
@@ -219,7 +222,7 @@ def validate(
 
     Example: [b]align-ray validate study.yaml --set finetune.seeds=5[/b]
     """
-    _stage("validate", config, set_, lambda _, result: show_validation(result), tuple(mixture or ()))
+    _stage("validate", config, set_, _print, tuple(mixture or ()))
 
 
 @app.command()

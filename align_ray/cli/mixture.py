@@ -21,7 +21,8 @@ Force = Annotated[bool, typer.Option("--force", help="Use the recipe with anothe
 def export(
     recipe: Recipe,
     format_: Annotated[
-        str, typer.Option("--format", help="One of: huggingface, trl, axolotl, megatron, olmo, levanter, regmix, doremi.")
+        str,
+        typer.Option("--format", help="One of: huggingface, trl, axolotl, megatron, olmo, levanter, regmix, doremi."),
     ],
     data: Annotated[
         str,

@@ -9,12 +9,10 @@ if TYPE_CHECKING:  # the command line must not wait for torch and pandas
     from align_ray.reporting.results import (
         Alignment,
         Change,
-        Contamination,
         Finetuned,
-        Mixture,
         Prediction,
         Ranked,
-        Validation,
+        Result,
     )
 
 
@@ -63,27 +61,12 @@ def _loss(row: "Change | None") -> tuple[str, str]:
     return f"{row.after:.4f}", f"{row.change:+.3f}{error}"
 
 
-def show_mixture(found: "Mixture", token_budget: int) -> None:
-    """Print the recommended mixture: weights, what limits them, and what it is compared with."""
-    best = found.mixtures["recommended"]
-    table = plain_table(f"mixture for {token_budget:,} tokens (objective: {found.objective})")
-    table.add_column("corpus", no_wrap=True)
-    for column in ("weight", "optimum, 95%", "epochs", "limited by", "gain per 1M more"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, w in sorted(best.weights.items(), key=lambda item: -item[1]):
-        o = found.weights[name]
-        gain = f"{o.gain_per_million_tokens:.4f}" if o.gain_per_million_tokens else ""
-        table.add_row(name, f"{w:.1%}", f"{o.low:.1%}-{o.high:.1%}", f"{best.epochs[name]:.2f}", o.binds or "", gain)
-    out.print(table)
-    table = plain_table("beside it")
-    table.add_column("mixture", no_wrap=True)
-    for column in ("objective", "pooled alignment", "95% interval", "most epochs"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, m in found.mixtures.items():
-        interval = f"{m.alignment.low:.4f}-{m.alignment.high:.4f}"
-        table.add_row(name, f"{m.value:.4f}", f"{m.alignment.value:.4f}", interval, f"{max(m.epochs.values()):.2f}")
-    out.print(table)
-    out.print(f"effective number of corpora: {found.effective_corpora:.1f}", highlight=False)
+def show_result(result: "Result") -> None:
+    """Print what a stage returned: its tables, and what their columns are."""
+    for table in result.tables():
+        out.print(table)
+    for line in result.notes():
+        out.print(line, highlight=False)
 
 
 def show_noise(alignment: "Alignment", floor: float) -> None:
@@ -106,41 +89,6 @@ def show_noise(alignment: "Alignment", floor: float) -> None:
     first = next(iter(alignment.noise.values()))
     draws = f"{first.draws} draws averaged"
     out.print(f"floor: the same batch of {first.sequences} sequences under new labels, {draws}", highlight=False)
-
-
-def show_contamination(result: "Contamination") -> None:
-    """Print what candidates share with each target."""
-    for target in next(iter(result.overlap.values())):
-        table = plain_table(f"runs of {result.words} words shared with {target}")
-        table.add_column("candidate", overflow="fold")
-        for column in ("documents", "of target", "align", "without", "x-ent", "without", "place", "without"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, rows in result.overlap.items():
-            row, o = result.clean[name][target], rows[target]
-            without = row.alignment_clean
-            cells = [f"{o.documents:,}/{o.of:,}", f"{o.covered:.2%}", f"{row.alignment.value:.4f}"]
-            cells += ["" if without is None else f"{without.value:.4f}", f"{row.cross_entropy:.3f}"]
-            cells += ["" if row.cross_entropy_clean is None else f"{row.cross_entropy_clean:.3f}"]
-            table.add_row(name, *cells, str(row.rank), str(row.rank_clean or ""))
-        out.print(table)
-
-
-def show_validation(result: "Validation") -> None:
-    """Print the losses after training on every mixture."""
-    targets = [t for t in result.before if t != "all"]
-    for target in targets + (["all"] if len(targets) > 1 else []):
-        before = f"{result.before[target]:.4f} before"
-        table = plain_table(f"{target}: loss after {result.tokens:,} tokens, {result.seeds} seeds ({before})")
-        table.add_column("mixture", no_wrap=True)
-        for column in ("loss", "95% interval", "vs. recommended", "P(lower)"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, row in sorted(result.mixtures.items(), key=lambda item: item[1].loss[target].value):
-            loss, against = row.loss[target], result.against_recommended(name, target)
-            beside = (f"{against.value:+.4f}", f"{against.p_lower:.3f}") if against else ("", "")
-            label = f"{name} (= {row.same_as})" if row.same_as else name
-            table.add_row(label, f"{loss.value:.4f}", f"{loss.low:.4f}-{loss.high:.4f}", *beside)
-        out.print(table)
-    out.print("vs. recommended: above 0, the mixture does worse; P(lower): that its loss is lower", highlight=False)
 
 
 def show_prediction(result: "Prediction", folder: str) -> None:

@@ -115,7 +115,9 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
 
 
-def make_batches(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, batches: int, counts: Counter) -> np.ndarray:
+def make_batches(
+    drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, batches: int, counts: Counter
+) -> np.ndarray:
     """Tokenise documents in the order given and fill up to `batches` batches of B sequences of T tokens:
     int32 [batches, B, T]. No two batches share a document.
 

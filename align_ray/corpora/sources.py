@@ -193,8 +193,8 @@ def _listed(corpus: Corpus) -> list[pafs.FileInfo]:
             pattern = re.compile(glob_translate(str(PurePosixPath(path).relative_to(root))))
         except ValueError:
             raise CorpusError(
-                f"corpus '{corpus.name}': '**' stands for whole folders, not for a part of a name as in {corpus.source}; "
-                "write **/* in the field 'source'."
+                f"corpus '{corpus.name}': '**' stands for whole folders, not for a part of a name as in "
+                f"{corpus.source}; write **/* in the field 'source'."
             ) from None
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
         infos = [i for i in infos if pattern.match(str(PurePosixPath(i.path).relative_to(root)))]

@@ -40,8 +40,8 @@ def embed_batch(
 
 
 def pooled_rows(rows: Tensor, pooling: str) -> Tensor:
-    """Embeddings [..., n, D] whose mean over n is the batch's embedding: as they are (`mean`, the paper's), or normalised to
-    unit sum (`unit`): per-sequence embeddings are heavy-tailed, so that one outlier can dominate a mean."""
+    """Embeddings [..., n, D] whose mean over n is the batch's embedding: as they are (`mean`, the paper's), or normalised
+    to unit sum (`unit`): per-sequence embeddings are heavy-tailed, so that one outlier can dominate a mean."""
     return rows / rows.sum(-1, keepdim=True) if pooling == "unit" else rows
 
 

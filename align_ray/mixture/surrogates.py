@@ -80,7 +80,8 @@ def _table(path: Path) -> pd.DataFrame:
         raise ConfigError(f"{path}: only the column '{run}'; give the run ids first, then a column a domain or metric.")
     shorter = cells[cells[columns[-1]].isna()].values.tolist()
     for row in longer + [[cell for cell in row if isinstance(cell, str)] for row in shorter]:
-        raise ConfigError(f"{path}: run '{row[0]}' has {len(row)} fields, the header {len(cells.columns)}; fix the row.")
+        fields = f"{len(row)} fields, the header {len(cells.columns)}"
+        raise ConfigError(f"{path}: run '{row[0]}' has {fields}; fix the row.")
     numbers = cells.set_index(run).apply(pd.to_numeric, errors="coerce")
     if numbers.index.has_duplicates:
         twice = numbers.index[numbers.index.duplicated()][0]
@@ -89,7 +90,8 @@ def _table(path: Path) -> pd.DataFrame:
     if len(unusable):
         row, column = unusable[0]
         raise ConfigError(
-            f"{path}: column '{columns[column]}' of run '{numbers.index[row]}' is not a finite number; fix it or leave the run out."
+            f"{path}: column '{columns[column]}' of run '{numbers.index[row]}' is not a finite number; fix it or leave the "
+            "run out."
         )
     return numbers.astype(float)
 

@@ -114,37 +114,57 @@ class Result(BaseModel):
     def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Title and main columns, as text, of every part."""
         for target, part in self._by_target():
-            columns = []
-            for name, form in self.SHOWN.items():
-                if name not in part or part[name].isna().all():
-                    continue
-                texts = [_text(value, form) for value in part[name]]
-                if name.endswith("_low"):
-                    highs = (_text(value, form) for value in part[f"{name.removesuffix('_low')}_high"])
-                    texts = [f"[{low}, {high}]" if low else "" for low, high in zip(texts, highs, strict=True)]
-                columns.append(pd.Series(texts, name="95%" if name.endswith("_low") else name.replace("_", " ")))
-            yield f"{self.TITLE}: {target}" if target else self.TITLE, pd.concat(columns, axis=1)
+            yield f"{self.TITLE}: {target}" if target else self.TITLE, _texts(part, self.SHOWN)
+
+    def tables(self) -> Iterator[Any]:
+        """The readable form, for a rich console: a table a part."""
+        from rich.text import Text
+
+        from align_ray.reporting.tables import plain_table
+
+        for title, frame in self._shown():
+            table = plain_table(title)
+            for i, column in enumerate(frame):
+                heading = str(column).replace(" ", "\n")
+                table.add_column(heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+            for row in frame.itertuples(index=False):
+                table.add_row(*map(Text, row))
+            yield table
+
+    def notes(self) -> list[str]:
+        """What the command line says below the tables: their columns in words, with units."""
+        return []
 
     def __repr__(self) -> str:
         from rich.console import Console
 
-        from align_ray.reporting.tables import plain_table
-
         text = StringIO()
         console = Console(file=text, width=WIDTH, highlight=False, markup=False, force_jupyter=False, color_system=None)
-        for title, frame in self._shown():
-            table = plain_table(title)
-            for i, column in enumerate(frame):
-                table.add_column(
-                    str(column).replace(" ", "\n"), justify="right" if i else "left", no_wrap=i > 0, overflow="fold"
-                )
-            for row in frame.itertuples(index=False):
-                table.add_row(*row)
+        for table in self.tables():
             console.print(table)
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
         return "".join(f"<p><b>{escape(title)}</b></p>{part.to_html(index=False, border=0)}" for title, part in self._shown())
+
+
+def _texts(part: pd.DataFrame, shown: dict[str, str]) -> pd.DataFrame:
+    """The columns `shown` of a table as text, without empty ones; NAME_low gives the interval of NAME."""
+    columns = []
+    for name, form in shown.items():
+        if name not in part or part[name].isna().all():
+            continue
+        texts = [_text(value, form) for value in part[name]]
+        if name.endswith("_low"):
+            highs = (_text(value, form) for value in part[f"{name.removesuffix('_low')}_high"])
+            texts = [f"[{low}, {high}]" if low else "" for low, high in zip(texts, highs, strict=True)]
+        columns.append(pd.Series(texts, name="95%" if name.endswith("_low") else _heading(name)))
+    return pd.concat(columns, axis=1)
+
+
+def _heading(name: str) -> str:
+    """p_lower: P(lower)."""
+    return f"P({name[2:]})".replace("_", " ") if name.startswith("p_") else name.replace("_", " ")
 
 
 def _text(value: Any, form: str) -> str:
@@ -377,7 +397,15 @@ class Mixture(Result):
     """What `search` returns."""
 
     TITLE = "Recommended mixture (shares of tokens)"
-    SHOWN = {"corpus": "", "weight": ".1%", "optimum": ".1%", "optimum_low": ".1%", "epochs": ".2f", "limited_by": ""}
+    SHOWN = {
+        "corpus": "",
+        "weight": ".1%",
+        "optimum": ".1%",
+        "optimum_low": ".1%",
+        "epochs": ".2f",
+        "limited_by": "",
+        "gain_per_million_tokens": ".4f",
+    }
     DRAWN = ("corpus", "optimum")
     AXIS = "weight at the optimum (share of tokens), 95%"
 
@@ -435,6 +463,21 @@ class Mixture(Result):
                 for name, m in self.mixtures.items()
             ]
         )  # fmt: skip
+
+
+    def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from super()._shown()
+        shown = {"mixture": "", "value": ".4f", "alignment": ".4f", "alignment_low": ".4f", "most_epochs": ".2f"}
+        yield "Beside it", _texts(self.comparison(), shown)
+
+    def notes(self) -> list[str]:
+        return [
+            "weight: the mean of all mixtures that are as good as the optimum within its error",
+            f"optimum: of the objective ({self.objective}), 95% over resampled batches",
+            "gain: of the objective, where repetition limits a corpus",
+            "value: of the objective, higher is better; alignment: pooled",
+            f"effective number of corpora: {self.effective_corpora:.1f}",
+        ]
 
 
 class Change(Value):
@@ -508,8 +551,8 @@ class Validation(Result):
         "loss": ".4f",
         "loss_low": ".4f",
         "difference": "+.4f",
-        "difference_low": "+.4f",
         "p_lower": ".3f",
+        "same_as": "",
     }
     DRAWN = ("mixture", "loss")
     AXIS = "held-out loss (nats per token), 95% over seeds and sequences"
@@ -520,6 +563,14 @@ class Validation(Result):
     mixtures: dict[str, Validated]
     versus: dict[str, dict[str, dict[str, Difference]]]
     """`versus[a][b][target]`: a's loss less b's."""
+
+    def notes(self) -> list[str]:
+        before = ", ".join(f"{target} {loss:.4f}" for target, loss in self.before.items())
+        return [
+            f"after {self.tokens:,} tokens, {self.seeds} seeds, 95% over seeds and sequences; before: {before}",
+            "difference: from the recommended mixture's loss, above 0 is worse; P(lower): that the loss is lower than its;",
+            "same as: trained once for both",
+        ]
 
     def against_recommended(self, mixture: str, target: str) -> Difference | None:
         """The mixture's loss less the recommended one's: above 0 where the mixture is worse. None for the recommended itself."""
@@ -576,6 +627,8 @@ class Contamination(Result):
         "covered": ".2%",
         "alignment": ".4f",
         "alignment_clean": ".4f",
+        "cross_entropy": ".3f",
+        "cross_entropy_clean": ".3f",
         "rank": ".0f",
         "rank_clean": ".0f",
     }
@@ -600,6 +653,13 @@ class Contamination(Result):
                     cells |= _estimate(name, getattr(found, name))
                 rows.append(cells)
         return pd.DataFrame(rows).sort_values(["target", "rank"], kind="stable", ignore_index=True)
+
+
+    def notes(self) -> list[str]:
+        return [
+            f"documents: that share a run of {self.words} words with the target; covered: share of its runs",
+            "clean: without the sequences that hold such a run; cross-entropy: nats per token",
+        ]
 
 
 class Excerpt(Value):

@@ -122,7 +122,7 @@ def train_model(
 
 
 def warm_up_and_decay(optimiser: Any, start: int, total: int) -> Any:
-    """The learning rate from step `start` on, as a scheduler: up over the first tenth of all `total` steps, then down to 0."""
+    """The learning rate from step `start` on, as a scheduler: up over a tenth of all `total` steps, then down to 0."""
     from torch.optim.lr_scheduler import LambdaLR
 
     def share(step: int) -> float:

@@ -71,7 +71,7 @@ def test_help_shows_an_example(command):
     assert result.exit_code == 0 and f"align-ray {command}" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["study.yaml", "--floor", "0.01"], ["study.yaml", "--set", "seed=1"], [], ["--json", "study.yaml"]])
+@pytest.mark.parametrize("arguments", [["study.yaml", "--floor", "0.01"], ["s.yaml", "--set", "seed=1"], [], ["--json", "s"]])
 def test_a_removed_command_names_its_successor_and_is_not_listed(arguments):
     result = CliRunner().invoke(app, ["noise", *arguments])
     sentence = "the command 'noise' was removed in 0.2.0; use align-ray align CONFIG --noise-floor 0.02."

@@ -12,7 +12,8 @@ def test_the_rate_of_every_step_is_the_formulas_to_the_last_bit_also_after_a_res
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=rate)
     schedule = warm_up_and_decay(optimiser, start, total)
     for step in range(start, total):
-        assert optimiser.param_groups[0]["lr"] == rate * min((step + 1) / (0.1 * total + 1), 1.0, (total - step) / (0.9 * total))
+        share = min((step + 1) / (0.1 * total + 1), 1.0, (total - step) / (0.9 * total))
+        assert optimiser.param_groups[0]["lr"] == rate * share
         optimiser.step()
         schedule.step()
     assert optimiser.param_groups[0]["lr"] == 0
