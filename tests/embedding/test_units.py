@@ -1,4 +1,4 @@
-"""The digests under which embeddings and results are stored: those of earlier versions are found again."""
+"""The digests under which embeddings are stored: those of earlier versions are found again."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,6 @@ import pytest
 
 from align_ray.config import Config
 from align_ray.embedding.units import embedding_key
-from align_ray.stages import _key
 
 STUDY = {
     "output": "out",
@@ -36,12 +35,3 @@ def test_embeddings_that_version_0_1_stored_are_found(settings, key):
     """The digests are those of commit f9daaa1."""
     config = Config.model_validate(STUDY | {"embedding": settings})
     assert embedding_key(config, PROBE, "float32", None) == key
-
-
-@pytest.mark.parametrize(
-    ("stage", "key"), [("embed", "dc8ed2898db134ca"), ("search", "15df320c5f1594b4"), ("validate", "1ab59d8d60f8b62f")]
-)
-def test_results_that_version_0_1_stored_are_found(stage, key):
-    """The digests are those of commit f9daaa1; a search had a field `sampler` then."""
-    store = SimpleNamespace(find_mappings=lambda name: {"a": {"sample_digest": "x"}})
-    assert _key(SimpleNamespace(config=Config.model_validate(STUDY), probe=PROBE, store=store), stage) == key
