@@ -81,7 +81,7 @@ def _embedded(study: Study, config: Config) -> Evidence:
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
     variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe.plain()))
     try:
-        return _whole(read_evidence(variant, store.read_json("embedding.json")))
+        return _whole(read_evidence(variant, {"limits": None, **store.read_json("embedding.json")}))
     except StoreError:  # nothing there yet, or not whole
         sample_corpora(variant)
         done = embed_missing(variant)
