@@ -321,7 +321,7 @@ class Alignment(Result):
         `alignment_p_best`, ..., `alignment_corrected` is it without label noise, `alignment_pooled` that of the corpora's mean
         embeddings; further rows of the probe stand under their name, for example `head`; `ceiling` is 1 - div(target)."""
         blocks = {"alignment": self.ranking} | {name: block.ranking for name, block in self.others.items()}
-        rows = []
+        rows: list[dict[str, Any]] = []
         for target, ranking in self.predicted.ranking.items():
             for rank, row in enumerate(ranking, start=1):
                 cells = {"target": target, "candidate": row.candidate, "rank": rank, **_ranked("cross_entropy", "", row)}
@@ -520,7 +520,7 @@ class Finetuned(Result):
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and training run, lowest loss first: loss `before` and `after`, `change` with its interval over the
         held-out sequences, and `overlap`, the share of held-out 13-token windows in the training text."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
                 cells = {"target": target, "run": name, "tokens": self.tokens, **loss.model_dump()}
@@ -584,7 +584,7 @@ class Validation(Result):
         """One row a target (`all`: their mean) and mixture, lowest loss first: `loss` with its interval, `difference` from the
         recommended mixture's (above 0: worse), `p_lower`, the probability that it is lower than the recommended one's, and
         `same_as`, the mixture with the same weights that was trained in its place."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, mixture in self.mixtures.items():
             for target, loss in mixture.loss.items():
                 cells = {"target": target, "mixture": name, "same_as": mixture.same_as, **_estimate("loss", loss)}
@@ -723,7 +723,7 @@ class Samples(Result, RootModel[dict[str, Sampled]]):
         the result itself, `most` and `least`. Without corpora of which no score is finite; empty where the estimator has no
         embedding of a single sequence."""
         names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
-        rows = []
+        rows: list[dict[str, Any]] = []
         for corpus, found in self.root.items():
             for target, scores in found.targets.items():
                 if not scores.quantiles:
@@ -807,7 +807,7 @@ class Prediction(Result):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a number of tokens and measure, best first: rank correlation, regret in nats per token."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for tokens, setting in self.settings.items():
             for name, found in setting.results.get("others", {}).items():
                 ends = {"spearman_low": found.spearman.low, "spearman_high": found.spearman.high}
