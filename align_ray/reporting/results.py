@@ -658,7 +658,8 @@ class Contamination(Result):
                     cells |= _estimate(name, getattr(found, name))
                 rows.append(cells)
         order = {target: i for i, target in enumerate(dict.fromkeys(row["target"] for row in rows))}
-        return pd.DataFrame(sorted(rows, key=lambda row: (order[row["target"]], row["rank"])))
+        rows.sort(key=lambda row: (order[row["target"]], row["rank"]))
+        return pd.DataFrame(rows)
 
 
     def notes(self) -> list[str]:
