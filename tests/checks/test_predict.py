@@ -205,7 +205,7 @@ def test_sentence_embeddings_find_the_corpus_of_the_same_kind():
 
 @pytest.mark.slow
 def test_sequential_embedding_stops_where_ranks_are_settled(small_config, tmp_path, no_pools):
-    data = small_config(tmp_path / "out", CANDIDATES)
+    data = small_config(tmp_path / "out", CANDIDATES, probe={})
     data["sampling"] = {"sequence_length": 32, "batch_size": 4, "batches": 32, "sequential": True}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(data))
