@@ -1,4 +1,5 @@
-# make demo: the main job on the embedded default. make test: the tests. make test-all: the long ones as well. make lint: ruff and mypy. All create .venv first.
+# make demo: the main job on the embedded default. make test: the tests. make test-all: the long ones as well.
+# make lint: ruff, mypy and import-linter. All create .venv first.
 # PYTHON picks the interpreter (3.11 or newer); TORCH picks the torch build, for example TORCH="torch==2.13.0+cpu".
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -27,6 +28,7 @@ test-all: .venv/.installed
 lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 clean:
 	rm -rf .venv runs

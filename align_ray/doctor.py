@@ -28,7 +28,7 @@ LEAST_DISK = 5e9
 """Bytes; the embeddings of a study are megabytes to a few gigabytes, MLflow keeps a second copy of the report."""
 LEAST_OBJECT_STORE = 1e9
 SAME = ("align-ray", "ray", "torch", "transformers")
-"""Packages whose versions should be the driver's on every node: workers are sent its objects, and numbers depend on them."""
+"""Packages whose versions should be the driver's on every node: workers get its objects, and numbers depend on them."""
 NUMBERS_ALONE = {"torch", "transformers"}
 """Of these another version is a warning: a study runs, but its numbers may not be those of one environment."""
 MISMATCH = re.compile(r"Version mismatch:.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
@@ -218,7 +218,8 @@ def _ray(config: Config | None) -> list[Check]:
         connect(cluster)
     except RuntimeError as error:
         if refused := MISMATCH.search(str(error)):
-            there, here = (dict(zip(("ray", "Python"), pair, strict=True)) for pair in (refused.groups()[:2], refused.groups()[2:]))
+            ray_there, python_there, ray_here, python_here = refused.groups()
+            here, there = {"ray": ray_here, "Python": python_here}, {"ray": ray_there, "Python": python_there}
             return [compared(here, [there])]
         raise
     total, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
@@ -258,8 +259,10 @@ def _versions(nodes: list[str]) -> tuple[dict[str, str], list[dict[str, str]]]:
         found = {}
         for name in names:
             try:  # align-ray may come with the job's files and have no metadata
-                own = name == "align-ray"
-                found[name] = importlib.import_module("align_ray").__version__ if own else importlib.metadata.version(name)
+                if name == "align-ray":
+                    found[name] = importlib.import_module("align_ray").__version__
+                else:
+                    found[name] = importlib.metadata.version(name)
             except ImportError:  # of a package that is not there, too
                 pass
         return found
@@ -270,7 +273,7 @@ def _versions(nodes: list[str]) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 def compared(here: dict[str, str], nodes: list[dict[str, str]]) -> Check:
-    """Whether the nodes have the versions that are installed here, by package. Builds of one version, +cpu and +cu128, are one."""
+    """Whether the nodes have the versions that are here, by package. Builds of one version, +cpu and +cu128, are one."""
 
     def version(of: dict[str, str], name: str) -> str:
         return of.get(name, "not installed").partition("+")[0]
@@ -283,7 +286,8 @@ def compared(here: dict[str, str], nodes: list[dict[str, str]]) -> Check:
             apart[name] = f"{name} is {version(here, name)} here, but {' and '.join(sorted(set(others)))} on {where}"
     if apart:
         remedy = "install the same versions here and on every node"
-        return Check("versions", "warning" if apart.keys() <= NUMBERS_ALONE else "failed", "; ".join(apart.values()), remedy)
+        status: Literal["warning", "failed"] = "warning" if apart.keys() <= NUMBERS_ALONE else "failed"
+        return Check("versions", status, "; ".join(apart.values()), remedy)
     return Check("versions", "ok", f"as here on every node: {', '.join(f'{n} {version(here, n)}' for n in here)}")
 
 

@@ -192,7 +192,7 @@ def test_a_cluster_that_ray_refuses_for_its_version_is_told_by_both(config, monk
 
     monkeypatch.setattr("align_ray.runtime.connect", refuse)
     (found,) = doctor._ray(config())
-    assert found.status == "failed" and "ray is" in found.result and "but 2.1.0 on the cluster; Python is" in found.result
+    assert found.status == "failed" and "but 2.1.0 on the cluster; Python is" in found.result
     assert PLANTED not in str(found)
 
 

@@ -161,7 +161,8 @@ def embed_batches(study: Study, batches: list[np.ndarray], dtype: str | None = N
     if todo:
         if folder.head and store.find(folder.head, load) is None:
             _tune_shared_head(study, folder, folder.head)
-        work = Embed(store, folder.key, study.config.embedding.plain(), study.config.seed, study.tokenizer.eos_token_id or 0)
+        settings, pad = study.config.embedding.plain(), study.tokenizer.eos_token_id or 0
+        work = Embed(store, folder.key, settings, study.config.seed, pad)
         rows = ray.data.from_items(todo, override_num_blocks=len(todo))
         for receipt in counted(on_pool(study, rows, folder, work, len(todo)), "batches embedded", len(todo)):
             tokens += receipt["tokens"]

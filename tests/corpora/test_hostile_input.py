@@ -691,12 +691,12 @@ def test_a_corpus_that_shrinks_between_the_passes_of_a_mixture_is_refused(tmp_pa
         return counted
 
     monkeypatch.setattr(materialise, "_count", then_shorten)
-    store = Store(str(tmp_path / "mixture"))
+    store, corpora = Store(str(tmp_path / "mixture")), [Corpus(name="a", source=str(source))]
     with pytest.raises(CorpusError, match="'a' changed while it was read"):
-        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 300, locate_probe(ProbeName()), 0, store)
+        materialise.materialise(corpora, {"a": 1.0}, 300, locate_probe(ProbeName()), 0, store)
     assert store.read_json("manifest.json")["files"] == [], "the folder is marked, and not as finished"
     with pytest.raises(ConfigError, match="shards of something else"):
-        materialise.materialise([Corpus(name="a", source=str(source))], {"a": 1.0}, 10, locate_probe(ProbeName()), 0, store)
+        materialise.materialise(corpora, {"a": 1.0}, 10, locate_probe(ProbeName()), 0, store)
 
 
 @pytest.mark.parametrize("kind", [StoreError, CorpusError, UserError])

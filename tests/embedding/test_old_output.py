@@ -1,4 +1,4 @@
-"""An output folder of version 0.1.0 (output_0_1_0, see make.py there): its embeddings are found again and hold the same numbers."""
+"""An output folder of version 0.1.0 (output_0_1_0, see make.py there): its embeddings are found again, unchanged."""
 
 import shutil
 from pathlib import Path

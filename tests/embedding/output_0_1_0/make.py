@@ -25,7 +25,13 @@ MAPPING = {
 VARIANTS = (
     {"embedding": {"dtype": "float32"}},
     {"embedding": {"dtype": "bfloat16", "estimator": "head", "draws": 1}},
-    {"embedding": {"dtype": "float32", "estimator": "reference", "quirks": {"dropout": False, "absolute_epsilon": False}}},
+    {
+        "embedding": {
+            "dtype": "float32",
+            "estimator": "reference",
+            "quirks": {"dropout": False, "absolute_epsilon": False},
+        }
+    },
     {"embedding": {"dtype": "float32", "head_tuning": "shared", "pooling": "unit"}, "seed": 7},
 )
 probe, store = Located("", {}, "0123456789abcdef", 64), Store(sys.argv[1])
