@@ -22,14 +22,14 @@ __version__ = "0.2.0"
 # `align-ray ui` too. A study contacts what its user named.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-STAGES = ("embed", "align", "contamination", "samples", "search", "finetune", "validate", "predict")
+STAGE_NAMES = ("embed", "align", "contamination", "samples", "search", "finetune", "validate", "predict")
 """Names of the stages (see `pipeline.STAGES`), each a function of a Study."""
 _PUBLIC = {
     "load_config": "config_file",
     "Config": "config",
     "open_study": "pipeline",
     "Study": "context",
-    **dict.fromkeys(STAGES, "pipeline"),
+    **dict.fromkeys(STAGE_NAMES, "pipeline"),
     "recipe": "pipeline",
     "report": "pipeline",
     "run": "pipeline",

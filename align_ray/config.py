@@ -16,7 +16,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 class Model(BaseModel):
     """Base of every section: immutable, an unknown key is an error, and so is a number that is infinite or none. A field's
-    docstring is its description, of which docs/configuration.md is made (`config_reference`)."""
+    docstring is its description, of which docs/configuration.md is made (`cli/config_page.py`)."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants", use_attribute_docstrings=True

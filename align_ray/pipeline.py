@@ -204,14 +204,21 @@ RUN = (embed, align, contamination, samples, search, finetune)
 
 
 def report(study: Study) -> str:
-    """Write report.html from what is stored and belongs to this configuration; returns its path or URI."""
+    """Write report.html from what is stored and belongs to this configuration; returns its path or URI. The files beside it are
+    then those of this configuration too."""
     store = study.store
     with store.locked():
+        need(study, embed)
         need(study, align)
         found = {one.file: value for one in STAGES if (value := stored(study, one))}
         for one in RUN:
             if one.file not in found:
                 study.say(f"no result of the stage '{one.name}' belongs to this configuration: the report leaves it out")
+        for name, result in found.items():
+            if name != embed.file:
+                store.write_json(f"{name}.json", result.dump())
+        if search.file in found:
+            store.write_json("recipe.json", recipe(study))
         costs = {name: store.read_json(f"{name}.json") for name in ("cost", "estimate") if store.exists(f"{name}.json")}
         store.write_bytes("report.html", render_report(study.config, found, costs).encode())
         tracker = tracking.start_tracking(study.config, store)
@@ -244,7 +251,7 @@ def run(study: Study) -> str:
                 one(study)
             except CapReached as error:
                 capped = error
-        if capped and stored(study, align) is None:
+        if capped and (stored(study, embed) is None or stored(study, align) is None):
             raise capped
         where = report(study)
     if capped:

@@ -38,7 +38,7 @@ class Stage(Generic[Found]):
     work: Callable[..., dict[str, Any]]
     """Gives the result as a JSON value."""
     file: str
-    """The last result is OUTPUT/FILE.json, for people; every result is OUTPUT/answers/FILE-DIGEST.json."""
+    """The last result is OUTPUT/FILE.json, for people (of `embed` its counts); every one is OUTPUT/answers/FILE-DIGEST.json."""
     result: type[Found]
     needs: tuple["Stage[Any]", ...]
     """Stages whose result it reads."""
@@ -53,9 +53,9 @@ class Stage(Generic[Found]):
     on_workers: bool
     """Whether it needs Ray."""
 
-    def __call__(self, study: Study, *arguments: Any) -> Found:
+    def __call__(self, study: Study, *arguments: Any, **options: Any) -> Found:
         with study.store.locked():
-            return _run(self, study, arguments)
+            return _run(self, study, arguments, options)
 
 
 def stage(
@@ -80,10 +80,7 @@ def stage(
 
 def stored(study: Study, wanted: Stage[Found]) -> Found | None:
     """The result of a stage; None where there is none of this configuration and sample."""
-    key = answer_key(study, wanted)
-    if not wanted.needs and costs(study.store).get(wanted.name, {}).get("made_from") != key:
-        return None  # the sample on disk is another configuration's
-    found = study.store.find_json(_answer(wanted, key))
+    found = study.store.find_json(_answer(wanted, answer_key(study, wanted)))
     return None if found is None else wanted.result.parse(found)
 
 
@@ -98,7 +95,8 @@ def need(study: Study, wanted: Stage[Found]) -> Found:
 
 
 def answer_key(study: Study, wanted: Stage[Any]) -> str:
-    """Digest of all that determines a stage's result."""
+    """Digest of all that determines a stage's result: fields of the configuration, the probe, and the rows that are on disk now, so
+    that a result is found only beside the sample it was made from."""
     config = study.config.model_dump(mode="json")
     values = []
     for field in (*wanted.fields, *wanted.further(study)):
@@ -109,7 +107,7 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
     inputs: list[Any] = [answer_key(study, needed) for needed in wanted.needs]
     if not inputs:
         samples = study.store.find_mappings("corpora.json")
-        inputs = [study.probe.digest, {name: counts.get("sample_digest") for name, counts in samples.items()}]
+        inputs = [study.probe.digest, {name: counts.get("rows_digest") for name, counts in samples.items()}]
         inputs += [PROCEDURE] if study.config.embedding.estimator == "reference" else []
     return digest([FORMAT, values, inputs])
 
@@ -118,7 +116,7 @@ def _answer(wanted: Stage[Any], key: str) -> str:
     return f"answers/{wanted.file}-{key}.json"
 
 
-def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...]) -> Found:
+def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options: dict[str, Any]) -> Found:
     wanted.check(study)
     for needed in wanted.needs:
         need(study, needed)
@@ -130,16 +128,13 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...]) -> Foun
         if room and room.now < 1:
             study.say(f"no worker is there yet: waiting for the cluster to start one, at most {room.most}")
         made: dict[str, Any] = {}
-        if not wanted.needs:  # from here on the sample on disk is no longer that of the last result
-            _forget(study, wanted)
         try:
             with spending(study.config, study.store, room.most) if room else nullcontext():
-                result = wanted.result.parse(wanted.work(study, *arguments))
-            key = answer_key(study, wanted)
-            study.store.write_json(_answer(wanted, key), result.dump())
+                result = wanted.result.parse(wanted.work(study, *arguments, **options))
+            study.store.write_json(_answer(wanted, answer_key(study, wanted)), result.dump())
             if wanted.needs:  # the sample's counts are a file of their own already
                 study.store.write_json(f"{wanted.file}.json", result.dump())
-            made = {"made_from": key, **result.recorded()}
+            made = result.recorded()
         finally:
             seconds = time.perf_counter() - start
             record(study, wanted.name, seconds, _held(study, room.now) if room else 0, made)
@@ -162,12 +157,6 @@ def charged(study: Study, work: str) -> Iterator[None]:
             record(study, work, time.perf_counter() - start, _held(study, room.now), {})
 
 
-def _forget(study: Study, wanted: Stage[Any]) -> None:
-    found = costs(study.store)
-    found.get(wanted.name, {}).pop("made_from", None)
-    study.store.write_json("cost.json", found)
-
-
 def _held(study: Study, before: int) -> int:
     """Workers held: those there were `before` or, where the cluster has grown, those there are."""
     with suppress(Exception):  # the cluster may be what failed
@@ -176,12 +165,11 @@ def _held(study: Study, before: int) -> int:
 
 
 def record(study: Study, work: str, seconds: float, workers: int, made: dict[str, Any]) -> None:
-    """Write to cost.json what a stage cost and, where it has a result, what that was `made` from.
+    """Write to cost.json what work cost and, where it has a result, what is kept of that (`made`).
 
     `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
     found = costs(study.store)
     before = found.get(work, {})
-    kept = {name: value for name, value in made.items() if value is not None}
     held = seconds * workers
     now = {
         "seconds": seconds,
@@ -189,4 +177,6 @@ def record(study: Study, work: str, seconds: float, workers: int, made: dict[str
         "cost": price(study.config, held),
         "spent": before.get("spent", 0.0) + held,
     }
-    study.store.write_json("cost.json", found | {work: {**before, **kept, **now}})
+    if made:
+        made = {**made, "rate": made.get("rate") or before.get("rate")}
+    study.store.write_json("cost.json", found | {work: {**(made or before), **now}})

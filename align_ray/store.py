@@ -11,7 +11,7 @@
     OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token
     OUTPUT/proxies/KEY.json               losses of one proxy of a search on real loss
     OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
-    OUTPUT/answers/STAGE-KEY.json         every result of a stage; KEY: all that determines it
+    OUTPUT/answers/FILE-KEY.json          every result of a stage; KEY: all that determines it
     OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction}.json   the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
 

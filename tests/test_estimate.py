@@ -85,7 +85,7 @@ def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(l
     with pytest.raises(CapReached, match="max_cost"):
         pipeline.embed(study(max_cost=0.5))
     spent = costs(study().store)["embed"]
-    assert spent["spent"] > 0.5 and "made_from" not in spent
+    assert spent["spent"] > 0.5
     assert stored(study(), pipeline.embed) is None
     with pytest.raises(CapReached):  # used up: nothing is started
         pipeline.embed(study(max_cost=0.5))

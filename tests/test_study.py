@@ -93,7 +93,7 @@ def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finishe
         for b, row in rows.items():
             assert row["target"]["value"] == pytest.approx(losses[a] - losses[b])
             assert row["target"]["p_lower"] == pytest.approx(1 - result["versus"][b][a]["target"]["p_lower"])
-    assert "P(worse)" in done.stdout
+    assert "P(lower)" in done.stdout
     before = {f.name: f.stat().st_mtime_ns for f in (out / "finetune").iterdir()}
     assert align_ray("validate", config, "--mixture", "by kl").exit_code == 0
     assert {f.name: f.stat().st_mtime_ns for f in (out / "finetune").iterdir()} == before, "nothing is trained twice"
@@ -150,12 +150,12 @@ def test_a_stage_runs_alone_from_what_is_stored(finished):
     assert stored(out, "alignment") == before and (out / "report.html").exists()
 
 
-def test_the_noise_command_says_what_reaches_a_floor(finished):
+def test_the_noise_floor_says_what_reaches_a_floor(finished):
     _, _, config = finished
-    done = align_ray("noise", config, "--floor", "0.05")
+    done = align_ray("align", config, "--noise-floor", "0.05")
     assert done.exit_code == 0, done.stderr
     noise = stored(finished[0], "alignment")["noise"]["licences"]
-    row = next(line for line in done.stdout.splitlines() if line.startswith("licences"))
+    row = [line for line in done.stdout.splitlines() if line.startswith("licences")][-1]  # the table below the ranking's
     assert f"{noise['floor']['value']:.4f}" in row and str(needed(noise, 0.05)["draws"]) in row.split()
 
 

@@ -8,6 +8,7 @@ alike, about 1 / (number of variants) for rankings by chance.
 import dataclasses
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -80,19 +81,19 @@ def _variants(study: Study, probes: list[str], reference: bool) -> list[tuple[st
 
 
 def _embedded(study: Study, config: Config) -> Evidence:
-    name = digest(config.model_dump(mode="json", include={"targets", "candidates", "seed", "sampling", "probe", "embedding"}))
+    parts = {"targets", "candidates", "seed", "sampling", "probe", "embedding"}
+    later = {"embedding": {"quirks": {"seed_by_batch"}}}  # version 0.1 did not have it: its folders are found
+    name = digest(config.model_dump(mode="json", include=parts, exclude=later))
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
     variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe.plain()))
-    try:
-        found = store.read_json("embedding.json")
-        if found["key"] == unit_folder(variant, found["dtype"]).key:
-            return _whole(read_evidence(variant, found))
-        raise StoreError("embedded by another version")
-    except StoreError:  # nothing there yet, or not whole
-        sample_corpora(variant)
-        done = embed_missing(variant)
-        store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "limits")})
-        study.say(f"embedded {done['computed']} batches")
+    with suppress(StoreError):  # nothing there yet, or not whole
+        evidence = read_evidence(variant, {"limits": None, **store.read_json("embedding.json")})
+        if evidence.key == unit_folder(variant, evidence.dtype).key:  # else of another version
+            return _whole(evidence)
+    sample_corpora(variant)
+    done = embed_missing(variant)
+    store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "limits")})
+    study.say(f"embedded {done['computed']} batches")
     return read_evidence(variant, done)
 
 

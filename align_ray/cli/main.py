@@ -45,7 +45,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         where = pipeline.run(study)
     except CapReached:
         if aligned := stored(study, pipeline.align):
-            show_ranking(aligned)
+            show_ranking(aligned, stored(study, pipeline.finetune))
         raise
     aligned, mixture, trained = need(study, pipeline.align), stored(study, pipeline.search), stored(study, pipeline.finetune)
     show_ranking(aligned, trained)
@@ -140,8 +140,11 @@ def align(
     Example: [b]align-ray align study.yaml --noise-floor 0.01[/b]
     """
 
-    def show(_: Any, result: Any) -> None:
-        show_ranking(result)
+    def show(study: Any, result: Any) -> None:
+        from align_ray.pipeline import finetune
+        from align_ray.stages import stored
+
+        show_ranking(result, stored(study, finetune))
         if noise_floor is not None:
             show_noise(result, noise_floor)
 

@@ -2,6 +2,7 @@
 
 
 import dataclasses
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -26,6 +27,13 @@ class CorpusSample:
     heldout: np.ndarray
     """int32 [m, T], sequences for the target's loss (targets); no document in common with `batches`."""
 
+    def digest(self) -> str:
+        """Of all rows: what is computed from the sample belongs to it alone."""
+        total = hashlib.sha256()
+        for array in (self.batches, self.training, self.heldout):
+            total.update(f"{array.shape}".encode() + np.ascontiguousarray(array, "<i4").tobytes())
+        return total.hexdigest()[:16]
+
 
 def sample_corpora(study: Study) -> dict[str, Any]:
     """Draw every corpus and write its batches; returns and stores the counts by corpus (corpora.json).
@@ -42,6 +50,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     target_keys: set[bytes] = set()
     report: dict[str, Any] = {}
     wanted = [*((c, target_tokens) for c in config.targets), *((c, candidate_tokens) for c in config.candidates)]
+    store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
     for corpus, drawn in draw_corpora(wanted, sampling, config.seed):
         is_target = corpus in config.targets
         counts = Counter(drawn.counts)
@@ -68,6 +77,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
             "batches": len(sample.batches),
             "estimated_tokens": round(counts["bytes"] * ratio),
             "sample_digest": digest([k.hex() for k, _ in drawn.documents]),
+            "rows_digest": sample.digest(),
             **counts,
         }
     store.write_json("corpora.json", report)

@@ -29,6 +29,8 @@ from align_ray.fisher.head import head_pass
 
 log = logging.getLogger(__name__)
 
+PADDING = -1
+"""Stands for padding in token ids."""
 CPU_CHUNK = 2**23
 """Largest [tokens, vocabulary] array formed at once on a CPU: 32 MiB in float32; more gains nothing."""
 CPU_TOKENS = 1024
@@ -212,7 +214,3 @@ def _row_squares(x: Tensor, g: Tensor, grams: dict[tuple, Tensor]) -> Tensor:
     if at not in grams:
         grams[at] = torch.bmm(x, x.transpose(1, 2))
     return (torch.bmm(grams[at], g).to(exact) * g).sum(1) / i
-
-
-PADDING = -1
-"""Stands for padding in token ids."""

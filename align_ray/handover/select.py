@@ -1,11 +1,11 @@
 """Choose documents of a corpus by their alignment with a target, as Parquet shards (`align-ray select`).
 
-Every document is scored by its first T tokens (`sequence_scores`, `document_scores`); another amount, method or target of the
-same study computes no score again. Then `resampling` says which documents are taken, and Ray Data writes them.
+Every document is scored by its first T tokens (`embedding/scores.py`, `documents.py`); another amount, method or target of the
+same study computes no score again. Then `rule.py` says which documents are taken, and Ray Data writes them.
 
 - `top`: the highest scores. It collapses on what resembles the target's average most, near-duplicates of one good page
   included.
-- `gumbel`: a selection whose scores are distributed as those of the target's own documents (see `resampling`).
+- `gumbel`: a selection whose scores are distributed as those of the target's own documents (see `rule.py`).
 
 The target's own documents are its held-out half: none of them is in the embeddings that scores are taken against, otherwise
 they would score too high. They are read as documents and scored as the corpus' are, each by its first T tokens; the stored

@@ -1,4 +1,8 @@
-"""Mixtures from runs that a user has made elsewhere: their tables, this project's constraints and content coordinates."""
+"""Mixtures from trainings on other mixtures: a surrogate of their losses is optimised under the constraints.
+
+The runs are the swarm of a search on real loss, or ones that a user has made elsewhere; then content coordinates can stand for
+the weights of their domains.
+"""
 
 import dataclasses
 

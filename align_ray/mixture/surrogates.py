@@ -86,7 +86,7 @@ def _table(path: Path) -> pd.DataFrame:
     if numbers.index.has_duplicates:
         twice = numbers.index[numbers.index.duplicated()][0]
         raise ConfigError(f"{path}: run '{twice}' is there twice; give every run its own id.")
-    unusable = np.argwhere(~np.isfinite(numbers.to_numpy()))
+    unusable = np.argwhere(~np.isfinite(numbers.to_numpy(dtype=float)))
     if len(unusable):
         row, column = unusable[0]
         raise ConfigError(

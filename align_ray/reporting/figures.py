@@ -21,7 +21,7 @@ LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 def all_figures(results: dict[str, Any], losses: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, go.Figure]:
     """Every figure that the results allow, by the id of its element in the page; `losses` by target as
-    `html_report.loss_against_alignment` gives them, `pairs` as `front_pairs`."""
+    `page.loss_against_alignment` gives them, `pairs` as `front_pairs`."""
     alignment, search = results["alignment"], results.get("search")
     figures = {"matrix": matrix_figure(alignment, clustered=True), "matrix-given": matrix_figure(alignment, clustered=False)}
     if search:

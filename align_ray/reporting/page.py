@@ -92,7 +92,7 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
-    `finetuned[target]`: loss with the mixture less loss with the uniform one, after one training each, with the interval that
+    `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, after one training each, with the interval that
     both changes' standard errors give if they were independent (None for a single held-out sequence); `losses` by target, see
     `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals
     over stages of what every stage has; `embedding_rate`: tokens per second of an actor.
@@ -109,7 +109,7 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
         for target in results["alignment"].targets:
             found["losses"][target] = loss_against_alignment(results, target)
             ours, uniform = (runs[name].targets[target] for name in ("mixture", "uniform"))
-            value, errors = ours.after - uniform.after, (ours.change_error, uniform.change_error)
+            value, errors = uniform.after - ours.after, (ours.change_error, uniform.change_error)
             half = None if None in errors else 1.96 * float(np.hypot(*errors))
             ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
             found["finetuned"][target] = {"value": value, **ends}

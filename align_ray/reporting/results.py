@@ -23,10 +23,12 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", protected_namespaces=())
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).model_fields
 
 
 class Estimate(Value):
@@ -57,10 +59,12 @@ class Result(BaseModel):
     """What the figure's value is, with its unit."""
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).model_fields
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -317,7 +321,7 @@ class Alignment(Result):
         `alignment_p_best`, ..., `alignment_corrected` is it without label noise, `alignment_pooled` that of the corpora's mean
         embeddings; further rows of the probe stand under their name, for example `head`; `ceiling` is 1 - div(target)."""
         blocks = {"alignment": self.ranking} | {name: block.ranking for name, block in self.others.items()}
-        rows = []
+        rows: list[dict[str, Any]] = []
         for target, ranking in self.predicted.ranking.items():
             for rank, row in enumerate(ranking, start=1):
                 cells = {"target": target, "candidate": row.candidate, "rank": rank, **_ranked("cross_entropy", "", row)}
@@ -445,7 +449,7 @@ class Mixture(Result):
                 "cap": self.caps[name],
                 "epochs": best.epochs[name],
                 "limited_by": found.binds,
-                "gain_per_million_tokens": found.gain_per_million_tokens,
+                "gain_per_million_tokens": found.gain_per_million_tokens or None,
             }
             for name, found in self.weights.items()
         ]
@@ -516,7 +520,7 @@ class Finetuned(Result):
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and training run, lowest loss first: loss `before` and `after`, `change` with its interval over the
         held-out sequences, and `overlap`, the share of held-out 13-token windows in the training text."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
                 cells = {"target": target, "run": name, "tokens": self.tokens, **loss.model_dump()}
@@ -551,8 +555,8 @@ class Validation(Result):
         "loss": ".4f",
         "loss_low": ".4f",
         "difference": "+.4f",
+        "difference_low": "+.4f",
         "p_lower": ".3f",
-        "same_as": "",
     }
     DRAWN = ("mixture", "loss")
     AXIS = "held-out loss (nats per token), 95% over seeds and sequences"
@@ -568,8 +572,8 @@ class Validation(Result):
         before = ", ".join(f"{target} {loss:.4f}" for target, loss in self.before.items())
         return [
             f"after {self.tokens:,} tokens, {self.seeds} seeds, 95% over seeds and sequences; before: {before}",
-            "difference: from the recommended mixture's loss, above 0 is worse; P(lower): that the loss is lower than its;",
-            "same as: trained once for both",
+            "difference: from the recommended mixture's loss, above 0 is worse; P(lower): that the loss is lower than its",
+            *(f"{name} has the weights of {m.same_as}: trained once for both" for name, m in self.mixtures.items() if m.same_as),
         ]
 
     def against_recommended(self, mixture: str, target: str) -> Difference | None:
@@ -580,7 +584,7 @@ class Validation(Result):
         """One row a target (`all`: their mean) and mixture, lowest loss first: `loss` with its interval, `difference` from the
         recommended mixture's (above 0: worse), `p_lower`, the probability that it is lower than the recommended one's, and
         `same_as`, the mixture with the same weights that was trained in its place."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, mixture in self.mixtures.items():
             for target, loss in mixture.loss.items():
                 cells = {"target": target, "mixture": name, "same_as": mixture.same_as, **_estimate("loss", loss)}
@@ -624,6 +628,7 @@ class Contamination(Result):
     SHOWN = {
         "candidate": "",
         "documents": ",",
+        "of": ",",
         "covered": ".2%",
         "alignment": ".4f",
         "alignment_clean": ".4f",
@@ -644,7 +649,7 @@ class Contamination(Result):
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and candidate: `documents` of `of` that share a run of words with the target, the share of the target's
         runs they cover, and alignment, cross-entropy and rank with and without (`_clean`) the sequences concerned."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for candidate, targets in self.overlap.items():
             for target, overlap in targets.items():
                 found = self.clean[candidate][target]
@@ -652,7 +657,9 @@ class Contamination(Result):
                 for name in ("alignment", "alignment_clean"):
                     cells |= _estimate(name, getattr(found, name))
                 rows.append(cells)
-        return pd.DataFrame(rows).sort_values(["target", "rank"], kind="stable", ignore_index=True)
+        order = {target: i for i, target in enumerate(dict.fromkeys(row["target"] for row in rows))}
+        rows.sort(key=lambda row: (order[row["target"]], row["rank"]))
+        return pd.DataFrame(rows)
 
 
     def notes(self) -> list[str]:
@@ -705,6 +712,9 @@ class Samples(Result, RootModel[dict[str, Sampled]]):
     def __len__(self) -> int:
         return len(self.root)
 
+    def __contains__(self, corpus: object) -> bool:
+        return corpus in self.root
+
     def items(self) -> ItemsView[str, Sampled]:
         """Corpora and their scores."""
         return self.root.items()
@@ -714,7 +724,7 @@ class Samples(Result, RootModel[dict[str, Sampled]]):
         the result itself, `most` and `least`. Without corpora of which no score is finite; empty where the estimator has no
         embedding of a single sequence."""
         names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
-        rows = []
+        rows: list[dict[str, Any]] = []
         for corpus, found in self.root.items():
             for target, scores in found.targets.items():
                 if not scores.quantiles:
@@ -798,7 +808,7 @@ class Prediction(Result):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a number of tokens and measure, best first: rank correlation, regret in nats per token."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for tokens, setting in self.settings.items():
             for name, found in setting.results.get("others", {}).items():
                 ends = {"spearman_low": found.spearman.low, "spearman_high": found.spearman.high}

@@ -1,10 +1,5 @@
-"""Training jobs on Ray Train: each starts from the model's weights (or from random ones), trains on given sequences, and
-measures the loss of every target's held-out sequences before and after.
-
-The jobs are shared out among as many Ray Train runs as the cluster holds at once (starting one costs ten seconds of CPU),
-inside a Ray Tune experiment. A finished job's losses are in the store, keyed by all that determines them, and are not
-computed again.
-"""
+"""What each Ray Train worker runs: training jobs one after the other, each from the model's weights (or from random ones),
+with a checkpoint between epochs, and the loss of every target's held-out sequences before and after (`step.py`)."""
 
 import tempfile
 import time

@@ -77,7 +77,8 @@ def test_every_script_takes_a_configuration(script, small_config, tmp_path, monk
         pytest.skip("no job: it makes the embedded probe")
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(small_config(tmp_path / "out") | {"seed": -1}))
-    monkeypatch.setattr(sys, "argv", [str(script), "--config", str(config)])
+    further = ["--corpus", "licences", "--out", "x", "--documents", "1"] if script.name == "select_documents.py" else []
+    monkeypatch.setattr(sys, "argv", [str(script), "--config", str(config), *further])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
     assert end.value.code == 2 and "field 'seed' is -1" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def tree(stored):
     finetuned, losses = {}, {}
     for t in TARGETS:
         ours, uniform = runs["mixture"]["targets"][t], runs["uniform"]["targets"][t]
-        gap, half = ours["after"] - uniform["after"], 1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5
+        gap, half = uniform["after"] - ours["after"], 1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5
         finetuned[t] = {"value": gap, "low": gap - half, "high": gap + half}
         pooled = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][t]}
         x = [pooled[n] for n in CANDIDATES]

@@ -1,4 +1,4 @@
-"""What stages return: dictionaries, as stored, with a table, a figure and a readable form."""
+"""What stages return: typed values, written and read as JSON, with a table, a figure and a readable form."""
 
 import json
 from pathlib import Path
@@ -201,10 +201,10 @@ def test_the_stages_are_those_of_the_python_interface_the_commands_and_the_jobs(
     from align_ray.cli.main import app
     from align_ray.pipeline import STAGES
 
-    assert tuple(stage.name for stage in STAGES) == align_ray.STAGES
+    assert tuple(stage.name for stage in STAGES) == align_ray.STAGE_NAMES
     assert all(issubclass(stage.result, Result) for stage in STAGES)
-    assert all(getattr(align_ray, name) in STAGES for name in align_ray.STAGES) and set(align_ray.STAGES) <= set(dir(align_ray))
+    assert all(getattr(align_ray, name) in STAGES for name in align_ray.STAGE_NAMES) and set(align_ray.STAGE_NAMES) <= set(dir(align_ray))
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     jobs = {file.stem for file in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py")}
-    for name in set(align_ray.STAGES) - {"predict"} | {"study"}:  # `predict` is the command `study`
+    for name in set(align_ray.STAGE_NAMES) - {"predict"} | {"study"}:  # `predict` is the command `study`
         assert name in commands and name in jobs

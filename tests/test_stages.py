@@ -1,0 +1,88 @@
+"""Results are kept by what determines them, the rows on disk included: another answer does not replace the first, and none is
+found beside a sample it was not made from."""
+
+import json
+
+import pytest
+
+from align_ray import pipeline
+from align_ray.config import Config
+from align_ray.errors import CapReached, UserError
+from align_ray.pipeline import open_study
+from align_ray.spending import costs
+from align_ray.stages import answer_key, need, stored
+
+SEARCH = {"token_budget": 10_000, "method": "closed_form", "bootstrap": 20}
+
+
+@pytest.fixture(scope="module")
+def study_of(small_config, tmp_path_factory, local_ray):
+    """A function that opens the study with some sections changed, always in the same output folder."""
+    out = tmp_path_factory.mktemp("answers") / "out"
+
+    def make(**sections):
+        mapping = small_config(out, search=SEARCH)
+        changed = {name: {**mapping.get(name, {}), **fields} for name, fields in sections.items()}
+        return open_study(Config.model_validate(mapping | changed))
+
+    return make
+
+
+@pytest.fixture
+def finished(study_of, no_pools):
+    study = study_of()
+    for stage in (pipeline.embed, pipeline.align, pipeline.search):
+        if stored(study, stage) is None:
+            stage(study)
+    return study
+
+
+def test_another_budget_is_another_answer_beside_the_first(study_of, finished):
+    first = need(finished, pipeline.search)
+    other = study_of(search={"token_budget": 9_000})
+    assert stored(other, pipeline.search) is None and stored(other, pipeline.align) is not None
+    second = pipeline.search(other)
+    assert need(finished, pipeline.search) == first and need(other, pipeline.search) == second
+    assert second.caps != first.caps
+    last = json.loads(finished.store.read_bytes("search.json"))
+    assert last["caps"] == second.caps, "the file for people is the last answer"
+    pipeline.report(finished)
+    assert json.loads(finished.store.read_bytes("search.json"))["caps"] == first.caps, "beside a report are its own files"
+    assert finished.store.read_json("recipe.json")["token_budget"] == 10_000
+
+
+@pytest.mark.parametrize("fields", [{"sampling": {"batch_size": 2}}, {"finetune": {"tokens": 512}}])
+def test_no_answer_is_found_beside_the_rows_of_another_configuration(study_of, finished, fields):
+    """The documents drawn are the same: only the rows that are cut from them differ."""
+    pipeline.embed(study_of(**fields))
+    for stage in (pipeline.embed, pipeline.align, pipeline.search):
+        assert stored(finished, stage) is None
+    for refused in (pipeline.finetune, pipeline.report):
+        with pytest.raises(UserError, match="no result of the stage"):
+            refused(finished)
+    pipeline.embed(finished)
+    assert need(finished, pipeline.search).weights, "back with its rows, the answer is there again"
+
+
+def test_nothing_belongs_to_a_sample_that_is_being_drawn(finished):
+    corpora = finished.store.read_json("corpora.json")
+    finished.store.write_json("corpora.json", {})  # what a kill in the middle of drawing leaves
+    assert stored(finished, pipeline.embed) is None and stored(finished, pipeline.search) is None
+    finished.store.write_json("corpora.json", corpora)
+    assert stored(finished, pipeline.search) is not None
+
+
+def test_a_finished_study_whose_cap_is_used_up_is_reported_and_keeps_all(study_of, finished):
+    spent = sum(row.get("spent", 0.0) for row in costs(finished.store).values())
+    capped = study_of(cost={"price_per_hour": 3600.0, "max_cost": max(spent, 1e-3) / 2})
+    finished.store.local_path("report.html").unlink(missing_ok=True)
+    with pytest.raises(CapReached):
+        pipeline.run(capped)
+    assert finished.store.exists("report.html")
+    for stage in (pipeline.embed, pipeline.align, pipeline.search):
+        assert stored(finished, stage) is not None
+
+
+def test_a_search_that_trains_depends_on_how(study_of, finished):
+    keys = {answer_key(study_of(finetune={"learning_rate": rate}), pipeline.search) for rate in (1e-3, 1e-4)}
+    assert len(keys) == 1, "words alone do not"
