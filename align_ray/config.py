@@ -75,7 +75,9 @@ class Sampling(Model):
     """Start with 8 batches a corpus and go on, up to `batches`, with those alone whose rank is not settled."""
     packing: Literal["pack", "cut", "pad"] = "pack"
     """`pack` joins documents end to end, end-of-text between; `cut` takes the first T tokens of each document and leaves
-    out documents shorter than that (counted); `pad` keeps those too, padding masked (counted only by `reference`)."""
+    out documents shorter than that (counted); `pad` keeps those too, padding masked (counted only by `reference`). A row's
+    embedding by `exact` and `head` is a sum over its tokens, so that in a batch a padded row weighs by its length
+    (not with the pooling `unit`)."""
 
 
 class Quirks(Model):
@@ -89,7 +91,8 @@ class Quirks(Model):
     shifted_labels: bool = True
     """Off by one: the label drawn from position t+1's distribution is scored against position t's logits."""
     mini_batch: PositiveInt = 8
-    """Rows whose mean gradient is squared; 1 squares per sequence."""
+    """Rows whose mean gradient is squared; 1 squares per sequence. Tuning takes 8 rows a step whatever this is; in the published
+    program one number sets both."""
     pads_counted: bool = True
     """Labels are drawn at padding positions as well; only labels that happen to be the pad token are ignored."""
     axis_0: bool = True
@@ -100,6 +103,9 @@ class Quirks(Model):
     absolute_epsilon: bool = True
     """The distance adds 1e-8 to a + b, which is of the size of the data, so that small entries drop out. Off: 1e-6 of the
     mean of a + b, as for the other estimators."""
+    seed_by_batch: bool = False
+    """Seed batch i of a corpus with `seed` + i, as for the published diversity values. Off, as for the published alignments: all
+    batches have one seed, so that their labels are alike and they come out closer to each other. Part of neither preset."""
 
     @model_validator(mode="before")
     @classmethod
@@ -135,7 +141,7 @@ class Embedding(Model):
     `reference`: the published procedure, many times slower, to compare with published runs."""
     draws: PositiveInt = 2
     """R, label draws per sequence. They share one forward pass; two or more make the noise floor measurable. For
-    `reference`: whole replicates under further seeds."""
+    `reference` the default is 1, as published; more are whole replicates under further seeds, averaged before the distance."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs are used or this
     machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below the label noise). The
@@ -149,6 +155,17 @@ class Embedding(Model):
     quirks: Quirks = Quirks()
     """`reference` only. `published`: all of them; `none`: none; or a mapping of single ones over a preset, for example
     `{preset: none, dropout: true}`; without one it starts from `published`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _draws(cls, value: Any) -> Any:
+        published = isinstance(value, dict) and value.get("estimator") == "reference"
+        return {"draws": 1} | value if published else value
+
+    @property
+    def epsilon(self) -> float | None:
+        """Of every distance of the study (see `settings.Estimator.epsilon`)."""
+        return self.plain().epsilon
 
     def plain(self) -> settings.Estimator:
         """As `fisher` takes it. The dtype is not part of it: the probe is loaded in it."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from align_ray.alignment.coefficients import align_corpora
-from align_ray.alignment.distance import PUBLISHED_EPSILON
 from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
 from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
@@ -19,7 +18,7 @@ from align_ray.context import Study
 from align_ray.corpora.sample import sample_corpora, token_counts
 from align_ray.corpora.sources import check_corpus
 from align_ray.embedding.evidence import Evidence, read_evidence
-from align_ray.embedding.pool import embed_missing, embedded_so_far
+from align_ray.embedding.pool import embed_missing, embedded_so_far, say_if_inert
 from align_ray.embedding.scores import refuse_unscorable, score_samples
 from align_ray.embedding.sequential import embed_until_settled
 from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
@@ -82,6 +81,7 @@ def checked_probe(config: Config) -> Located:
 def embed(study: Study) -> dict[str, Any]:
     """Draw and batch the corpora, compute missing embeddings."""
     config = study.config
+    say_if_inert(study)
     study.say(f"reading {len(config.corpora)} corpora")
     corpora = sample_corpora(study)
     constraints(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
@@ -108,10 +108,8 @@ def evidence_of(study: Study) -> Evidence:
 def align(study: Study) -> dict[str, Any]:
     """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the ranking by
     the measure that predicts losses best (see `rank_by_cross_entropy`)."""
-    settings = study.config.embedding
-    published = settings.estimator == "reference" and settings.quirks.absolute_epsilon
     evidence, names = evidence_of(study), [t.name for t in study.config.targets]
-    result = align_corpora(evidence.units, names, PUBLISHED_EPSILON if published else None)
+    result = align_corpora(evidence.units, names, study.config.embedding.epsilon)
     by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer))
     for name, places in result["skipped"].items():
         if places:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.errors import UserError
+from align_ray.fisher.settings import PROCEDURE
 from align_ray.reporting.results import Result
 from align_ray.reporting.tracking import Tracker, start_tracking
 from align_ray.runtime import capacity, connect
@@ -107,6 +108,7 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
     if not inputs:
         samples = study.store.find_mappings("corpora.json")
         inputs = [study.probe.digest, {name: counts.get("rows_digest") for name, counts in samples.items()}]
+        inputs += [PROCEDURE] if study.config.embedding.estimator == "reference" else []
     return digest([FORMAT, values, inputs])
 
 

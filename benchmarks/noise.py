@@ -59,13 +59,14 @@ def main() -> None:
         for draws in (2,) if kind == "reference" else (1, 2):
             torch.set_num_threads(1)  # again: numba, in `corpus_noise`, sets OpenMP to all cores
             start = time.perf_counter()
-            unit, _ = embed_batch(probe, ids, Estimator(settings["estimator"], draws), 0, tokenizer.eos_token_id or 0)
+            estimator = Estimator(settings["estimator"], draws)
+            unit, _ = embed_batch(probe, ids, estimator, 0, tokenizer.eos_token_id or 0)
             times.append(time.perf_counter() - start)
         found[kind] = unit.blocks
         if len(times) == 1:  # replicates of the published procedure share nothing
             times.insert(0, times[0] / 2)
         for blocks in [("trunk", "vocabulary"), ("vocabulary",), ("trunk",)] if "vocabulary" in unit.blocks else [("trunk",)]:
-            noise = corpus_noise([unit] * 2, blocks, diversity=0.0)
+            noise = corpus_noise([unit] * 2, blocks, diversity=0.0, absolute=estimator.epsilon)
             v = noise["draw_variance"]
             replicates = max(1.0, v / relative_variance(WANTED))
             seconds = times[0] + (np.ceil(replicates) - 1) * (times[1] - times[0])

@@ -97,11 +97,26 @@ def test_quirks_are_a_preset_or_single_ones_over_it():
     assert published == quirks_of("published") == quirks_of({"preset": "published"})
     assert published == Config.model_validate(STUDY).embedding.quirks
     assert (published.head_epochs, published.mini_batch, none.head_epochs, none.mini_batch) == (5, 8, 0, 1)
-    for name in set(type(none).model_fields) - {"head_epochs", "mini_batch"}:
+    for name in set(type(none).model_fields) - {"head_epochs", "mini_batch", "seed_by_batch"}:
         assert getattr(published, name) is True and getattr(none, name) is False
     assert quirks_of({"preset": "none", "dropout": True}) == none.model_copy(update={"dropout": True})
     assert quirks_of({"head_epochs": 1}) == published.model_copy(update={"head_epochs": 1}), "as in version 0.1"
     assert quirks_of(none.model_dump()) == none
+    assert not published.seed_by_batch and not none.seed_by_batch
+    by_batch = quirks_of({"seed_by_batch": True})
+    assert by_batch != published and quirks_of(by_batch.model_dump()) == by_batch
+
+
+def test_the_published_procedure_has_one_draw_unless_more_are_asked_for():
+    def draws(**embedding):
+        config = Config.model_validate(STUDY | {"embedding": embedding})
+        assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
+        assert f"draws: {config.embedding.draws}\n" in config.to_yaml()
+        return config.embedding.draws
+
+    assert draws() == draws(estimator="exact") == draws(estimator="head") == 2
+    assert draws(estimator="reference") == draws(estimator="reference", quirks="none") == 1
+    assert draws(estimator="reference", draws=3) == draws(draws=3) == 3
 
 
 def test_an_unknown_preset_of_quirks_is_refused_by_name(tmp_path):

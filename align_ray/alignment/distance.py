@@ -12,8 +12,6 @@ import numpy as np
 
 EPSILON = 1e-6
 """Added to a+b, relative to the mean of a+b. The published 1e-8 is absolute and of the size of the data (method 1.4)."""
-PUBLISHED_EPSILON = 1e-8
-"""Of the published code, in the unit of the entries (method 1.2, step 7)."""
 BLOCK = 2048
 """Entries of a pair taken at once in `distance_matrix`."""
 
@@ -64,10 +62,10 @@ def _accumulate(a, b, epsilon_a, epsilon_b, sums):
                 sums[i, j, 2] += uv
 
 
-def similarity_gradient(h: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+def similarity_gradient(h: np.ndarray, target: np.ndarray, absolute: float | None = None) -> tuple[float, np.ndarray]:
     """1 - d(h, target) and its gradient in h, both [D] (the epsilon taken as constant)."""
     total = h + target
-    total = total + EPSILON * total.mean()
+    total = total + (EPSILON * total.mean() if absolute is None else absolute)
     u, v = h / total, target / total
     uu, vv, uv = u @ u, v @ v, u @ v
     value = uv / np.sqrt(uu * vv)
@@ -76,10 +74,10 @@ def similarity_gradient(h: np.ndarray, target: np.ndarray) -> tuple[float, np.nd
     return float(value), by_u * (total - h) / total**2 - by_v * target / total**2
 
 
-def scaled_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def scaled_cosine(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
     """1 - d of all pairs, the paper's: [n, D] and [m, D] give float64 [n, m] in [0, 1]; symmetric. A common factor of both
-    cancels, a factor of one alone does not."""
-    return 1 - distance_matrix(a, b)
+    cancels (but not with an `absolute` epsilon), a factor of one alone does not."""
+    return 1 - distance_matrix(a, b, absolute)
 
 
 def hellinger(a: np.ndarray, b: np.ndarray) -> np.ndarray:

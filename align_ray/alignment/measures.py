@@ -6,13 +6,14 @@ Every measure sees the same sequences: the candidate's batches and the target's,
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from align_ray.alignment import baselines
 from align_ray.alignment.coefficients import batch_matrix
-from align_ray.alignment.distance import SIMILARITIES
+from align_ray.alignment.distance import SIMILARITIES, scaled_cosine
 from align_ray.alignment.gradients import BLOCKS, Sketches, predicted_change
 from align_ray.fisher.unit import Unit
 
@@ -31,9 +32,14 @@ class Measure:
 
 
 def alignment_measures(
-    embeddings: Mapping[str, list[Unit]], candidates: list[str], targets: list[str], suffix: str = ""
+    embeddings: Mapping[str, list[Unit]],
+    candidates: list[str],
+    targets: list[str],
+    suffix: str = "",
+    absolute: float | None = None,
 ) -> list[Measure]:
-    """Alignment by every similarity, block of rows, and form: means over pairs of batches, and of the pooled embeddings."""
+    """Alignment by every similarity, block of rows, and form: means over pairs of batches, and of the pooled embeddings.
+    `absolute`: epsilon of the scaled cosine, default relative."""
     seconds = float(np.median([sum(u.seconds for u in units) for units in embeddings.values()]))
     found = set(next(iter(embeddings.values()))[0].blocks)
     choices = {"trunk": ("trunk",), "head": ("head",), "trunk+head": ("trunk", "head")}
@@ -43,7 +49,7 @@ def alignment_measures(
             continue
         rows = {corpus: batch_matrix(units, names) for corpus, units in embeddings.items()}
         means = {corpus: r.mean(0, dtype=np.float64) for corpus, r in rows.items()}
-        for similarity, function in SIMILARITIES.items():
+        for similarity, function in (SIMILARITIES | {"scaled-cosine": partial(scaled_cosine, absolute=absolute)}).items():
             pairs = np.array([[function(rows[c], rows[t]).mean() for t in targets] for c in candidates])
             pooled = function(np.stack([means[c] for c in candidates]), np.stack([means[t] for t in targets]))
             for form, scores in (("pairwise", pairs), ("pooled", pooled)):

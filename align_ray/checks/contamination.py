@@ -168,7 +168,7 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     }
     kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
     study.say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
-    embed_batches(study, [b for rebatched in kept.values() for b in rebatched], evidence.dtype)
+    embed_batches(study, kept.values(), evidence.dtype)
     clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
     for t in known:
         whole = rank_by_cross_entropy({n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer))[t]
@@ -182,7 +182,8 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
                 units = units_of(study.store, evidence.key, kept[c.name, t])
                 mine = batch_matrix(units, main_blocks(units)) if len(units) > 1 else None
             estimates = [
-                None if v is None else vars(two_sample_mean(1 - distance_matrix(v, rows[t]))) for v in (rows[c.name], mine)
+                None if v is None else vars(two_sample_mean(1 - distance_matrix(v, rows[t], config.embedding.epsilon)))
+                for v in (rows[c.name], mine)
             ]
             clean[c.name][t] = {
                 "share": float(leaked[c.name, t].mean()),

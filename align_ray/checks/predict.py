@@ -71,19 +71,20 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
     """All measures that need no training; embeds what is not in the store."""
     config, say = study.config, study.say
     candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
-    result = alignment_measures(evidence.units, candidates, targets)
+    epsilon = config.embedding.epsilon
+    result = alignment_measures(evidence.units, candidates, targets, absolute=epsilon)
     for pooling in config.predict.poolings:
         if pooling != config.embedding.pooling:
             say(f"embedding with the pooling '{pooling}'")
             variant = study.changed(embedding={"pooling": pooling})
             units = read_evidence(variant, embed_missing(variant)).units
-            result += alignment_measures(units, candidates, targets, f", {pooling} pooling")
+            result += alignment_measures(units, candidates, targets, f", {pooling} pooling", epsilon)
     for name in config.predict.probes:
         say(f"embedding with the probe '{name}'")
         other = locate_probe(dataclasses.replace(config.probe.plain(), model=name, revision=None))
         variant = dataclasses.replace(study, probe=other)
         units = read_evidence(variant, embed_missing(variant)).units
-        result += alignment_measures(units, candidates, targets, f", probe {name}")
+        result += alignment_measures(units, candidates, targets, f", probe {name}", epsilon)
     say("predicting the change of loss from gradients")
     result += gradient_measures(*gradient_sketches(study), candidates, targets)
     say("measuring the baselines")

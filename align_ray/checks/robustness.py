@@ -8,6 +8,7 @@ alike, about 1 / (number of variants) for rankings by chance.
 import dataclasses
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.corpora.sample import sample_corpora
 from align_ray.embedding.evidence import Evidence, read_evidence
-from align_ray.embedding.pool import embed_missing
+from align_ray.embedding.pool import embed_missing, say_if_inert
+from align_ray.embedding.units import unit_folder
 from align_ray.errors import ConfigError, StoreError
 from align_ray.fisher.probe import load_model, locate_probe
 from align_ray.store import Store
@@ -44,13 +46,14 @@ def robustness(study: Study, probes: list[str], reference: bool) -> dict[str, An
     config = study.config
     if len(config.candidates) < 3:
         raise ConfigError("field 'candidates': rank agreement needs at least 3.")
+    say_if_inert(study.changed(embedding={"estimator": "reference"}) if reference else study)
     with study.store.locked():
         own = _embedded(study, config)
         base = _scores(config, own.rows)
         axes = {axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")}
         for axis, label, variant in _variants(study, probes, reference):
             study.say(f"{axis}: {label}")
-            axes[axis][label] = _scores(config, _embedded(study, variant).rows)
+            axes[axis][label] = _scores(variant, _embedded(study, variant).rows)
     axes["rows"] = {label: _scores(config, _matrices(own, blocks)) for label, blocks in _row_sets(own).items()}
     layers = _layers(study)
     trunk = _matrices(own, ("trunk",)) if layers else {}
@@ -72,21 +75,25 @@ def _variants(study: Study, probes: list[str], reference: bool) -> list[tuple[st
     result += [("probe", name, study.changed(probe={"model": name, "revision": None}).config) for name in probes]
     result.append(("estimator", "head", study.changed(embedding={"estimator": "head"}).config))
     if reference:
-        result.append(("estimator", "reference", study.changed(embedding={"estimator": "reference", "draws": 1}).config))
+        published = {"estimator": "reference", "draws": 1, "head_tuning": "none"}
+        result.append(("estimator", "reference", study.changed(embedding=published).config))
     return result
 
 
 def _embedded(study: Study, config: Config) -> Evidence:
-    name = digest(config.model_dump(mode="json", include={"targets", "candidates", "seed", "sampling", "probe", "embedding"}))
+    parts = {"targets", "candidates", "seed", "sampling", "probe", "embedding"}
+    later = {"embedding": {"quirks": {"seed_by_batch"}}}  # version 0.1 did not have it: its folders are found
+    name = digest(config.model_dump(mode="json", include=parts, exclude=later))
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
     variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe.plain()))
-    try:
-        return _whole(read_evidence(variant, {"limits": None, **store.read_json("embedding.json")}))
-    except StoreError:  # nothing there yet, or not whole
-        sample_corpora(variant)
-        done = embed_missing(variant)
-        store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "limits")})
-        study.say(f"embedded {done['computed']} batches")
+    with suppress(StoreError):  # nothing there yet, or not whole
+        evidence = read_evidence(variant, {"limits": None, **store.read_json("embedding.json")})
+        if evidence.key == unit_folder(variant, evidence.dtype).key:  # else of another version
+            return _whole(evidence)
+    sample_corpora(variant)
+    done = embed_missing(variant)
+    store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "limits")})
+    study.say(f"embedded {done['computed']} batches")
     return read_evidence(variant, done)
 
 
@@ -126,9 +133,10 @@ def _layers(study: Study) -> dict[str, np.ndarray]:
 
 
 def _scores(config: Config, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Alignment by target and candidate, from batch embeddings [N, D] by corpus."""
+    """Alignment by target and candidate, from batch embeddings [N, D] by corpus; `config`: that by which they were made."""
+    epsilon = config.embedding.epsilon
     return {
-        t.name: {c.name: float(1 - distance_matrix(rows[c.name], rows[t.name]).mean()) for c in config.candidates}
+        t.name: {c.name: float(1 - distance_matrix(rows[c.name], rows[t.name], epsilon).mean()) for c in config.candidates}
         for t in config.targets
     }
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.units import Folder, sound_units, stored_units, unit_folder, unit_id, write_unit
 from align_ray.errors import ProbeError, StoreError, mistake, named
-from align_ray.fisher.probe import Located, load_model
+from align_ray.fisher.probe import Located, has_dropout, load_model
 from align_ray.fisher.settings import Estimator
 from align_ray.progress import counted
 from align_ray.runtime import capacity
@@ -117,7 +117,7 @@ class Embed:
         from align_ray.fisher.estimators import embed_batch
 
         ids = np.frombuffer(row["ids"], "<i4").reshape(row["shape"]).copy()  # torch wants it writable
-        unit, step = embed_batch(probe(), ids, self.settings, self.seed, self.pad, step)
+        unit, step = embed_batch(probe(), ids, self.settings, self.settings.seed_of(self.seed, row["number"]), self.pad, step)
         write_unit(self.store, self.key, row["unit"], unit)
         return {"tokens": unit.tokens, "computed": 1, "seconds": unit.seconds}, step
 
@@ -126,10 +126,14 @@ def embed_missing(study: Study, limits: dict[str, int] | None = None) -> dict[st
     """Compute the units that the store does not hold, of the first `limits[name]` batches of every corpus (default: all);
     returns what `embed_batches` does."""
     limits = limits or {}
-    by_corpus = [read_sample(study.store, c.name).batches[: limits.get(c.name)] for c in study.config.corpora]
-    # the first batch of every corpus, then the second: what is there when a run stops early is even
-    rounds = itertools.zip_longest(*by_corpus)
-    return embed_batches(study, [b for r in rounds for b in r if b is not None])
+    return embed_batches(study, [read_sample(study.store, c.name).batches[: limits.get(c.name)] for c in study.config.corpora])
+
+
+def say_if_inert(study: Study) -> None:
+    """Say so where the published procedure's dropout does nothing, because the probe has none."""
+    settings = study.config.embedding
+    if settings.estimator == "reference" and settings.quirks.dropout and not has_dropout(study.probe):
+        study.say("note: the probe has no dropout, so that embedding.quirks.dropout changes nothing")
 
 
 def embedded_so_far(study: Study) -> dict[str, Any]:
@@ -142,9 +146,9 @@ def embedded_so_far(study: Study) -> dict[str, Any]:
     return {"key": folder.key, "dtype": folder.dtype, **counts, "limits": limits}
 
 
-def embed_batches(study: Study, batches: list[np.ndarray], dtype: str | None = None) -> dict[str, Any]:
-    """Compute the units of batches (int32 [B, T] each) that the store does not hold whole; `dtype` of the probe: default, what
-    `auto` means on the cluster as it is now.
+def embed_batches(study: Study, by_corpus: Iterable[Iterable[np.ndarray]], dtype: str | None = None) -> dict[str, Any]:
+    """Compute the units of batches (int32 [B, T] each, in their corpus' order) that the store does not hold whole; `dtype` of the
+    probe: default, what `auto` means on the cluster as it is now.
 
     Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
     Raises CapReached where `cost.max_cost` is used up.
@@ -152,10 +156,16 @@ def embed_batches(study: Study, batches: list[np.ndarray], dtype: str | None = N
     import ray
 
     store, folder = study.store, unit_folder(study, dtype)
-    planned = {unit_id(b): b for b in batches}
+    # the first batch of every corpus, then the second: what is there when a run stops early is even
+    rounds = enumerate(itertools.zip_longest(*by_corpus))
+    planned: dict[str, tuple[int, np.ndarray]] = {}
+    for number, batch in ((i, b) for i, batches in rounds for b in batches if b is not None):
+        planned.setdefault(unit_id(batch), (number, batch))
     done = sound_units(store, folder.key, planned)
     todo = [
-        {"unit": u, "ids": b.astype("<i4").tobytes(), "shape": list(b.shape)} for u, b in planned.items() if u not in done
+        {"unit": u, "number": i, "ids": b.astype("<i4").tobytes(), "shape": list(b.shape)}
+        for u, (i, b) in planned.items()
+        if u not in done
     ]
     tokens, seconds = 0, 0.0
     if todo:

@@ -102,7 +102,7 @@ def sequence_scores(
     rows = result.trunk if block == "trunk" else result.head[None]
     means = pooled_rows(rows, settings.pooling).mean(0, dtype=torch.float64).cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):  # a sequence without a token has an embedding of zeros
-        alignment = np.stack([1 - scaled_cosine_distance(mean, targets) for mean in means])
+        alignment = np.stack([1 - scaled_cosine_distance(mean, targets, settings.epsilon) for mean in means])
     finite = np.isfinite(alignment) & result.finite().cpu().numpy()[:, None]
     loss = result.loss.double().cpu().numpy()
     return SequenceScores(np.where(finite, alignment, np.nan), np.where(real.sum(1) > 1, loss, np.nan), result.step)

@@ -34,7 +34,7 @@ def embed_until_settled(study: Study) -> dict[str, Any]:
             done[count] += total.get(count, 0)
         total = done
         rows = read_evidence(study, done | {"limits": limits}).rows
-        waiting = open_corpora(rows, [t.name for t in config.targets], len(looks))
+        waiting = open_corpora(rows, [t.name for t in config.targets], len(looks), config.embedding.epsilon)
         used = sum(map(len, rows.values()))
         study.say(f"look {look + 1}: {used} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}")
         past.append({"batches": used, "unsettled": len(waiting)})
@@ -44,11 +44,14 @@ def embed_until_settled(study: Study) -> dict[str, Any]:
     return {**total, "limits": limits, "looks": past}
 
 
-def open_corpora(rows: Mapping[str, np.ndarray], targets: list[str], looks: int) -> set[str]:
-    """The candidates whose rank for some target is not settled, and those targets; `rows`: batch embeddings [N, D] by corpus."""
+def open_corpora(
+    rows: Mapping[str, np.ndarray], targets: list[str], looks: int, absolute: float | None = None
+) -> set[str]:
+    """The candidates whose rank for some target is not settled, and those targets; `rows`: batch embeddings [N, D] by corpus;
+    `absolute`: epsilon of the distance, default relative."""
     candidates = [name for name in rows if name not in targets]
     waiting: set[str] = set()
     for target in targets:
-        found = unsettled(contrasts([1 - distance_matrix(rows[c], rows[target]) for c in candidates]), looks)
+        found = unsettled(contrasts([1 - distance_matrix(rows[c], rows[target], absolute) for c in candidates]), looks)
         waiting |= {candidates[k] for k in found} | ({target} if found else set())
     return waiting

@@ -16,6 +16,7 @@ from align_ray.config import Config, Embedding, digest
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.fisher.probe import Located, has_bfloat16
+from align_ray.fisher.settings import PROCEDURE
 from align_ray.fisher.unit import Unit
 from align_ray.runtime import capacity
 from align_ray.store import Store, parse_table
@@ -46,7 +47,9 @@ def embedding_key(config: Config, located: Located, dtype: str, head: str | None
     """Digest of all that determines a unit but its batch."""
     unused = {"quirks": {"absolute_epsilon"}} if config.embedding.estimator == "reference" else {"quirks"}
     settings = {**config.embedding.model_dump(exclude=unused), "dtype": dtype}
-    return digest({"version": VERSION, "probe": located.digest, "head": head, "embedding": settings, "seed": config.seed})
+    made_by = {"procedure": PROCEDURE} if config.embedding.estimator == "reference" else {}
+    parts = {"version": VERSION, "probe": located.digest, "head": head, "embedding": settings, "seed": config.seed}
+    return digest(parts | made_by)
 
 
 def probe_dtype(settings: Embedding, use_gpu: bool) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from align_ray.errors import ProbeError
 from align_ray.fisher.head_tuning import tuned_head, with_head
 from align_ray.fisher.reference import reference_blocks, reference_embedding
-from align_ray.fisher.settings import Estimator
+from align_ray.fisher.settings import REPLICATE, Estimator
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.fisher.unit import Unit
 
@@ -23,7 +23,7 @@ def embed_batch(
 ) -> tuple[Unit, int | None]:
     """Embed one batch, int [B, T] with negative numbers at padding, by the estimator the settings name.
 
-    Returns the unit and the sequences per pass that the memory held (see `fisher_embeddings`). Sequences whose embedding
+    The model is left as it was. Returns the unit and the sequences per pass that the memory held (see `fisher_embeddings`). Sequences whose embedding
     is not finite are left out and named in `Unit.skipped`; raises ProbeError where none is left.
     """
     start = time.perf_counter()
@@ -67,7 +67,8 @@ def _pooled(result: Any, settings: Estimator) -> dict[str, Any]:
 def _reference(model: nn.Module, ids: np.ndarray, settings: Estimator, seed: int, pad: int) -> dict[str, Any]:
     tokens = torch.as_tensor(np.where(ids < 0, pad, ids), dtype=torch.long, device=next(model.parameters()).device)
     mask = torch.as_tensor(ids >= 0, device=tokens.device).long()
-    draws = [reference_embedding(model, tokens, mask, pad, seed + r, settings.quirks) for r in range(settings.draws)]
+    seeds = [seed + REPLICATE * r for r in range(settings.draws)]
+    draws = [reference_embedding(model, tokens, mask, pad, s, settings.quirks) for s in seeds]
     parts = [reference_blocks(model, draw, settings.quirks) for draw in draws]
     if not all(torch.isfinite(draw).all() for draw in draws):
         raise ProbeError("the reference procedure gives non-finite gradients on a batch; its sequences cannot be told apart.")

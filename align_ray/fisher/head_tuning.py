@@ -44,4 +44,4 @@ def with_head(model: nn.Module, weight: Tensor) -> nn.Module:
     if old.bias is not None:
         head.bias.data.copy_(old.bias)
     result.set_output_embeddings(head)
-    return result.eval().requires_grad_(False)
+    return result

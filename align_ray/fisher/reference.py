@@ -10,6 +10,8 @@ Cost: (epochs + 1) forward and full backward passes.
 
 import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,20 +25,33 @@ from align_ray.fisher.trunk import trunk_modules
 
 
 def reference_embedding(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, seed: int, quirks: Quirks = Quirks()) -> Tensor:
-    """Embedding of one batch, float32 [E]. `model` is left as it was.
+    """Embedding of one batch, [E] in the model's dtype. `model` and the global random states are left as they were.
 
     `ids`, `mask`: int64 [n, T], right-padded with `pad`. E is 134,993 for GPT-2 small.
     """
     probe = copy.deepcopy(model)
     probe.requires_grad_(True)
     probe.train(quirks.dropout)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
     rows = TensorDataset(ids, mask)
-    _tune_head(probe, rows, pad, quirks)
-    squares = _squared_gradients(probe, rows, pad, quirks)
+    with _seeded(seed, ids.device):
+        _tune_head(probe, rows, pad, quirks)
+        squares = _squared_gradients(probe, rows, pad, quirks)
     return torch.cat([_rows(module, squares[name], quirks) for name, module in _kept_modules(probe, quirks)])
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, the global random states start from `seed`; after it they are what they were."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def reference_blocks(model: nn.Module, embedding: Tensor, quirks: Quirks = Quirks()) -> dict[str, Tensor]:
@@ -57,9 +72,8 @@ def _tune_head(probe: nn.Module, rows: TensorDataset, pad: int, quirks: Quirks) 
     head = probe.get_output_embeddings()
     optimiser = torch.optim.AdamW(head.parameters(), lr=5e-5, eps=1e-8, weight_decay=1e-4)
     loader = DataLoader(rows, batch_size=8, shuffle=False)
-    list(loader)  # the published code counts its steps so; every pass of a loader advances torch's random state
     for _ in range(quirks.head_epochs):
-        for ids, mask in loader:
+        for ids, mask in _with_progress_bar(loader):
             optimiser.zero_grad()
             logits = probe(input_ids=ids, attention_mask=mask, use_cache=False).logits
             _loss(logits[:, :-1], ids[:, 1:], pad).backward()
@@ -67,13 +81,19 @@ def _tune_head(probe: nn.Module, rows: TensorDataset, pad: int, quirks: Quirks) 
     probe.zero_grad()
 
 
+def _with_progress_bar(loader: DataLoader) -> DataLoader:
+    """The loader, after what the published progress bar does to it: one more iterator, which advances torch's random state."""
+    iter(loader)
+    return loader
+
+
 def _squared_gradients(probe: nn.Module, rows: TensorDataset, pad: int, quirks: Quirks) -> dict[str, Tensor]:
     """Mean over mini-batches of the squared gradient of every module's weight, by module name."""
     loader = DataLoader(rows, batch_size=quirks.mini_batch, shuffle=False)
     weights = {name: m.weight for name, m in probe.named_modules() if isinstance(getattr(m, "weight", None), nn.Parameter)}
     sums = {name: torch.zeros_like(w) for name, w in weights.items()}
-    batches = len(list(loader))
-    for ids, mask in loader:
+    batches = len(list(loader))  # the published code counts so after it has seeded (the pass before tuning comes before that)
+    for ids, mask in _with_progress_bar(loader):
         probe.zero_grad()
         logits = probe(input_ids=ids, attention_mask=mask, use_cache=False).logits
         if not (logits < torch.inf).all():

@@ -5,6 +5,13 @@ The models of the same fields in `align_ray/config.py` validate them, document t
 
 import dataclasses
 
+PUBLISHED_EPSILON = 1e-8
+"""Of the published code's distance, in the unit of the entries (method 1.2, step 7)."""
+PROCEDURE = 2
+"""Version of the published procedure as it is computed here; part of the key of all that it gives."""
+REPLICATE = 10_000
+"""Distance of the seeds of a batch's replicates: further than those of a corpus' batches under `seed_by_batch`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ProbeName:
@@ -27,6 +34,7 @@ class Quirks:
     axis_0: bool = True
     vocabulary: bool = True
     absolute_epsilon: bool = True
+    seed_by_batch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +49,12 @@ class Estimator:
     head_tuning: str = "none"
     """none, shared or per_batch."""
     quirks: Quirks = Quirks()
+
+    @property
+    def epsilon(self) -> float | None:
+        """What every distance of the study adds to a + b, in the unit of the entries; None: the relative one (`alignment.distance`)."""
+        return PUBLISHED_EPSILON if self.estimator == "reference" and self.quirks.absolute_epsilon else None
+
+    def seed_of(self, seed: int, batch: int) -> int:
+        """Seed of the batch with this number in its corpus."""
+        return seed + batch if self.estimator == "reference" and self.quirks.seed_by_batch else seed

@@ -151,15 +151,14 @@ def fisher_embeddings(model: nn.Module, ids: np.ndarray, draws: int, seed: int, 
 
 def _embed(model: nn.Module, ids: np.ndarray, draws: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Trunk [R, n, D], head [n, V] and loss [n] of sequences that go through the model together."""
-    model.requires_grad_(False)
     device = next(model.parameters()).device
     signed = torch.as_tensor(ids, dtype=torch.long, device=device)
     tokens, real = signed.clamp(min=0), signed >= 0
     uniforms = torch.as_tensor(label_uniforms(ids, draws, seed), device=device)
     chunk = GPU_CHUNK if device.type == "cuda" else CPU_CHUNK
     # Parameters are frozen; the embeddings carry the graph, so that gradients exist for activations alone.
-    leaf = model.get_input_embeddings()(tokens).requires_grad_(draws > 0)
-    with _row_squares_of(model) as squares, torch.set_grad_enabled(draws > 0):
+    leaf = model.get_input_embeddings()(tokens).detach().requires_grad_(draws > 0)
+    with _frozen(model), _row_squares_of(model) as squares, torch.set_grad_enabled(draws > 0):
         hidden = model.base_model(inputs_embeds=leaf, use_cache=False).last_hidden_state
         with torch.no_grad():
             head = head_pass(model.get_output_embeddings(), hidden, tokens, real, uniforms, chunk)
@@ -167,6 +166,18 @@ def _embed(model: nn.Module, ids: np.ndarray, draws: int, seed: int) -> tuple[Te
             torch.autograd.grad(hidden, leaf, head.gradient[r], retain_graph=r + 1 < draws)
     trunk = [torch.cat([of_module[r] for of_module in squares.values()], dim=-1) for r in range(draws)]
     return torch.stack(trunk) if draws else head.rows.new_zeros((0, len(ids), 0)), head.rows, head.loss
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """While it is open, no parameter has a gradient; after it those have one that had before."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def check_mixtures(
         rows = mixture_rows(drawn_from, everything, shares, size * count, config.seed)
         order = np.random.default_rng(config.seed).permutation(len(rows))
         drawn[name] = list(rows[order].reshape(count, size, -1))
-    embed_batches(study, [b for parts in drawn.values() for b in parts], evidence.dtype)
+    embed_batches(study, drawn.values(), evidence.dtype)
     corpora = [rows_of[n][: max(1, halves[n])] for n in limits.names]
     result: dict[str, Any] = {}
     for name, parts in drawn.items():
@@ -47,8 +47,8 @@ def check_mixtures(
         measured = batch_matrix(units, main_blocks(units))
         result[name] = {
             t.name: {
-                "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1)),
-                "measured": vars(pooled_alignment(measured, rows_of[t.name])),
+                "predicted": mixture_alignment(w, corpora, [rows_of[t.name]], np.ones(1), config.embedding.epsilon),
+                "measured": vars(pooled_alignment(measured, rows_of[t.name], config.embedding.epsilon)),
             }
             for t in config.targets
         }

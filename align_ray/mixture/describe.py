@@ -50,7 +50,9 @@ def describe(
         name: {
             "weights": dict(zip(limits.names, w.tolist(), strict=True)),
             "value": float(goal.values(w[None])[0]),
-            "alignment": mixture_alignment(w, [rows[n] for n in limits.names], [rows[t.name] for t in config.targets], share),
+            "alignment": mixture_alignment(
+                w, [rows[n] for n in limits.names], [rows[t.name] for t in config.targets], share, config.embedding.epsilon
+            ),
             "epochs": dict(zip(limits.names, (w * config.search.token_budget / available).tolist(), strict=True)),
         }
         for name, w in mixtures.items()
@@ -58,9 +60,10 @@ def describe(
 
 
 def mixture_alignment(
-    w: np.ndarray, batches: list[np.ndarray], targets: list[np.ndarray], share: np.ndarray
+    w: np.ndarray, batches: list[np.ndarray], targets: list[np.ndarray], share: np.ndarray, absolute: float | None = None
 ) -> dict[str, float]:
-    """The mixture's pooled alignment 1 - d(f(w), f_T), mean over targets by `share`, w held fixed.
+    """The mixture's pooled alignment 1 - d(f(w), f_T), mean over targets by `share`, w held fixed. `absolute`: epsilon of the
+    distance, default relative.
 
     Noise of the pooled means makes d too large; the jackknife over the batches of every corpus and target, on the scale
     v = d / (1 - d), removes that and gives the interval (see `alignment.pooled_alignment`).
@@ -71,7 +74,7 @@ def mixture_alignment(
 
     def v(h: np.ndarray, changed: tuple[int, np.ndarray] | None = None) -> np.ndarray:
         ends = [changed[1] if changed and changed[0] == m else g for m, g in enumerate(goals)]
-        return np.array([relative_variance(scaled_cosine_distance(h, end)) for end in ends])
+        return np.array([relative_variance(scaled_cosine_distance(h, end, absolute)) for end in ends])
 
     groups = []
     for k in present:

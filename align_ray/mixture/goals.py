@@ -5,6 +5,7 @@ corpus (or held-out sequences, for MixMin) are drawn again with replacement.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -27,13 +28,10 @@ Builder = Callable[[np.random.Generator | None], Goal]
 FISHER = {"scaled-cosine": scaled_cosine_objective, "hellinger": hellinger_objective, "kl": kl_objective}
 
 
-
-
-
-
 def fisher_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     """Similarity of the mixture's pooled embedding with the targets'."""
-    objective = FISHER[config.search.objective]
+    scaled_cosine = partial(scaled_cosine_objective, absolute=config.embedding.epsilon)
+    objective = (FISHER | {"scaled-cosine": scaled_cosine})[config.search.objective]
 
     def build(rng: np.random.Generator | None) -> Goal:
         pooled = {name: resampled_mean(r, rng) for name, r in rows.items()}
@@ -46,7 +44,9 @@ def fisher_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
 def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     """Mean over the mixture of the candidates' own alignments: labelled baseline, its optimum is one corpus."""
     aligned = {
-        (c.name, t.name): 1 - distance_matrix(rows[c.name], rows[t.name]) for c in config.candidates for t in config.targets
+        (c.name, t.name): 1 - distance_matrix(rows[c.name], rows[t.name], config.embedding.epsilon)
+        for c in config.candidates
+        for t in config.targets
     }
 
     def build(rng: np.random.Generator | None) -> Goal:

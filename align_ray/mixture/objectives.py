@@ -29,19 +29,20 @@ class Objective:
     """Of one mixture, [K]: its value and gradient [K]."""
 
 
-def scaled_cosine_objective(pooled: np.ndarray, target: np.ndarray) -> Objective:
-    """The paper's: 1 - d(f(w), f_T), pooled embeddings [K, D] and [D]; in [0, 1]."""
+def scaled_cosine_objective(pooled: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Objective:
+    """The paper's: 1 - d(f(w), f_T), pooled embeddings [K, D] and [D]; in [0, 1]. `absolute`: epsilon of the distance, default
+    relative."""
     rows, goal = np.ascontiguousarray(pooled, np.float64), np.asarray(target, np.float64)
     fast_rows, fast_goal = rows.astype(np.float32), goal.astype(np.float32)
     means, mean = rows.mean(1), goal.mean()
 
     def gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
-        value, by_row = similarity_gradient(w @ rows, goal)
+        value, by_row = similarity_gradient(w @ rows, goal, absolute)
         return value, rows @ by_row
 
     def values(w: np.ndarray) -> np.ndarray:
         sums = np.zeros((len(w), 3))
-        epsilon = EPSILON * (w @ means + mean)
+        epsilon = EPSILON * (w @ means + mean) if absolute is None else np.full(len(w), absolute)
         _scaled_cosine_sums(w.astype(np.float32), fast_rows, fast_goal, epsilon.astype(np.float32), sums)
         return sums[:, 2] / np.sqrt(sums[:, 0] * sums[:, 1])
 

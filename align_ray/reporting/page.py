@@ -22,7 +22,7 @@ OBJECTIVES = {
     "cross-entropy": "minus the target's cross-entropy under the mixture's unigram model, nats per token",
     "scaled-cosine": "similarity of the mixture's Fisher embedding with the target's (scaled cosine), at most 1",
     "hellinger": "similarity of the mixture's Fisher embedding with the target's (Hellinger), at most 1",
-    "kl": "similarity of the mixture's Fisher embedding with the target's (exp of minus KL), at most 1",
+    "kl": "minus KL(target, mixture) of the Fisher embeddings as distributions over their rows, nats, at most 0",
     "linear": "the corpora's mean alignment with the target, at most 1",
     "mixmin": "minus the cross-entropy of held-out text under the mixture of the candidates' models, nats per token",
 }

@@ -73,11 +73,13 @@ def test_independent_noise_of_relative_variance_v_gives_v_over_one_plus_v(v):
     assert scaled_cosine_distance(a, b) == pytest.approx(v / (1 + v), abs=0.005)
 
 
-def test_the_gradient_of_the_similarity_is_its_derivative():
+@pytest.mark.parametrize("absolute", [None, 0.5])
+def test_the_gradient_of_the_similarity_is_its_derivative(absolute):
     h, t = embeddings(8, 2, 12)
-    value, gradient = similarity_gradient(h, t)
-    assert value == pytest.approx(1 - scaled_cosine_distance(h, t), abs=1e-12)
-    numeric = [approx_fprime(h, lambda x: 1 - scaled_cosine_distance(x, t), e)[i] for i, e in enumerate(np.diag(1e-6 * h))]
+    value, gradient = similarity_gradient(h, t, absolute)
+    assert value == pytest.approx(1 - scaled_cosine_distance(h, t, absolute), abs=1e-12)
+    steps = enumerate(np.diag(1e-6 * h))
+    numeric = [approx_fprime(h, lambda x: 1 - scaled_cosine_distance(x, t, absolute), e)[i] for i, e in steps]
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=20 * EPSILON * abs(gradient).max())
 
 

@@ -370,7 +370,7 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
     located, folder = Located(str(bare_probe), {}, "d", 64), Folder("key", "float32", None)
     actor = ProbeActor(located, folder, store, Embed(store, "key", settings, 0, 0))
     ids = found[0]
-    row = {"ids": ids.astype("<i4").tobytes(), "shape": list(ids.shape), "unit": "u"}
+    row = {"ids": ids.astype("<i4").tobytes(), "shape": list(ids.shape), "unit": "u", "number": 0}
     receipt = actor(pa.Table.from_pylist([row]))
     assert receipt["error"] == [""] and receipt["tokens"] == [(ids >= 0).sum()]
     assert all(np.isfinite(values).all() for values in read_unit(store, "key", "u").blocks.values())

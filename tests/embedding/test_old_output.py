@@ -58,17 +58,6 @@ def test_a_stored_embedding_is_what_would_be_computed_now(study):
         (FLOAT32, "18d4916e99f4fb8e", None),
         ({"embedding": {"dtype": "bfloat16", "estimator": "head", "draws": 1}}, "e46b386d60f932f2", None),
         (
-            {
-                "embedding": {
-                    "dtype": "float32",
-                    "estimator": "reference",
-                    "quirks": {"dropout": False, "absolute_epsilon": False},
-                }
-            },
-            "43a8cd1fcbd7574b",
-            None,
-        ),
-        (
             {"embedding": {"dtype": "float32", "head_tuning": "shared", "pooling": "unit"}, "seed": 7},
             "4b7d8077a30b2c0b",
             "heads/23715751da56966d.safetensors",

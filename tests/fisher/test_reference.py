@@ -1,12 +1,17 @@
 """The published procedure: its parts by plain autograd, and what each quirk changes."""
 
 import dataclasses
+import random
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 
+from align_ray.errors import ProbeError
+from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.reference import reference_blocks, reference_embedding
-from align_ray.fisher.settings import Quirks
+from align_ray.fisher.settings import Estimator, Quirks
 from align_ray.fisher.trunk import trunk_modules
 from tests.tiny import tiny_model
 
@@ -40,6 +45,35 @@ def test_the_same_seed_gives_the_same_embedding_and_leaves_the_model_as_it_was(r
     assert torch.equal(first, again)
     assert not torch.equal(first, reference_embedding(model, *rows, PAD, 4))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not model.training
+
+
+def random_states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_random_states_of_the_caller_are_left_as_they_were(rows, fails):
+    model = tiny_model("gpt2", dtype=torch.float32)
+    if fails:
+        model.transformer.ln_f.weight.data[0] = float("nan")
+    before = random_states()
+    with pytest.raises(ProbeError) if fails else nullcontext():
+        reference_embedding(model, *rows, PAD, 3)
+    assert random_states() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Estimator(), Estimator("head"), Estimator(head_tuning="per_batch"), Estimator("reference", draws=1)],
+    ids=["exact", "head", "per batch", "reference"],
+)
+def test_the_callers_model_keeps_what_learns_in_it(rows, settings):
+    model = tiny_model("gpt2", dtype=torch.float32)
+    model.transformer.wpe.weight.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    embed_batch(model, rows[0].numpy(), settings, 0, PAD)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before and len(set(before.values())) == 2
+    assert all(p.grad is None for p in model.parameters()) and not any(m.training for m in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ OTHER = {
     "estimator": "reference", "draws": 3, "pooling": "unit", "head_tuning": "shared",
     "quirks": {
         "dropout": False, "head_epochs": 10, "shifted_labels": False, "mini_batch": 1, "pads_counted": False, "axis_0": False,
-        "vocabulary": False, "absolute_epsilon": False,
+        "vocabulary": False, "absolute_epsilon": False, "seed_by_batch": True,
     },
 }  # fmt: skip
 
@@ -31,6 +31,19 @@ def test_the_fields_are_the_same(model, plain, left_out):
 def test_the_defaults_are_the_same():
     assert config.Embedding().plain() == settings.Estimator()
     assert config.Probe().plain() == settings.ProbeName()
+
+
+def test_the_epsilon_is_absolute_for_the_published_procedure_alone():
+    published, none = settings.Quirks(), settings.Quirks(absolute_epsilon=False)
+    assert settings.Estimator("reference", quirks=published).epsilon == 1e-8
+    assert settings.Estimator("reference", quirks=none).epsilon is None
+    assert settings.Estimator("exact", quirks=published).epsilon is None and settings.Estimator("head").epsilon is None
+
+
+def test_batches_have_seeds_of_their_own_where_that_is_asked_for():
+    by_batch = settings.Quirks(seed_by_batch=True)
+    assert [settings.Estimator("reference", quirks=by_batch).seed_of(7, i) for i in range(3)] == [7, 8, 9]
+    assert settings.Estimator("reference").seed_of(7, 2) == settings.Estimator(quirks=by_batch).seed_of(7, 2) == 7
 
 
 def test_every_value_is_passed_on():
