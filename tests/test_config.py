@@ -80,6 +80,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path, changes, sentence):
     ("changes", "sentence"),
     [
         ({"search": {"sampler": "gp"}}, "'search.sampler' was removed in 0.2.0: the search always uses Optuna's TPE; delete it."),
+        ({"search": {"targets": "sum"}}, "'search.targets: sum' was renamed in 0.2.0: it always was the mean of the targets; set mean."),
         ({"embedding": {"pooling": "winsorised"}}, "'embedding.pooling: winsorised' was removed in 0.2.0: mixtures rest"),
         ({"predict": {"poolings": ["mean", "winsorised"]}}, "'predict.poolings: winsorised' was removed in 0.2.0: mixtures rest"),
     ],
