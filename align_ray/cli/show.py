@@ -84,6 +84,9 @@ def show_mixture(found: "Mixture", token_budget: int) -> None:
         table.add_row(name, f"{m.value:.4f}", f"{m.alignment.value:.4f}", interval, f"{max(m.epochs.values()):.2f}")
     out.print(table)
     out.print(f"effective number of corpora: {found.effective_corpora:.1f}", highlight=False)
+    if found.kkt_residual is None:
+        every = "every choice was tried" if found.choice == "exhaustive" else "chosen by exchanges, another choice may be better"
+        out.print(f"number of corpora limited, so no KKT certificate of the optimum: {every}", highlight=False)
 
 
 def show_noise(alignment: "Alignment", floor: float) -> None:

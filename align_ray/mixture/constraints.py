@@ -122,9 +122,11 @@ def only_mixture(limits: Constraints) -> np.ndarray | None:
     """The mixture [K] where the bounds, `most` aside, leave one alone; else None. Neither a descent nor a linear programme is
     sure of a solution there: by the rounding of a sum it may seem to have none."""
     free = limits.upper > limits.lower
-    if limits.upper.sum() > 1 + TINY and limits.lower.sum() < 1 - TINY and free.sum() > 1:
-        return None
-    return nearest(limits.upper, dataclasses.replace(limits, most=None))
+    if limits.lower.sum() >= 1 - TINY:
+        return filled(limits.lower, limits)
+    if limits.upper.sum() <= 1 + TINY:
+        return filled(limits.upper, limits)
+    return nearest(limits.upper, dataclasses.replace(limits, most=None)) if free.sum() <= 1 else None
 
 
 def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
@@ -141,7 +143,8 @@ def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
         return filled(limits.upper, limits)
     if excess(-60.0) >= 0:
         return filled(limits.lower, limits)
-    return filled(np.clip(np.exp(brentq(excess, -60.0, 60.0, xtol=1e-14)) * w, limits.lower, limits.upper), limits)
+    found = np.clip(np.exp(brentq(excess, -60.0, 60.0, xtol=1e-14)) * w, limits.lower, limits.upper)
+    return np.clip(found / found.sum(), limits.lower, limits.upper)
 
 
 def filled(w: np.ndarray, limits: Constraints) -> np.ndarray:
@@ -149,9 +152,9 @@ def filled(w: np.ndarray, limits: Constraints) -> np.ndarray:
     bounds: a quotient by the sum would leave the bounds in the last digit."""
     missing = 1 - w.sum()
     room = np.where(w > limits.lower, limits.upper - w if missing > 0 else w - limits.lower, 0.0)
-    if room.sum() > abs(missing):
-        return np.clip(w + missing * room / room.sum(), limits.lower, limits.upper)
-    return w / w.sum() if abs(missing) > 1e-12 else w
+    if room.sum() > 0:
+        w = np.clip(w + np.clip(missing / room.sum(), -1, 1) * room, limits.lower, limits.upper)
+    return w / w.sum() if abs(w.sum() - 1) > 1e-12 else w
 
 
 def from_unit_cube(u: np.ndarray, limits: Constraints) -> np.ndarray:

@@ -155,7 +155,7 @@ def _fewer(face: Face, limits: Constraints, w: np.ndarray) -> np.ndarray:
     assert limits.most is not None
     while (present := int((w > 0).sum())) > limits.most:
         fewer = max(limits.most, present - max(1, (present - limits.most) // 2))
-        kept = support(w, dataclasses.replace(restricted(limits, w > 0), most=fewer))
+        kept = support(w, dataclasses.replace(limits, most=fewer))
         if fewer == limits.most:
             return kept
         _, w = face(kept, w)

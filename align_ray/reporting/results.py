@@ -8,7 +8,7 @@ what is shown stand here and nowhere else.
 from collections.abc import ItemsView, Iterator
 from html import escape
 from io import StringIO
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, RootModel
@@ -389,7 +389,12 @@ class Mixture(Result):
     weights: dict[str, Bounded]
     caps: dict[str, float]
     effective_corpora: float = 0.0
-    kkt_residual: float = 0.0
+    kkt_residual: float | None = 0.0
+    """None where `search.max_corpora` binds: no such certificate holds over all choices of corpora."""
+    kkt_residual_within: float = 0.0
+    """The same among mixtures of the optimum's corpora alone, where it binds."""
+    choice: Literal["exhaustive", "exchange"] | None = None
+    """How those were chosen, where it binds: of all choices, or by exchanging one for another."""
     gap_of_search: float | None = None
     standard_error: float = 0.0
     slack: float = 0.0

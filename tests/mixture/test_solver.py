@@ -258,3 +258,57 @@ def test_the_near_optimal_average_leaves_the_corner():
     cut = Goal([linear_objective(scores)], np.ones(1))
     mean = near_optimal_average(cut, bounds, solve(cut, bounds), 0.3, 0)
     assert mean[0] == pytest.approx(1 - 0.3 * 7 / 8, abs=0.03)
+
+
+def test_of_one_mixture_that_is_feasible_the_prices_are_what_moving_a_bound_gives():
+    bounds = limits({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
+    best = solve(goal(), bounds)
+    assert best.gap == 0.0
+    more = solve(goal(), limits({"a": 101, "b": 200, "c": 300, "d": 400}, max_epochs=1))
+    assert more.value - best.value == pytest.approx(best.shadow[0] * bounds.per_token, rel=0.05, abs=1e-9)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.05])
+@pytest.mark.parametrize(
+    "tokens, fields",
+    [
+        ((300, 600, 100, 50), {"max_corpora": 3}),  # of three, the caps sum to 0.3 + 0.6 + 0.1 < 1 in floating point
+        ((1000, 1000, 1000, 1000), {"weights": {"a": 0.3, "b": 0.6, "c": 0.1}}),
+        ((1000, 1000, 1000, 1000), {"weights": {"a": 0.3, "b": 0.6, "c": 0.1}, "max_corpora": 3}),
+        ((1000, 1000, 1000, 1000), {"weights": {"a": {"min": 0.3}, "b": {"min": 0.6}, "c": {"min": 0.1}}}),
+        ((1000, 1000, 1000, 1000), {"weights": {"a": 0.3, "b": 0.6, "c": 0.0}, "max_corpora": 3}),
+        ((1000, 1000, 1000, 1000), {"max_corpora": 1}),
+    ],
+)
+def test_where_one_mixture_is_left_it_is_given(tokens, fields, strength):
+    bounds = limits(dict(zip(NAMES, tokens, strict=True)), max_epochs=1, **fields)
+    best = solve(goal(strength=strength), bounds)
+    assert best.weights.sum() == pytest.approx(1, abs=1e-15) and best.gap_within == 0.0
+    assert (best.weights <= bounds.upper).all() and (best.weights >= bounds.lower).all()
+    if "max_corpora" not in fields or fields["max_corpora"] == 3:
+        np.testing.assert_allclose(np.sort(best.weights), [0, 0.1, 0.3, 0.6], atol=1e-15)
+    np.testing.assert_array_equal(near_optimal_average(goal(strength=strength), bounds, best, 0.1, 0), best.weights)
+
+
+def test_bounds_that_cross_by_rounding_are_met():
+    third = 1000 / 3
+    bounds = limits({"a": 333, "b": 10_000, "c": 10_000, "d": 10_000}, max_epochs=third / 333 * (1 - 1e-10), weights={"a": 1 / 3})
+    assert (bounds.lower <= bounds.upper).all() and solve(goal(), bounds).weights[0] == pytest.approx(1 / 3)
+
+
+def test_no_certificate_is_given_where_the_corpora_were_chosen():
+    free, chosen, enough = (solve(goal(), limits(max_corpora=m)) for m in (None, 2, 4))
+    assert chosen.gap is None and chosen.choice == "exhaustive" and chosen.gap_within < 1e-6
+    assert (chosen.weights != 0).sum() == 2
+    assert free.choice is enough.choice is None and enough.gap == pytest.approx(free.gap, abs=1e-7)
+
+
+def test_many_corpora_are_chosen_by_exchanges():
+    pooled = corpora(14)
+    names = {f"c{i}": 10_000 for i in range(14)}
+    bounds = constraints(Search(token_budget=1000, max_corpora=4), names)
+    wanted = np.zeros(14)
+    wanted[[2, 5, 7, 11]] = 0.4, 0.3, 0.2, 0.1
+    noisy = wanted @ pooled * np.random.default_rng(1).gamma(5, 0.2, pooled.shape[1])
+    best = solve(Goal([scaled_cosine_objective(pooled, noisy)], np.ones(1)), bounds)
+    assert best.choice == "exchange" and set(np.flatnonzero(best.weights)) == {2, 5, 7, 11}
