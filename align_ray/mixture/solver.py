@@ -245,12 +245,12 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     """
     w, k = optimum.weights, len(optimum.weights)
     free = np.flatnonzero((limits.upper > limits.lower) & ((w > 0) | (limits.most is None)))
-    if len(free) < 2 or slack <= 0:
+    # where their number is limited the mean over several choices of corpora would have the corpora of all
+    inner = restricted(dataclasses.replace(limits, most=None), np.isin(np.arange(k), free) | (w > 0))
+    if slack <= 0 or only_mixture(inner) is not None:
         return w
     rng = np.random.default_rng(seed)
     least = optimum.penalised - slack
-    # where their number is limited the mean over several choices of corpora would have the corpora of all
-    inner = restricted(dataclasses.replace(limits, most=None), np.isin(np.arange(k), free) | (w > 0))
     lower, upper = inner.lower[free], inner.upper[free]
     away = np.stack([from_unit_cube(rng.random(k), inner) for _ in range(CHAINS)]) - w
     share = np.ones(CHAINS)
