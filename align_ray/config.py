@@ -217,14 +217,14 @@ class Search(Model):
     weights: dict[Name, Bounds] = {}
     """By corpus: `{min: 0.1, max: 0.5}`, or one number to pin the weight."""
     max_corpora: PositiveInt | None = None
-    """At most so many corpora get a weight."""
+    """At most so many corpora get a weight; that of all others is exactly zero."""
     prior: Literal["proportional", "uniform"] | dict[Name, Annotated[float, Field(ge=0)]] = "uniform"
     """The mixture to stay near: proportional to the corpora's tokens, uniform, or weights by corpus."""
     prior_strength: Annotated[float, Field(ge=0)] = 0.01
     """Of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective makes between the best
     and the worst single corpus."""
-    targets: Literal["sum", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "sum"
-    """Several targets: their mean, their sum with weights by target, or the worst of them. The Pareto front of each pair is
+    targets: Literal["mean", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "mean"
+    """Several targets: their mean, their mean with weights by target, or the worst of them. The Pareto front of each pair is
     reported in any case."""
     trials: PositiveInt = 32
     """Ray Tune trials at most (it stops by itself when settled), or proxies of the swarm. A trial of a cheap objective

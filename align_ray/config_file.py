@@ -19,6 +19,7 @@ REMOVED = {
     "search.sampler": "was removed in 0.2.0: the search always uses Optuna's TPE; delete it",
     "embedding.pooling: winsorised": "was removed in 0.2.0: it breaks the additivity of embeddings; set unit or mean",
     "predict.poolings: winsorised": "was removed in 0.2.0: it breaks the additivity of embeddings; name unit or mean",
+    "search.targets: sum": "was renamed in 0.2.0: it always was the mean of the targets; set mean",
 }
 """What a configuration could hold in earlier versions, FIELD or FIELD: VALUE, and what takes its place."""
 
@@ -62,10 +63,11 @@ def _sentence(error: ValidationError, model: Any) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     value = first["input"]
-    named = ".".join(part for part in first["loc"] if isinstance(part, str))
-    old = f"{named}: {value}" if isinstance(value, str) and named not in REMOVED else named
-    if old in REMOVED:
-        return f"'{old}' {REMOVED[old]}."
+    parts = [part for part in first["loc"] if isinstance(part, str)]
+    named = {".".join(parts), ".".join(parts[:-1])}  # of a field with several kinds of value, the last part is the kind
+    for old in (*named, *(f"{name}: {value}" for name in named if isinstance(value, str))):
+        if old in REMOVED:
+            return f"'{old}' {REMOVED[old]}."
     if first["type"] == "extra_forbidden":
         *parents, key = first["loc"]
         for part in parents:  # a list's numbers and a mapping's own keys leave it as it is

@@ -53,7 +53,7 @@ def target_weights(config: Config) -> np.ndarray | None:
     given, names = config.search.targets, [t.name for t in config.targets]
     if given == "worst":
         return None
-    weights = np.array([1.0 if given == "sum" else given.get(n, 0.0) for n in names])
+    weights = np.array([1.0 if given == "mean" else given.get(n, 0.0) for n in names])
     return weights / weights.sum()
 
 

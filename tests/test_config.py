@@ -82,6 +82,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path, changes, sentence):
         ({"search": {"sampler": "gp"}}, "'search.sampler' was removed in 0.2.0: the search always uses"),
         ({"embedding": {"pooling": "winsorised"}}, "'embedding.pooling: winsorised' was removed in 0.2.0: it breaks"),
         ({"predict": {"poolings": ["winsorised"]}}, "'predict.poolings: winsorised' was removed in 0.2.0: it breaks"),
+        ({"search": {"targets": "sum"}}, "'search.targets: sum' was renamed in 0.2.0: it always was the mean"),
     ],
 )
 def test_what_earlier_versions_had_is_refused_with_what_takes_its_place(tmp_path, changes, sentence):

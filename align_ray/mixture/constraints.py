@@ -25,9 +25,7 @@ class Constraints:
     caps: np.ndarray
     """The part of `upper` that repetition asks for: max_epochs * tokens / token_budget."""
     prior: np.ndarray
-    """Sums to 1."""
-    strength: float
-    """Of the penalty strength * KL(w, prior); relative to the objective's spread until `mixture.scaled_prior`."""
+    """The mixture to stay near, sums to 1; how strongly is the goal's (`solver.with_prior`)."""
     most: int | None
     """Largest number of corpora with a weight."""
     per_token: float
@@ -60,6 +58,9 @@ def constraints(search: Search, tokens: dict[str, int]) -> Constraints:
             f"field 'search.weights': the smallest weights sum to {low:.4g} and the largest, repetition considered, to "
             f"{high:.4g}; 1 must lie between."
         )
+    # what rounding leaves of the checks above: bounds that cross, or sums beside 1, have no solution for a solver
+    lower = np.minimum(lower, upper)
+    lower, upper = lower / max(1.0, lower.sum()), upper / min(1.0, upper.sum())
     most = search.max_corpora
     forced = lower > 0
     if most is not None and (
@@ -69,7 +70,7 @@ def constraints(search: Search, tokens: dict[str, int]) -> Constraints:
             f"field 'search.max_corpora' is {most}, but so few corpora cannot fill the budget within the other constraints; "
             "raise it."
         )
-    return Constraints(names, lower, upper, caps, _prior(search, names, available), search.prior_strength, most, per_token)
+    return Constraints(names, lower, upper, caps, _prior(search, names, available), most, per_token)
 
 
 def _prior(search: Search, names: tuple[str, ...], available: np.ndarray) -> np.ndarray:
@@ -81,14 +82,20 @@ def _prior(search: Search, names: tuple[str, ...], available: np.ndarray) -> np.
     return given / given.sum()
 
 
-def without_prior(limits: Constraints) -> Constraints:
-    return dataclasses.replace(limits, strength=0.0)
-
-
 def unconstrained(limits: Constraints) -> Constraints:
     """The simplex alone."""
     k = len(limits.names)
-    return dataclasses.replace(limits, lower=np.zeros(k), upper=np.ones(k), strength=0.0, most=None)
+    return dataclasses.replace(limits, lower=np.zeros(k), upper=np.ones(k), most=None)
+
+
+def divergence(limits: Constraints, w: np.ndarray) -> np.ndarray:
+    """KL(w, prior) of many mixtures, [n, K] to [n]."""
+    return (w * log_ratio(limits, w)).sum(1)
+
+
+def log_ratio(limits: Constraints, w: np.ndarray) -> np.ndarray:
+    """log w / prior, finite for zeros of both."""
+    return np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
 
 
 def support(w: np.ndarray, limits: Constraints) -> np.ndarray:
@@ -96,7 +103,7 @@ def support(w: np.ndarray, limits: Constraints) -> np.ndarray:
     caps of what is kept can fill the budget."""
     kept = limits.lower > 0
     while (slots := (limits.most or len(w)) - int(kept.sum())) > 0 and not kept.all():
-        for i in (i for i in np.argsort(-w, kind="stable") if not kept[i]):
+        for i in (i for i in np.argsort(-w, kind="stable") if not kept[i] and limits.upper[i] > 0):
             others = np.sort(limits.upper[~kept & (np.arange(len(w)) != i)])[::-1][: slots - 1]
             if limits.upper[kept].sum() + limits.upper[i] + others.sum() >= 1 - TINY:
                 kept[i] = True
@@ -111,6 +118,17 @@ def restricted(limits: Constraints, kept: np.ndarray) -> Constraints:
     return dataclasses.replace(limits, upper=np.where(kept, limits.upper, 0.0), lower=np.where(kept, limits.lower, 0.0))
 
 
+def only_mixture(limits: Constraints) -> np.ndarray | None:
+    """The mixture [K] where the bounds, `most` aside, leave one alone; else None. Neither a descent nor a linear programme is
+    sure of a solution there: by the rounding of a sum it may seem to have none."""
+    free = limits.upper > limits.lower
+    if limits.lower.sum() >= 1 - TINY:
+        return filled(limits.lower, limits)
+    if limits.upper.sum() <= 1 + TINY:
+        return filled(limits.upper, limits)
+    return nearest(limits.upper, dataclasses.replace(limits, most=None)) if free.sum() <= 1 else None
+
+
 def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
     """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] -> [K]; of the
     corpora of `support` where their number is limited."""
@@ -122,11 +140,21 @@ def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
         return np.clip(np.exp(log_scale) * w, limits.lower, limits.upper).sum() - 1
 
     if excess(60.0) <= 0:  # the upper bounds sum to 1
-        return limits.upper / limits.upper.sum()
+        return filled(limits.upper, limits)
     if excess(-60.0) >= 0:
-        return limits.lower / limits.lower.sum()
+        return filled(limits.lower, limits)
     found = np.clip(np.exp(brentq(excess, -60.0, 60.0, xtol=1e-14)) * w, limits.lower, limits.upper)
-    return found / found.sum()
+    return np.clip(found / found.sum(), limits.lower, limits.upper)
+
+
+def filled(w: np.ndarray, limits: Constraints) -> np.ndarray:
+    """Weights [K] within the bounds that sum to 1 but for rounding, with what is missing shared out among those above their lower
+    bounds: a quotient by the sum would leave the bounds in the last digit."""
+    missing = 1 - w.sum()
+    room = np.where(w > limits.lower, limits.upper - w if missing > 0 else w - limits.lower, 0.0)
+    if room.sum() > 0:
+        w = np.clip(w + np.clip(missing / room.sum(), -1, 1) * room, limits.lower, limits.upper)
+    return w / w.sum() if abs(w.sum() - 1) > 1e-12 else w
 
 
 def from_unit_cube(u: np.ndarray, limits: Constraints) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to compare with."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,28 +11,24 @@ from align_ray.alignment.intervals import interval
 from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
 from align_ray.context import reported_weights
-from align_ray.mixture.constraints import Constraints, nearest, unconstrained, without_prior
-from align_ray.mixture.solver import (
-    Goal,
-    Optimum,
-    pareto_front,
-)
+from align_ray.mixture.constraints import Constraints, nearest, restricted, support, unconstrained
+from align_ray.mixture.solver import Goal, Optimum, pareto_front
 
 
 def comparison_mixtures(goal: Goal, limits: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
-    """What a mixture is compared with. `uniform`, `proportional` and `best_single` ignore caps (a corpus is then repeated
-    more often); `bad` is the feasible mixture around the worst corpus."""
+    """What a mixture is compared with. `uniform`, `proportional` and `best_single` ignore the constraints (a corpus may then be
+    repeated more often); `unimax` and `bad`, around the worst corpus, keep to the caps and to the number of corpora."""
     k = len(limits.names)
     available = np.array(list(tokens.values()), dtype=np.float64)
     single = goal.values(np.eye(k))
-    plain = unconstrained(limits)
-    capped = Constraints(**{**vars(plain), "upper": np.minimum(limits.caps, 1.0)})
+    capped = dataclasses.replace(unconstrained(limits), upper=np.minimum(limits.caps, 1.0), most=limits.most)
+    largest, worst = (restricted(capped, support(by, capped)) for by in (capped.upper, -single))
     return {
         "uniform": np.full(k, 1 / k),
         "proportional": available / available.sum(),
-        "unimax": nearest(np.ones(k), capped),
+        "unimax": nearest(np.ones(k), largest),
         "best_single": np.eye(k)[int(np.argmax(single))],
-        "bad": nearest(np.eye(k)[int(np.argmin(single))] + 0.01, capped),
+        "bad": nearest(np.eye(k)[int(np.argmin(single))] + 0.01, worst),
     }
 
 
@@ -121,7 +118,7 @@ def pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, An
         return []
     targets = [t.name for t in config.targets]
     points = []
-    for share, w in pareto_front(goal.objectives, without_prior(limits), 11 if len(targets) < 5 else 3):
+    for share, w in pareto_front(goal.objectives, limits, 11 if len(targets) < 5 else 3):
         values = [float(o.values(w[None])[0]) for o in goal.objectives]
         points.append(
             {

@@ -21,6 +21,6 @@ def candidate_probabilities(study: Study, tokens: dict[str, int]) -> dict[str, n
 
 def mixmin_weights(study: Study, tokens: dict[str, int]) -> dict[str, float]:
     """MixMin's mixture under the same caps, without a prior."""
-    limits = constraints(study.config.search.model_copy(update={"prior_strength": 0.0}), tokens)
+    limits = constraints(study.config.search, tokens)
     goal = mixmin_goal(study.config, candidate_probabilities(study, tokens))(None)
     return dict(zip(limits.names, solve(goal, limits).weights.tolist(), strict=True))

@@ -13,9 +13,9 @@ from align_ray.context import Study
 from align_ray.corpora.sample import token_counts
 from align_ray.embedding.evidence import Evidence
 from align_ray.errors import ConfigError
-from align_ray.mixture.constraints import Constraints, constraints, nearest
+from align_ray.mixture.constraints import Constraints, constraints, divergence, nearest
 from align_ray.mixture.objectives import Objective
-from align_ray.mixture.solver import Goal, penalties, solve
+from align_ray.mixture.solver import Goal, solve
 from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, Runs, cross_validated, default_surrogate
 
 CANDIDATE_MIXTURES = 5_000
@@ -39,20 +39,20 @@ def propose(
     metrics: dict[str, np.ndarray],
     share: np.ndarray | None,
     limits: Constraints,
+    prior_strength: float,
     surrogate: str | None = None,
     seed: int = 0,
     coordinates: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Proposal:
     """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
 
-    `weights`: runs' float64 [n, J], metrics [n] each. The prior's strength is taken times the spread of the runs' metric. The
+    `weights`: runs' float64 [n, J], metrics [n] each. `prior_strength`: the configuration's, here in units of the spread of the runs' metric. The
     log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`: content of the
     runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that the runs'
     domains need not be the candidates.
     """
     observed = np.stack(list(metrics.values()))
-    spread = float(np.ptp(observed.max(0) if share is None else share @ observed))
-    limits = dataclasses.replace(limits, strength=limits.strength * spread)
+    strength = prior_strength * float(np.ptp(observed.max(0) if share is None else share @ observed))
     old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(limits.names)))
     features = weights @ old
     chosen = surrogate or default_surrogate(len(weights))
@@ -60,10 +60,10 @@ def propose(
     fitted = {m: SURROGATES[chosen](features, v) for m, v in metrics.items()}
     laws = [law for law in fitted.values() if isinstance(law, LogLinear)]
     if len(laws) == len(fitted):
-        goal = Goal([_on_weights(law.objective(), new) for law in laws], share)
+        goal = Goal([_on_weights(law.objective(), new) for law in laws], share, strength)
         best = solve(goal, limits).weights
     else:
-        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + penalties(limits, w), limits, seed)
+        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + strength * divergence(limits, w), limits, seed)
     predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
     return Proposal(best, chosen, predicted, quality)
 
@@ -116,9 +116,8 @@ def propose_from_runs(
         raise ConfigError(f"--surrogate {surrogate}: choose one of {', '.join(SURROGATES)}.")
     share = np.full(len(runs.metrics), 1 / len(runs.metrics))
     if study is None or evidence is None:
-        search = Search(token_budget=1, prior_strength=prior_strength)
-        limits = constraints(search, dict.fromkeys(runs.domains, 1))
-        return limits, propose(runs.weights, runs.metrics, share, limits, surrogate)
+        limits = constraints(Search(token_budget=1), dict.fromkeys(runs.domains, 1))
+        return limits, propose(runs.weights, runs.metrics, share, limits, prior_strength, surrogate)
     rows = evidence.rows
     missing = [d for d in runs.domains if d not in rows]
     if missing:
@@ -129,4 +128,5 @@ def propose_from_runs(
     names = list(dict.fromkeys([*runs.domains, *limits.names]))
     found = dict(zip(names, content_coordinates(np.stack([rows[n].mean(0) for n in names])), strict=True))
     coordinates = np.stack([found[d] for d in runs.domains]), np.stack([found[n] for n in limits.names])
-    return limits, propose(runs.weights, runs.metrics, share, limits, surrogate, study.config.seed, coordinates)
+    strength = study.config.search.prior_strength
+    return limits, propose(runs.weights, runs.metrics, share, limits, strength, surrogate, study.config.seed, coordinates)

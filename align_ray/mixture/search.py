@@ -18,7 +18,7 @@ from align_ray.mixture.dsir import dsir_mixture
 from align_ray.mixture.goals import Builder, goal_builder
 from align_ray.mixture.mixmin import candidate_probabilities
 from align_ray.mixture.propose import propose
-from align_ray.mixture.solver import Goal, Optimum, effective_corpora, near_optimal_average, penalties, scaled_prior, solve
+from align_ray.mixture.solver import Goal, Optimum, effective_corpora, near_optimal_average, solve, with_prior
 from align_ray.mixture.tune import tune_search
 
 
@@ -69,7 +69,7 @@ def _search_by_loss(
         best = np.mean([list(t["weights"].values()) for t in trials[: max(1, len(trials) // 8)]], axis=0)
         return nearest(best, limits), {"trials": trials}
     weights, losses = run_swarm(study, tokens, limits)
-    proposal = propose(weights, losses, target_weights(config), limits, seed=config.seed)
+    proposal = propose(weights, losses, target_weights(config), limits, config.search.prior_strength, seed=config.seed)
     named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
     trials = [{"weights": w, "losses": {t: float(v[i]) for t, v in losses.items()}} for i, w in enumerate(named)]
     for trial in trials:
@@ -85,7 +85,7 @@ def by_other_objectives(study: Study, limits: Constraints, evidence: Evidence) -
         if objective != study.config.search.objective:
             other = study.changed(search={"objective": objective}).config
             goal = goal_builder(other, evidence.rows, evidence.batches, len(study.tokenizer), dict)(None)
-            result[f"by {objective}"] = solve(goal, scaled_prior(limits, goal)).weights
+            result[f"by {objective}"] = solve(with_prior(goal, limits, other.search.prior_strength), limits).weights
     return result
 
 
@@ -107,8 +107,8 @@ def search_mixture(
     `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
     optimum's weight, what limits it and prices.
     """
-    goal = build(None)
-    limits = scaled_prior(constraints(config.search, tokens), goal)
+    limits, plain = constraints(config.search, tokens), build(None)
+    goal = with_prior(plain, limits, config.search.prior_strength)
     optimum = solve(goal, limits)
     trials: list[dict[str, Any]] = []
     found, gap = "closed_form", None
@@ -118,7 +118,7 @@ def search_mixture(
         gap = optimum.penalised - best["penalised"]
         if gap < -1e-9:
             optimum, found = solve(goal, limits, np.array([best["weights"][n] for n in limits.names])), "search"
-    free = solve(goal, unconstrained(limits))
+    free = solve(plain, unconstrained(limits))
     noise = _bootstrap(config, build, goal, limits, optimum)
     recommended = near_optimal_average(goal, limits, optimum, noise["slack"], config.seed)
     mixtures = {"recommended": recommended, "closed_form": optimum.weights, "unconstrained": free.weights}
@@ -133,6 +133,8 @@ def search_mixture(
         "caps": dict(zip(limits.names, limits.caps.tolist(), strict=True)),
         "effective_corpora": effective_corpora(recommended),
         "kkt_residual": optimum.gap,
+        "kkt_residual_within": optimum.gap_within,
+        "choice": optimum.choice,
         "gap_of_search": gap,
         "standard_error": noise["error"],
         "slack": noise["slack"],
@@ -144,22 +146,22 @@ def search_mixture(
     }
 
 
-def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
-    """Resample the evidence of the `plain` goal and solve again: spread of the optimum's weights and value, and how far it
+def _bootstrap(config: Config, build: Builder, goal: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
+    """Resample the evidence of the goal and solve again: spread of the optimum's weights and value, and how far it
     falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
     weights, values, behind, lead = [], [], [], []
     singles = np.eye(len(limits.names))
     feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
-    single = max(feasible, key=lambda w: plain.values(w[None])[0], default=None)
+    single = max(feasible, key=lambda w: goal.values(w[None])[0], default=None)
     for r in range(config.search.bootstrap):
-        goal = build(np.random.default_rng([config.seed, r]))
-        again = solve(goal, limits, optimum.weights)
-        here = float((goal.values(optimum.weights[None]) - penalties(limits, optimum.weights[None]))[0])
+        resampled = dataclasses.replace(build(np.random.default_rng([config.seed, r])), strength=goal.strength)
+        again = solve(resampled, limits, optimum.weights)
+        here = float(resampled.penalised(limits, optimum.weights[None])[0])
         weights.append(again.weights)
-        values.append(goal.values(optimum.weights[None])[0])
+        values.append(resampled.values(optimum.weights[None])[0])
         behind.append(max(0.0, again.penalised - here))
         if single is not None:
-            lead.append(values[-1] - goal.values(single[None])[0])
+            lead.append(values[-1] - resampled.values(single[None])[0])
     return {
         "low": np.quantile(weights, 0.025, axis=0),
         "high": np.quantile(weights, 0.975, axis=0),
@@ -169,7 +171,7 @@ def _bootstrap(config: Config, build: Builder, plain: Goal, limits: Constraints,
         if single is None
         else {
             "corpus": limits.names[int(np.argmax(single))],
-            "value": float(plain.values(optimum.weights[None])[0] - plain.values(single[None])[0]),
+            "value": float(goal.values(optimum.weights[None])[0] - goal.values(single[None])[0]),
             "low": float(np.quantile(lead, 0.025)),
             "high": float(np.quantile(lead, 0.975)),
         },

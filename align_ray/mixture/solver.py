@@ -6,17 +6,30 @@ within one standard error.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
-from scipy.optimize import linprog, minimize
+from scipy.optimize import minimize
 
-from align_ray.mixture.constraints import Constraints, from_unit_cube, nearest, restricted, support
+from align_ray.mixture.certificate import certify
+from align_ray.mixture.choice import MANY, Face, count, every_choice, exchanged
+from align_ray.mixture.constraints import (
+    Constraints,
+    divergence,
+    filled,
+    from_unit_cube,
+    log_ratio,
+    nearest,
+    only_mixture,
+    restricted,
+    support,
+)
 from align_ray.mixture.objectives import Objective
 
 CHAINS = 32
 """Walkers of the near-optimal set."""
-PRESENT = 1e-4
-"""A corpus with less weight counts as left out."""
+FEW = 3
+"""Exchanges of corpora that are solved in a round where a start is given, as in every resample: those that look best."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +38,17 @@ class Goal:
 
     objectives: list[Objective]
     weights: np.ndarray | None
+    strength: float = 0.0
+    """Of the penalty strength * KL(w, prior), in the unit of the objective (`with_prior`)."""
 
     def values(self, w: np.ndarray) -> np.ndarray:
         """Of many mixtures, [n, K] to [n], without the prior's penalty."""
         by_target = np.stack([o.values(w) for o in self.objectives])
         return by_target.min(0) if self.weights is None else self.weights @ by_target
+
+    def penalised(self, limits: Constraints, w: np.ndarray) -> np.ndarray:
+        """With it: what is maximised, F, [n, K] to [n]."""
+        return self.values(w) - self.strength * divergence(limits, w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,39 +56,110 @@ class Optimum:
     """A solution and what is known of it."""
 
     weights: np.ndarray
-    """[K]."""
+    """[K]; exactly zero but for `max_corpora` of them."""
     value: float
     """The goal's, without the prior's penalty."""
     penalised: float
-    """With it: what is maximised."""
-    gap: float
-    """KKT residual: no feasible mixture is better by more to first order; for a concave objective, none is at all."""
+    """With it: F."""
+    gap: float | None
+    """KKT residual: no feasible mixture is better by more to first order; for a concave objective, none is at all. None where
+    `max_corpora` binds: nothing of the kind holds over all choices of corpora."""
+    gap_within: float
+    """The same among mixtures of the corpora that have a weight, where `max_corpora` binds."""
+    choice: Literal["exhaustive", "exchange"] | None
+    """How those were chosen, where it does: of all choices, or by exchanges."""
     shadow: np.ndarray
     """[K] gain of F per unit of a corpus' upper bound, at least 0; 0 where it does not bind."""
     price: np.ndarray
     """[K] loss of F per unit of a lower bound, at least 0."""
 
 
+def with_prior(goal: Goal, limits: Constraints, prior_strength: float) -> Goal:
+    """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between the best and
+    the worst single corpus, so that one strength means the same for nats and for similarities."""
+    spread = float(np.ptp(goal.values(np.eye(len(limits.names)))))
+    return dataclasses.replace(goal, strength=prior_strength * spread)
+
+
 def solve(goal: Goal, limits: Constraints, start: np.ndarray | None = None) -> Optimum:
     """Maximise F over the constraints by sequential least squares with exact gradients.
 
-    Starts: the prior, uniform, and the best corpus (as far as feasible); or `start` alone. `max_corpora` is met by leaving
-    out the corpora with least weight, half of what is too many at a time.
+    Starts: the prior, uniform, and the best corpus (as far as feasible); or `start` alone. Where the best mixture has more corpora
+    than `max_corpora`, every choice of so many is solved, or, of more than MANY choices and from a `start`, those that exchanges
+    lead to.
     """
+    every = dataclasses.replace(limits, most=None)
+    found = _climb(goal, every, start)
+    if limits.most is None or (found > 0).sum() <= limits.most:
+        return _described(goal, every, found, None)
+
+    def face(kept: np.ndarray, start: np.ndarray | None) -> tuple[float, np.ndarray]:
+        part = np.flatnonzero(kept)
+        smaller = _smaller(goal, every, part)
+        w = np.zeros(len(kept))
+        w[part] = _climb(*smaller, None if start is None else start[part])
+        return _penalised(goal, every, w)[0], w
+
+    if start is None and count(limits) <= MANY:
+        _, w = every_choice(face, limits)
+        return _described(goal, every, w, "exhaustive")
+    begun = [face(_fewer(face, limits, found), None)]
+    if start is not None:
+        given = nearest(start, limits)
+        begun += [face(given > 0, given), (_penalised(goal, every, given)[0], given)]
+    guess = lambda tried: goal.penalised(limits, np.stack([nearest(w, limits) for w in tried]))
+    _, w = exchanged(face, limits, max(begun, key=lambda pair: pair[0]), guess, None if start is None else FEW)
+    return _described(goal, every, w, "exchange")
+
+
+def _climb(goal: Goal, limits: Constraints, start: np.ndarray | None) -> np.ndarray:
+    """The best mixture [K] that is found from the start, or from several."""
+    only = only_mixture(limits)
+    if only is not None:
+        return only
     k = len(limits.names)
     starts = [nearest(start, limits)] if start is not None else [nearest(limits.prior, limits), nearest(np.ones(k), limits)]
     if start is None:
         best = int(np.argmax(goal.values(np.eye(k))))
         starts.append(nearest(np.eye(k)[best] + 0.01, limits))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
-    every = dataclasses.replace(limits, most=None)
-    found = max((_ascend(goal, every, w) for w in unique), key=lambda w: _penalised(goal, limits, w)[0])
-    present = (found > PRESENT) | (limits.lower > 0)
-    if limits.most is not None and present.sum() > limits.most:
-        fewer = int(present.sum()) - max(1, int(present.sum() - limits.most) // 2)
-        kept = support(np.where(present, found, 0.0), dataclasses.replace(limits, most=max(fewer, limits.most)))
-        return solve(goal, restricted(limits, kept), found)
-    return _describe(goal, limits, found)
+    return max((_ascend(goal, limits, w) for w in unique), key=lambda w: _penalised(goal, limits, w)[0])
+
+
+def _smaller(goal: Goal, limits: Constraints, part: np.ndarray) -> tuple[Goal, Constraints]:
+    """The problem in the weights of the corpora `part`, int [k], alone: the others' are exactly zero."""
+
+    def whole(w: np.ndarray) -> np.ndarray:
+        every = np.zeros((*w.shape[:-1], len(limits.names)))
+        every[..., part] = w
+        return every
+
+    def of_part(objective: Objective) -> Objective:
+        def gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
+            value, slope = objective.gradient(whole(w))
+            return value, slope[part]
+
+        return Objective(lambda w: objective.values(whole(w)), gradient)
+
+    fields = {name: getattr(limits, name)[part] for name in ("lower", "upper", "caps", "prior")}
+    names = tuple(limits.names[i] for i in part)
+    return (
+        dataclasses.replace(goal, objectives=[of_part(o) for o in goal.objectives]),
+        dataclasses.replace(limits, names=names, **fields),
+    )
+
+
+def _fewer(face: Face, limits: Constraints, w: np.ndarray) -> np.ndarray:
+    """A first choice, bool [K], from the best mixture [K] of more corpora: those with least weight are left out, half of what is too
+    many at a time."""
+    assert limits.most is not None
+    while (present := int((w > 0).sum())) > limits.most:
+        fewer = max(limits.most, present - max(1, (present - limits.most) // 2))
+        kept = support(w, dataclasses.replace(limits, most=fewer))
+        if fewer == limits.most:
+            return kept
+        _, w = face(kept, w)
+    return w > 0
 
 
 def _ascend(goal: Goal, limits: Constraints, start: np.ndarray) -> np.ndarray:
@@ -94,7 +184,7 @@ def _ascend(goal: Goal, limits: Constraints, start: np.ndarray) -> np.ndarray:
         return np.stack([np.r_[o.gradient(x[:k])[1], -1.0] for o in goal.objectives])
 
     def loss_of_worst(x: np.ndarray) -> tuple[float, np.ndarray]:
-        cost, gradient = _penalty(limits, x[:k])
+        cost, gradient = _penalty(goal, limits, x[:k])
         return cost - x[k], np.r_[gradient, -1.0]
 
     found = minimize(
@@ -113,50 +203,36 @@ def _tidy(w: np.ndarray, limits: Constraints) -> np.ndarray:
     """Exactly feasible; rounding's traces of a corpus go."""
     w = np.clip(w, limits.lower, limits.upper)
     w = nearest(np.where(w < 1e-8, 0.0, w), limits)
-    return np.where(w < 1e-8, limits.lower, w)
+    return filled(np.where(w < 1e-8, limits.lower, w), limits)
 
 
-def _penalty(limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
+def _penalty(goal: Goal, limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
     """The prior's penalty of one mixture [K] and its gradient [K]."""
-    return float(penalties(limits, w[None])[0]), limits.strength * (_log_ratio(limits, w) + 1)
-
-
-def _log_ratio(limits: Constraints, w: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
+    return goal.strength * float(divergence(limits, w[None])[0]), goal.strength * (log_ratio(limits, w) + 1)
 
 
 def _penalised(goal: Goal, limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
     """F and its gradient; of the worst target where that is the goal."""
     parts = [o.gradient(w) for o in goal.objectives]
     share = goal.weights if goal.weights is not None else np.eye(len(parts))[int(np.argmin([v for v, _ in parts]))]
-    cost, by_cost = _penalty(limits, w)
+    cost, by_cost = _penalty(goal, limits, w)
     value = share @ np.array([v for v, _ in parts])
     return float(value - cost), share @ np.stack([g for _, g in parts]) - by_cost
 
 
-def _describe(goal: Goal, limits: Constraints, w: np.ndarray) -> Optimum:
-    """Certificate and prices from the linear programme of the objectives' tangents at w: max t with t <= A_m + g_m (v - w)."""
+def _described(goal: Goal, limits: Constraints, w: np.ndarray, choice: Literal["exhaustive", "exchange"] | None) -> Optimum:
+    """The mixture [K] with its certificate: among those of its own corpora where they were chosen."""
     parts = [o.gradient(w) for o in goal.objectives]
-    cost, by_cost = _penalty(limits, w)
+    values, slopes = np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
     if goal.weights is not None:
-        parts = [(float(goal.weights @ [v for v, _ in parts]), goal.weights @ np.stack([g for _, g in parts]))]
-    k, value = len(w), min(v for v, _ in parts)
-    planes = np.stack([np.r_[-(g - by_cost), 1.0] for _, g in parts])
-    heights = np.array([v - (g - by_cost) @ w for v, g in parts])
-    found = linprog(
-        np.r_[np.zeros(k), -1.0],
-        A_ub=planes,
-        b_ub=heights,
-        A_eq=np.r_[np.ones(k), 0.0][None],
-        b_eq=[1.0],
-        bounds=[*zip(limits.lower, limits.upper, strict=True), (None, None)],
-    )
-    gap = max(0.0, float(-found.fun - value))
-    binds, held = w > limits.upper - 1e-6, w < limits.lower + 1e-6
-    shadow = np.where(binds, -found.upper.marginals[:k], 0.0)
-    return Optimum(
-        w, value, value - cost, gap, np.maximum(shadow, 0), np.maximum(np.where(held, found.lower.marginals[:k], 0), 0)
-    )
+        values, slopes = np.array([goal.weights @ values]), (goal.weights @ slopes)[None]
+    part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (limits.lower > 0))
+    _, smaller = _smaller(goal, limits, part)
+    known = certify(values, slopes[:, part], w[part], smaller, goal.strength)
+    shadow, price = np.zeros(len(w)), np.zeros(len(w))
+    shadow[part], price[part] = known.shadow, known.price
+    value, cost = float(values.min()), _penalty(goal, limits, w)[0]
+    return Optimum(w, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
 
 
 def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slack: float, seed: int) -> np.ndarray:
@@ -168,18 +244,19 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     evaluated together.
     """
     w, k = optimum.weights, len(optimum.weights)
-    free = np.flatnonzero((limits.upper > limits.lower) & ((w > PRESENT) if limits.most is not None else np.ones(k, bool)))
-    if len(free) < 2 or slack <= 0:
+    free = np.flatnonzero((limits.upper > limits.lower) & ((w > 0) | (limits.most is None)))
+    # where their number is limited the mean over several choices of corpora would have the corpora of all
+    inner = restricted(dataclasses.replace(limits, most=None), np.isin(np.arange(k), free) | (w > 0))
+    if slack <= 0 or only_mixture(inner) is not None:
         return w
     rng = np.random.default_rng(seed)
     least = optimum.penalised - slack
-    inner = restricted(dataclasses.replace(limits, most=None), np.isin(np.arange(k), free) | (w > 0))
     lower, upper = inner.lower[free], inner.upper[free]
     away = np.stack([from_unit_cube(rng.random(k), inner) for _ in range(CHAINS)]) - w
     share = np.ones(CHAINS)
     for _ in range(60):
         at = w + share[:, None] * away
-        outside = goal.values(at) - penalties(limits, at) < least
+        outside = goal.penalised(limits, at) < least
         if not outside.any():
             break
         share = np.where(outside, share / 1.5, share)
@@ -200,7 +277,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
             trial = at.copy()
             trial[:, free] = np.clip(at[:, free] + share[:, None] * direction, lower, upper)
             index = np.flatnonzero(waiting)
-            inside = goal.values(trial[index]) - penalties(limits, trial[index]) >= least
+            inside = goal.penalised(limits, trial[index]) >= least
             at[index[inside]] = trial[index[inside]]
             waiting[index[inside]] = False
             if not waiting.any():
@@ -209,17 +286,6 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
         if step >= steps // 3:
             total, count = total + at.sum(0), count + CHAINS
     return nearest(total / count, inner)
-
-
-def scaled_prior(limits: Constraints, goal: Goal) -> Constraints:
-    """The constraints with the prior's strength in the unit of the objective: times the difference between the best and the worst
-    single corpus, so that one strength means the same for nats and for similarities."""
-    return dataclasses.replace(limits, strength=limits.strength * float(np.ptp(goal.values(np.eye(len(limits.names))))))
-
-
-def penalties(limits: Constraints, w: np.ndarray) -> np.ndarray:
-    """The prior's penalty strength * KL(w, prior) of many mixtures, [n, K] to [n]."""
-    return limits.strength * (w * _log_ratio(limits, w)).sum(1)
 
 
 def pareto_front(objectives: list[Objective], limits: Constraints, points: int = 11) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from align_ray.config import Config, digest
 from align_ray.mixture.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
-from align_ray.mixture.solver import Goal, Optimum, penalties
+from align_ray.mixture.solver import Goal, Optimum
 from align_ray.training.experiment import LAYOUT, experiment
 
 AROUND = 256
@@ -57,12 +57,11 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
 
         def step(self) -> dict[str, Any]:
             tried = mixtures_around(self.point, self.limits, seed)
-            values = self.goal.values(tried)
-            penalised = values - penalties(self.limits, tried)
+            penalised = self.goal.penalised(self.limits, tried)
             best = int(np.argmax(penalised))
             return {
                 "penalised": float(penalised[best]),
-                "value": float(values[best]),
+                "value": float(self.goal.values(tried[best : best + 1])[0]),
                 "weights": tried[best].tolist(),
                 "finished": time.time(),
                 "done": True,

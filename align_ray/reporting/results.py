@@ -8,7 +8,7 @@ what is shown stand here and nowhere else.
 from collections.abc import ItemsView, Iterator
 from html import escape
 from io import StringIO
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, RootModel
@@ -421,7 +421,12 @@ class Mixture(Result):
     weights: dict[str, Bounded]
     caps: dict[str, float]
     effective_corpora: float = 0.0
-    kkt_residual: float = 0.0
+    kkt_residual: float | None = 0.0
+    """None where `search.max_corpora` binds: no such certificate holds over all choices of corpora."""
+    kkt_residual_within: float = 0.0
+    """The same among mixtures of the optimum's corpora alone, where it binds."""
+    choice: Literal["exhaustive", "exchange"] | None = None
+    """How those were chosen, where it binds: of all choices, or by exchanging one for another."""
     gap_of_search: float | None = None
     standard_error: float = 0.0
     slack: float = 0.0
@@ -481,7 +486,17 @@ class Mixture(Result):
             "gain: of the objective, where repetition limits a corpus",
             "value: of the objective, higher is better; alignment: pooled",
             f"effective number of corpora: {self.effective_corpora:.1f}",
+            *self._certificate(),
         ]
+
+    def _certificate(self) -> list[str]:
+        """What is said where the number of corpora is limited, so that no KKT residual certifies the optimum."""
+        if self.kkt_residual is not None:
+            return []
+        exhaustive = "every choice of corpora was tried"
+        exchanged = "corpora were chosen by exchanges, another choice may be better"
+        how = exhaustive if self.choice == "exhaustive" else exchanged
+        return [f"number of corpora limited, so no KKT certificate of the optimum: {how}"]
 
 
 class Change(Value):

@@ -2,7 +2,8 @@
 
 Ray Tune and Ray Train do not write it atomically: a process that is killed while it writes leaves an empty or cut file, at which
 every later run would fail. What is torn is removed here, and Ray goes on from the snapshot before, or anew. Nothing finished is
-lost by that: trainings are in the store, and a seed fixes the trials that cost nothing.
+lost by that: trainings are in the store, and a seed fixes the trials that cost nothing. A file that cannot be read is not torn:
+a store that does not answer once is an error, and nothing is removed.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
+from align_ray.errors import StoreError
 from align_ray.store import file_system
 
 SEARCHERS = ({"basic-variant-state"}, {"search_gen_state", "searcher-state"})
@@ -53,7 +55,8 @@ def experiment(
 
 
 def restorable(folder: str) -> bool:
-    """Whether Ray Tune can go on in `folder` (a path or pyarrow URI), from the newest of its snapshots that is whole."""
+    """Whether Ray Tune can go on in `folder` (a path or pyarrow URI), from the newest of its snapshots that is whole; what is torn is
+    removed. Raises StoreError, and removes nothing more, where a file cannot be read."""
     fs, path = file_system(folder)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     snapshots: dict[str, dict[str, str]] = defaultdict(dict)  # time -> kind -> path
@@ -62,8 +65,8 @@ def restorable(folder: str) -> bool:
         kind, _, time = stem.partition("-20") if info.is_file else ("", "", "")
         if time:
             snapshots[time][kind] = info.path
-    tuner = posixpath.join(path, "tuner.pkl")
-    if _sound(fs, tuner):
+    tuner = next((info.path for info in found if info.base_name == "tuner.pkl"), None)
+    if tuner and _sound(fs, tuner):
         for _, files in sorted(snapshots.items(), reverse=True):
             if "experiment_state" in files and any(kinds <= files.keys() for kinds in SEARCHERS):
                 if all(_sound(fs, file) for file in files.values()):
@@ -76,7 +79,7 @@ def restorable(folder: str) -> bool:
 
 
 def drop_torn(file: str) -> None:
-    """Remove a JSON file (a path or pyarrow URI) that is not whole, if it is there."""
+    """Remove a JSON file (a path or pyarrow URI) that is not whole, if it is there. Raises StoreError where it cannot be read."""
     fs, path = file_system(file)
     if fs.get_file_info(path).is_file and not _sound(fs, path):
         fs.delete_file(path)
@@ -87,11 +90,16 @@ def _sound(fs: pafs.FileSystem, path: str) -> bool:
     try:
         with fs.open_input_stream(path) as stream:
             data = stream.read()
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read ({str(error).partition(chr(10))[0]}); run it again when the store answers: nothing was removed."
+        ) from None
+    try:
         if data[:1] in b"{[":
             json.loads(data)
         else:
             for _ in pickletools.genops(data):
                 pass
-    except (OSError, ValueError, LookupError):
+    except (ValueError, LookupError):
         return False
     return True

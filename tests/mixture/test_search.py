@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from align_ray import pipeline
+from align_ray.cli.show import show_mixture
 from align_ray.config import Config, Cost
 from align_ray.config_file import load_config
 from align_ray.errors import CapReached, ConfigError
@@ -114,6 +115,18 @@ def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded):
     folder = Path(study.store.uri)
     runs = read_runs(folder / "ratios.csv", folder / "metrics.csv")
     np.testing.assert_allclose(runs.metrics["target"], [t["loss"] for t in result["trials"]])
+
+
+@pytest.mark.slow
+def test_a_search_of_a_number_of_corpora_keeps_to_it_and_gives_no_certificate(embedded, capsys):
+    study = embedded(objective="scaled-cosine", max_corpora=2, max_epochs=16)
+    result = pipeline.search(study)
+    for name in result["mixtures"].keys() - {"uniform", "proportional", "dsir", "unconstrained"}:
+        assert (weights_of(result, name) != 0).sum() <= 2, name
+    assert all(sum(w != 0 for w in t["weights"].values()) <= 2 for t in result["trials"])
+    assert result["kkt_residual"] is None and result["choice"] == "exhaustive" and result["kkt_residual_within"] < 1e-6
+    show_mixture(result, 10_000)
+    assert "no KKT certificate of the optimum: every choice was tried" in capsys.readouterr().out
 
 
 def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_config, tmp_path):

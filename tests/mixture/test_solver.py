@@ -8,7 +8,7 @@ import pytest
 from align_ray.alignment.distance import scaled_cosine
 from align_ray.config import Search
 from align_ray.errors import ConfigError
-from align_ray.mixture.constraints import constraints, from_unit_cube, nearest, to_unit_cube, unconstrained, without_prior
+from align_ray.mixture.constraints import constraints, from_unit_cube, nearest, to_unit_cube, unconstrained
 from align_ray.mixture.objectives import (
     hellinger_objective,
     kl_objective,
@@ -22,9 +22,9 @@ from align_ray.training.rows import split_tokens
 NAMES = ("a", "b", "c", "d")
 
 
-def limits(tokens=10_000, prior_strength=0.0, **fields):
+def limits(tokens=10_000, **fields):
     tokens = tokens if isinstance(tokens, dict) else dict.fromkeys(NAMES, tokens)
-    return constraints(Search(token_budget=1000, prior_strength=prior_strength, **fields), tokens)
+    return constraints(Search(token_budget=1000, **fields), tokens)
 
 
 def corpora(k=4, seed=0, rows=300):
@@ -48,8 +48,8 @@ def objectives(seed=0):
 KINDS = list(objectives())
 
 
-def goal(kind="scaled-cosine", seed=0):
-    return Goal([objectives(seed)[kind]], np.ones(1))
+def goal(kind="scaled-cosine", seed=0, strength=0.0):
+    return Goal([objectives(seed)[kind]], np.ones(1), strength)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,15 +71,15 @@ def test_the_scaled_cosine_objective_is_the_papers_similarity_of_the_pooled_embe
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("prior_strength", [0.0, 0.05])
+@pytest.mark.parametrize("strength", [0.0, 0.05])
 @pytest.mark.parametrize("fields", [{}, {"weights": {"a": {"max": 0.2}, "d": 0.15}}, {"max_epochs": 0.03}])
-def test_the_optimum_is_feasible_beats_random_search_and_its_certificate_holds(kind, prior_strength, fields):
-    bounds = limits(prior_strength=prior_strength, **fields)
-    best = solve(goal(kind), bounds)
+def test_the_optimum_is_feasible_beats_random_search_and_its_certificate_holds(kind, strength, fields):
+    bounds = limits(**fields)
+    best = solve(goal(kind, strength=strength), bounds)
     assert best.weights.sum() == pytest.approx(1) and (best.weights >= bounds.lower - 1e-9).all()
     assert (best.weights <= bounds.upper + 1e-9).all()
     tried = np.stack([from_unit_cube(u, bounds) for u in np.random.default_rng(3).random((2000, 4))])
-    penalty = prior_strength * (tried * np.log(np.maximum(tried, 1e-9) * 4)).sum(1)
+    penalty = strength * (tried * np.log(np.maximum(tried, 1e-9) * 4)).sum(1)
     assert (goal(kind).values(tried) - penalty).max() <= best.penalised + max(best.gap, 1e-7)
     assert best.gap < 1e-5
 
@@ -119,7 +119,7 @@ def test_a_number_of_corpora_is_kept_and_costs_little():
 
 
 def test_a_prior_pulls_towards_it():
-    plain, pulled = (solve(goal(), limits(prior_strength=s, prior={"d": 1.0, "a": 1.0})).weights for s in (0.0, 10.0))
+    plain, pulled = (solve(goal(strength=s), limits(prior={"d": 1.0, "a": 1.0})).weights for s in (0.0, 10.0))
     np.testing.assert_allclose(pulled[[0, 3]], 0.5, atol=0.05)
     assert plain[3] < 0.3
 
@@ -135,7 +135,7 @@ def test_the_worst_target_is_raised_above_what_the_sum_gives_it():
 
 def test_no_point_of_the_pareto_front_is_beaten_in_both_targets():
     both = [objectives(0)["scaled-cosine"], objectives(7)["scaled-cosine"]]
-    front = pareto_front(both, without_prior(limits()), 5)
+    front = pareto_front(both, limits(), 5)
     values = np.array([[o.values(w[None])[0] for o in both] for _, w in front])
     assert len(front) == 5 and (np.diff(values[np.argsort(values[:, 0]), 1]) <= 1e-6).all()
 
@@ -254,7 +254,61 @@ def test_a_forced_corpus_that_cannot_fill_the_budget_alone_is_refused():
 def test_the_near_optimal_average_leaves_the_corner():
     """By a linear objective the set is a simplex cut off at the best corpus; its centroid is known."""
     scores = np.r_[1.0, np.zeros(7)]
-    bounds = constraints(Search(token_budget=1, prior_strength=0.0), {f"c{i}": 10 for i in range(8)})
+    bounds = constraints(Search(token_budget=1), {f"c{i}": 10 for i in range(8)})
     cut = Goal([linear_objective(scores)], np.ones(1))
     mean = near_optimal_average(cut, bounds, solve(cut, bounds), 0.3, 0)
     assert mean[0] == pytest.approx(1 - 0.3 * 7 / 8, abs=0.03)
+
+
+def test_of_one_mixture_that_is_feasible_the_prices_are_what_moving_a_bound_gives():
+    bounds = limits({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
+    best = solve(goal(), bounds)
+    assert best.gap == 0.0
+    more = solve(goal(), limits({"a": 101, "b": 200, "c": 300, "d": 400}, max_epochs=1))
+    assert more.value - best.value == pytest.approx(best.shadow[0] * bounds.per_token, rel=0.05, abs=1e-9)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.05])
+@pytest.mark.parametrize(
+    "tokens, fields",
+    [
+        ((300, 600, 100, 50), {"max_corpora": 3}),  # of three, the caps sum to 0.3 + 0.6 + 0.1 < 1 in floating point
+        ((1000, 1000, 1000, 1000), {"weights": {"a": 0.3, "b": 0.6, "c": 0.1}}),
+        ((1000, 1000, 1000, 1000), {"weights": {"a": 0.3, "b": 0.6, "c": 0.1}, "max_corpora": 3}),
+        ((1000, 1000, 1000, 1000), {"weights": {"a": {"min": 0.3}, "b": {"min": 0.6}, "c": {"min": 0.1}}}),
+        ((1000, 1000, 1000, 1000), {"weights": {"a": 0.3, "b": 0.6, "c": 0.0}, "max_corpora": 3}),
+        ((1000, 1000, 1000, 1000), {"max_corpora": 1}),
+    ],
+)
+def test_where_one_mixture_is_left_it_is_given(tokens, fields, strength):
+    bounds = limits(dict(zip(NAMES, tokens, strict=True)), max_epochs=1, **fields)
+    best = solve(goal(strength=strength), bounds)
+    assert best.weights.sum() == pytest.approx(1, abs=1e-15) and best.gap_within == 0.0
+    assert (best.weights <= bounds.upper).all() and (best.weights >= bounds.lower).all()
+    if "max_corpora" not in fields or fields["max_corpora"] == 3:
+        np.testing.assert_allclose(np.sort(best.weights), [0, 0.1, 0.3, 0.6], atol=1e-15)
+    np.testing.assert_array_equal(near_optimal_average(goal(strength=strength), bounds, best, 0.1, 0), best.weights)
+
+
+def test_bounds_that_cross_by_rounding_are_met():
+    third = 1000 / 3
+    bounds = limits({"a": 333, "b": 10_000, "c": 10_000, "d": 10_000}, max_epochs=third / 333 * (1 - 1e-10), weights={"a": 1 / 3})
+    assert (bounds.lower <= bounds.upper).all() and solve(goal(), bounds).weights[0] == pytest.approx(1 / 3)
+
+
+def test_no_certificate_is_given_where_the_corpora_were_chosen():
+    free, chosen, enough = (solve(goal(), limits(max_corpora=m)) for m in (None, 2, 4))
+    assert chosen.gap is None and chosen.choice == "exhaustive" and chosen.gap_within < 1e-6
+    assert (chosen.weights != 0).sum() == 2
+    assert free.choice is enough.choice is None and enough.gap == pytest.approx(free.gap, abs=1e-7)
+
+
+def test_many_corpora_are_chosen_by_exchanges():
+    pooled = corpora(14)
+    names = {f"c{i}": 10_000 for i in range(14)}
+    bounds = constraints(Search(token_budget=1000, max_corpora=4), names)
+    wanted = np.zeros(14)
+    wanted[[2, 5, 7, 11]] = 0.4, 0.3, 0.2, 0.1
+    noisy = wanted @ pooled * np.random.default_rng(0).gamma(5, 0.2, pooled.shape[1])
+    best = solve(Goal([scaled_cosine_objective(pooled, noisy)], np.ones(1)), bounds)
+    assert best.choice == "exchange" and set(np.flatnonzero(best.weights)) == {2, 5, 7, 11}

@@ -29,7 +29,7 @@ def mixtures(n=60, seed=0):
 
 
 def free(k=4):
-    return constraints(Search(token_budget=1, prior_strength=0.0), dict.fromkeys("abcdefghij"[:k], 1))
+    return constraints(Search(token_budget=1), dict.fromkeys("abcdefghij"[:k], 1))
 
 
 def test_the_mixing_law_is_found_again():
@@ -62,9 +62,9 @@ def test_the_default_needs_few_runs_until_there_are_many():
 
 @pytest.mark.parametrize("kind", SURROGATES)
 def test_the_proposal_is_feasible_and_better_than_any_run(kind):
-    limits = constraints(Search(token_budget=100, prior_strength=0.0, weights={"a": {"max": 0.6}}), dict.fromkeys("abcd", 1000))
+    limits = constraints(Search(token_budget=100, weights={"a": {"max": 0.6}}), dict.fromkeys("abcd", 1000))
     w = mixtures(120)
-    found = propose(w, {"loss": law(w)}, np.ones(1), limits, kind)
+    found = propose(w, {"loss": law(w)}, np.ones(1), limits, 0.0, kind)
     assert found.weights.sum() == pytest.approx(1) and found.weights[0] <= 0.6 + 1e-9
     feasible = w[w[:, 0] <= 0.6]
     assert law(found.weights) <= law(feasible).min() + 0.02
@@ -86,7 +86,7 @@ def test_with_content_coordinates_runs_stay_usable_when_a_corpus_is_split_and_re
     coordinates = content_coordinates(np.concatenate([old, new]))
     assert coordinates.shape[1] <= 8
     w = mixtures(80)
-    found = propose(w, {"loss": law(w)}, np.ones(1), free(5), "log-linear", coordinates=(coordinates[:4], coordinates[4:]))
+    found = propose(w, {"loss": law(w)}, np.ones(1), free(5), 0.0, "log-linear", coordinates=(coordinates[:4], coordinates[4:]))
     assert found.weights[1] + found.weights[2] > 0.8, "the law's best corpus was 'a'"
     assert found.predicted["loss"] == pytest.approx(law(np.eye(4)[0]), abs=0.05)
 

@@ -1,14 +1,18 @@
 """Ray's own state of an experiment, cut off by a kill, never keeps a run from going on."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
 from align_ray import pipeline
 from align_ray.config import Config
+from align_ray.errors import StoreError
 from align_ray.pipeline import open_study
+from align_ray.training import experiment as module
 from align_ray.training.experiment import drop_torn, restorable
 from tests.conftest import actors_here
 
@@ -85,3 +89,55 @@ def test_a_torn_json_file_is_dropped_and_a_whole_one_kept(tmp_path):
     for file in (whole, torn, tmp_path / "none.json"):
         drop_torn(str(file))
     assert whole.exists() and not torn.exists()
+
+
+class Once(pafs.FSSpecHandler):
+    """A local file system on which the first read of files whose name has `part` fails."""
+
+    def __init__(self, part):
+        from fsspec.implementations.local import LocalFileSystem
+
+        super().__init__(LocalFileSystem())
+        self.part, self.failed = part, False
+
+    def open_input_stream(self, path):
+        if self.part in path and not self.failed:
+            self.failed = True
+            raise OSError("connection reset by peer")
+        return super().open_input_stream(path)
+
+
+def all_files(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.fixture
+def snapshots(tmp_path):
+    """What Ray Tune writes of an experiment, two snapshots."""
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "tuner.pkl").write_bytes(pickle.dumps({"a": 1}))
+    for time in ("2026-01-01_00-00-00", "2026-01-02_00-00-00"):
+        (folder / f"experiment_state-{time}.json").write_text('{"trials": []}')
+        (folder / f"basic-variant-state-{time}.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("part", ["tuner.pkl", "experiment_state", "basic-variant-state"])
+def test_a_store_that_does_not_answer_once_loses_no_experiment(snapshots, monkeypatch, part):
+    before, fs = all_files(snapshots), pafs.PyFileSystem(Once(part))
+    monkeypatch.setattr(module, "file_system", lambda place: (fs, place))
+    with pytest.raises(StoreError, match="connection reset by peer.*nothing was removed"):
+        restorable(str(snapshots))
+    assert all_files(snapshots) == before
+    assert restorable(str(snapshots)) and all_files(snapshots) == before
+
+
+def test_a_json_file_that_cannot_be_read_once_is_kept(tmp_path, monkeypatch):
+    file, fs = tmp_path / "whole.json", pafs.PyFileSystem(Once("whole"))
+    file.write_text("{}")
+    monkeypatch.setattr(module, "file_system", lambda place: (fs, place))
+    with pytest.raises(StoreError, match="cannot be read"):
+        drop_torn(str(file))
+    drop_torn(str(file))
+    assert file.exists()
