@@ -143,7 +143,7 @@ class Embedding(Model):
     """R, label draws per sequence. They share one forward pass; two or more make the noise floor measurable. For
     `reference` the default is 1, as published; more are whole replicates under further seeds, averaged before the distance."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs are used or this
+    """The dtype of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs are used or this
     machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below the label noise). The
     reference procedure is always float32."""
     pooling: Literal["mean", "unit"] = "mean"
@@ -164,7 +164,7 @@ class Embedding(Model):
 
     @property
     def epsilon(self) -> float | None:
-        """Of every distance of the study (see `settings.Estimator.epsilon`)."""
+        """The epsilon of every distance of the study (see `settings.Estimator.epsilon`)."""
         return self.plain().epsilon
 
     def plain(self) -> settings.Estimator:
@@ -221,7 +221,7 @@ class Search(Model):
     prior: Literal["proportional", "uniform"] | dict[Name, Annotated[float, Field(ge=0)]] = "uniform"
     """The mixture to stay near: proportional to the corpora's tokens, uniform, or weights by corpus."""
     prior_strength: Annotated[float, Field(ge=0)] = 0.01
-    """Of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective makes between the best
+    """Strength of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective makes between the best
     and the worst single corpus."""
     targets: Literal["mean", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "mean"
     """Several targets: their mean, their mean with weights by target, or the worst of them. The Pareto front of each pair is
@@ -309,9 +309,9 @@ class Cost(Model):
     """What a run may cost. A worker is a GPU where GPUs are used, else a CPU; the time of other machines is not counted."""
 
     price_per_hour: PositiveFloat | None = None
-    """Of one worker."""
+    """The price of one worker."""
     currency: str = "USD"
-    """Of the prices."""
+    """The currency of the prices."""
     max_cost: PositiveFloat | None = None
     """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there. What is charged
     is the time of the workers that were there; when to stop is reckoned with all that a growing cluster may have, so that there it
@@ -335,7 +335,7 @@ class Config(Model):
     output: Place
     """Folder (or pyarrow URI) for everything the study writes."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the documents drawn, the labels and the trainings."""
+    """The seed of the documents drawn, the labels and the trainings."""
     targets: Annotated[list[Corpus], Field(min_length=1)]
     """What the model will be evaluated on."""
     candidates: Annotated[list[Corpus], Field(min_length=2)]

@@ -30,7 +30,7 @@ LEAST_OBJECT_STORE = 1e9
 SAME = ("align-ray", "ray", "torch", "transformers")
 """Packages whose versions should be the driver's on every node: workers get its objects, and numbers depend on them."""
 NUMBERS_ALONE = {"torch", "transformers"}
-"""Of these another version is a warning: a study runs, but its numbers may not be those of one environment."""
+"""Packages of which another version is a warning: a study runs, but its numbers may not be those of one environment."""
 MISMATCH = re.compile(r"Version mismatch:.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 """Ray's words where it refuses to connect: the cluster's versions, then the driver's."""
 

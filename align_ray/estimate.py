@@ -23,7 +23,7 @@ REFERENCE_PASSES = 21.0
 """The same of the published procedure, per draw."""
 TRAINING_PASSES = 3.0
 ASSUMED_TFLOPS = {False: 0.1, True: 50.0}
-"""Of a CPU and of a GPU where nothing was measured."""
+"""What a CPU and a GPU achieve where nothing was measured."""
 START_SECONDS = 10.0
 """A pool of workers needs so long before it works."""
 
@@ -104,7 +104,7 @@ def estimate(study: Study, gpu: bool) -> dict[str, Any]:
 
 
 def achieved_tflops(study: Study, gpu: bool) -> tuple[float, str]:
-    """Of one worker, and whether that was given, measured in this study or assumed."""
+    """TFLOP/s of one worker, and whether that was given, measured in this study or assumed."""
     config = study.config
     if config.cost.tflops:
         return config.cost.tflops, "given"

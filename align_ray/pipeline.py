@@ -25,7 +25,7 @@ from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
 from align_ray.estimate import estimate
 from align_ray.fisher.probe import Located, locate_probe
 from align_ray.handover.recipe import make_recipe
-from align_ray.mixture.constraints import constraints
+from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
 from align_ray.reporting import tracking
@@ -84,17 +84,17 @@ def embed(study: Study) -> dict[str, Any]:
     say_if_inert(study)
     study.say(f"reading {len(config.corpora)} corpora")
     corpora = sample_corpora(study)
-    constraints(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
+    constraints_of(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
     most = sum(c["batches"] for c in corpora.values())
     study.say(f"embedding {'at most ' if config.sampling.sequential else ''}{most} batches")
     try:
         done = embed_until_settled(study) if config.sampling.sequential else embed_missing(study)
     except CapReached as stop:  # an alignment of what there is, with the intervals of so many batches, is still valid
         done = embedded_so_far(study)
-        if min(done["limits"].values()) < 2:
+        if min(done["used"].values()) < 2:
             raise
         study.say(f"note: {stop}")
-    study.store.write_json("embedding.json", {k: done.get(k) for k in ("key", "dtype", "limits")})
+    study.store.write_json("embedding.json", {k: done.get(k) for k in ("key", "dtype", "used")})
     study.say(f"embedded {done['computed']} batches now; {done['planned']} of {most} are in the store")
     return {"corpora": corpora, "work": done}
 

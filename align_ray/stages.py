@@ -24,7 +24,7 @@ from align_ray.spending import costs, price, spending
 from align_ray.store import Store
 
 FORMAT = 2
-"""Of the stages' results; one of another format, of an older or newer version, is made again."""
+"""Format of the stages' results; one of another format, of an older or newer version, is made again."""
 
 Found = TypeVar("Found", bound=Result)
 
@@ -34,7 +34,7 @@ class Stage(Generic[Found]):
     """A stage of a study; call it with a Study to run it."""
 
     name: str
-    """Of its function, its command and its job script."""
+    """The name of its function, its command and its job script."""
     work: Callable[..., dict[str, Any]]
     """Gives the result as a JSON value."""
     file: str
@@ -43,7 +43,7 @@ class Stage(Generic[Found]):
     needs: tuple["Stage[Any]", ...]
     """Stages whose result it reads."""
     fields: tuple[str, ...]
-    """Of the configuration, that determine the result beside those of the stages it needs."""
+    """Fields of the configuration that determine the result beside those of the stages it needs."""
     further: Callable[[Study], tuple[str, ...]]
     """Fields that do so for some configurations alone."""
     check: Callable[[Study], None]

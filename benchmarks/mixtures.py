@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from align_ray.config import Search
-from align_ray.mixture.constraints import constraints
+from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.objectives import scaled_cosine_objective
 from align_ray.mixture.solver import Goal, solve
 
@@ -45,9 +45,9 @@ def main(
             goal.values(tried)
             rates.append(len(tried) / (time.perf_counter() - start))
             for tokens, seconds in ((10**6, plain), (400 // k, capped)):
-                limits = constraints(Search(token_budget=800), dict.fromkeys(names, tokens))
+                constraints = constraints_of(Search(token_budget=800), dict.fromkeys(names, tokens))
                 start = time.perf_counter()
-                found = solve(goal, limits)
+                found = solve(goal, constraints)
                 seconds.append(time.perf_counter() - start)
                 gaps.append(found.gap)
         print(f"| {k} | {rows} | {median(rates):,.0f} | {median(plain):.2f} | {max(gaps):.1g} | {median(capped):.2f} |")

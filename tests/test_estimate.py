@@ -109,8 +109,8 @@ def test_an_alignment_of_the_batches_that_were_embedded_before_the_cap(local_ray
     study = open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT, cost=capped)))
     with pytest.raises(CapReached):
         pipeline.run(study)
-    limits = study.store.read_json("embedding.json")["limits"]
-    assert 9 <= sum(limits.values()) < 12 and min(limits.values()) >= 2
+    used = study.store.read_json("embedding.json")["used"]
+    assert 9 <= sum(used.values()) < 12 and min(used.values()) >= 2
     assert len(stored(study, pipeline.align)["ranking"]["target"]) == 2
     assert (tmp_path / "out" / "report.html").exists() and stored(study, pipeline.finetune) is None
 

@@ -40,7 +40,7 @@ def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | N
     return Estimate(value, on_v.error * value**2, low, high)
 
 
-def measures(units: list[Unit]) -> dict[str, tuple[str, ...]]:
+def block_sets(units: list[Unit]) -> dict[str, tuple[str, ...]]:
     """The blocks behind each coefficient that these embeddings give, the main one first: trunk rows before head rows; of
     the reference procedure all rows as published, then trunk and vocabulary apart."""
     blocks = tuple(units[0].blocks)
@@ -49,8 +49,8 @@ def measures(units: list[Unit]) -> dict[str, tuple[str, ...]]:
 
 
 def main_blocks(units: list[Unit]) -> tuple[str, ...]:
-    """The blocks of the main measure (see `measures`)."""
-    return next(iter(measures(units).values()))
+    """The blocks of the main measure (see `block_sets`)."""
+    return next(iter(block_sets(units).values()))
 
 
 def batch_matrix(units: list[Unit], blocks: tuple[str, ...]) -> np.ndarray:
@@ -80,7 +80,7 @@ def align_corpora(embeddings: Mapping[str, list[Unit]], targets: list[str], abso
     same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats per token; `skipped`:
     [batch, sequence] of those left out because their embedding is not finite.
     """
-    kinds = measures(next(iter(embeddings.values())))
+    kinds = block_sets(next(iter(embeddings.values())))
     results = {kind: _align(embeddings, blocks, targets, absolute) for kind, blocks in kinds.items()}
     main = next(iter(kinds))
     div = results[main]["diversity"]

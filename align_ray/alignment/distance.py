@@ -113,7 +113,7 @@ SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cosine": cosine,
     "log-cosine": log_centred_cosine,
 }
-"""Of candidates [n, D] and targets [m, D]; higher is closer, 1 for equal embeddings."""
+"""Functions of candidates [n, D] and targets [m, D]; higher is closer, 1 for equal embeddings."""
 
 
 def _distributions(x: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from align_ray.fisher.probe import has_bfloat16
 from align_ray.fisher.trunk import PADDING
 
 SEQUENCES = 32
-"""Of a corpus, spread evenly over its batches."""
+"""Taken of a corpus, spread evenly over its batches."""
 MINI_BATCH = 8
 SIZE = 2**19
 """Numbers a sketch."""
@@ -33,7 +33,7 @@ VECTORS = ("gradient", "fisher", "update", "update_squared")
 
 @dataclasses.dataclass(frozen=True)
 class Sketches:
-    """Of one corpus, by block (`trunk`; `vocabulary`: embeddings and head), each float32 [SIZE]."""
+    """Sketches of one corpus, by block (`trunk`; `vocabulary`: embeddings and head), each float32 [SIZE]."""
 
     gradient: dict[str, np.ndarray]
     fisher: dict[str, np.ndarray]

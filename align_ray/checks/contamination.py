@@ -36,7 +36,7 @@ UNSPACED = (
 word, since a run of thirteen of what `\\w+` finds there would be thirteen sentences."""
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 MOST_NGRAMS = 20_000_000
-"""Of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
+"""Kept of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
 _POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, np.uint64))
 
 

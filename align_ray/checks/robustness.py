@@ -87,12 +87,12 @@ def _embedded(study: Study, config: Config) -> Evidence:
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
     variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe.plain()))
     with suppress(StoreError):  # nothing there yet, or not whole
-        evidence = read_evidence(variant, {"limits": None, **store.read_json("embedding.json")})
+        evidence = read_evidence(variant, {"used": None, **store.read_json("embedding.json")})
         if evidence.key == unit_folder(variant, evidence.dtype).key:  # else of another version
             return _whole(evidence)
     sample_corpora(variant)
     done = embed_missing(variant)
-    store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "limits")})
+    store.write_json("embedding.json", {k: done[k] for k in ("key", "dtype", "used")})
     study.say(f"embedded {done['computed']} batches")
     return read_evidence(variant, done)
 

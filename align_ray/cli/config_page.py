@@ -79,7 +79,7 @@ def _section(path: str, model: dict[str, Any], sections: dict[str, dict[str, Any
 
 
 def _described(field: dict[str, Any], places: dict[str, str], sections: dict[str, dict[str, Any]]) -> str:
-    """Of a field that holds a section and has no text of its own: the section's first sentence."""
+    """The text of a field that holds a section and has none of its own: the section's first sentence."""
     names = _references(field)
     return sections[places[names[0]]]["description"].partition(". ")[0] if names else ""
 

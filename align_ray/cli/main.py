@@ -153,7 +153,7 @@ def align(
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True})
 def noise(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Of version 0.1: now `align --noise-floor`."""
+    """A command of version 0.1: now `align --noise-floor`."""
 
     def refuse() -> None:
         raise UserError("the command 'noise' was removed in 0.2.0; use align-ray align CONFIG --noise-floor 0.02.")

@@ -167,11 +167,11 @@ def propose(
             from align_ray.pipeline import evidence_of
 
             evidence = evidence_of(opened)
-        limits, proposal = propose_from_runs(runs, surrogate, prior_strength, opened, evidence)
+        constraints, proposal = propose_from_runs(runs, surrogate, prior_strength, opened, evidence)
         table = plain_table(f"mixture proposed by {proposal.surrogate} from {len(runs.ids)} runs")
         table.add_column("corpus", overflow="fold")
         table.add_column("weight", justify="right", no_wrap=True)
-        weights = dict(zip(limits.names, proposal.weights.tolist(), strict=True))
+        weights = dict(zip(constraints.names, proposal.weights.tolist(), strict=True))
         for name, w in sorted(weights.items(), key=lambda item: -item[1]):
             table.add_row(name, f"{w:.2%}")
         out.print(table)

@@ -18,10 +18,10 @@ TEXT_COLUMNS = ("text", "content")
 FEW_FILES = 32
 """So many plain-text files or fewer are read by paragraph: a file each would give too few documents."""
 SPLITS = {"targets": ("test", "validation", "train"), "candidates": ("train",)}
-"""Of a hub data set, the first that it has: what a model is evaluated on is seldom the training split."""
+"""Splits of a hub data set, the first that it has is taken: what a model is evaluated on is seldom the training split."""
 
 SPLIT_NAMES = {"train", "test", "validation", "valid", "dev", "data"}
-"""Of files; they say less than the folder's name."""
+"""Names of files that say less than the folder's name."""
 
 T = TypeVar("T")
 Ask = Callable[[str, str | None, Callable[[str], T]], T]

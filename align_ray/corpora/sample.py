@@ -28,7 +28,7 @@ class CorpusSample:
     """int32 [m, T], sequences for the target's loss (targets); no document in common with `batches`."""
 
     def digest(self) -> str:
-        """Of all rows: what is computed from the sample belongs to it alone."""
+        """Digest of all rows: what is computed from the sample belongs to it alone."""
         total = hashlib.sha256()
         for array in (self.batches, self.training, self.heldout):
             total.update(f"{array.shape}".encode() + np.ascontiguousarray(array, "<i4").tobytes())

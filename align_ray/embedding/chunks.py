@@ -48,7 +48,7 @@ def tokenised(texts: list[str], tokenizer: Any, length: int) -> tuple[np.ndarray
 
 
 def scored_schema(targets: int) -> pa.Schema:
-    """Of a file of scores; `alignment` in the order of the configuration's targets."""
+    """Schema of a file of scores; `alignment` in the order of the configuration's targets."""
     columns = {"key": pa.binary(16), "text": pa.large_string(), "tokens": pa.int64(), "loss": pa.float64()}
     return pa.schema({**columns, "alignment": pa.list_(pa.float64(), targets)})
 

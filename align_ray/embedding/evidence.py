@@ -41,7 +41,7 @@ class Lazy(Mapping[str, Value], Generic[Value]):
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Of every corpus, targets first, N batches of B sequences of T tokens; D rows of the main measure."""
+    """What is known of every corpus, targets first: N batches of B sequences of T tokens; D rows of the main measure."""
 
     batches: Mapping[str, np.ndarray]
     """int32 [N, B, T], those that are embedded."""
@@ -52,14 +52,14 @@ class Evidence:
     key: str
     """The units' folder (see `units.Folder`)."""
     dtype: str
-    """Of the probe that made them."""
+    """The dtype of the probe that made them."""
 
 
 def read_evidence(study: Study, embedded: Any) -> Evidence:
     """The study's evidence. `embedded`: what the embedding gave, with `key`, `dtype` and, where not all batches were embedded,
-    `limits`, their number by corpus. Raises StoreError where a unit that is asked for is missing."""
-    limits, key, names = embedded["limits"] or {}, embedded["key"], [c.name for c in study.config.corpora]
-    batches = Lazy(names, lambda name: read_sample(study.store, name).batches[: limits.get(name)])
+    `used`, their number by corpus. Raises StoreError where a unit that is asked for is missing."""
+    used, key, names = embedded["used"] or {}, embedded["key"], [c.name for c in study.config.corpora]
+    batches = Lazy(names, lambda name: read_sample(study.store, name).batches[: used.get(name)])
     units = Lazy(names, lambda name: units_of(study.store, key, batches[name]))
     rows = Lazy(names, lambda name: batch_matrix(units[name], main_blocks(units[name])))
     return Evidence(batches, units, rows, key, embedded["dtype"])

@@ -122,11 +122,11 @@ class Embed:
         return {"tokens": unit.tokens, "computed": 1, "seconds": unit.seconds}, step
 
 
-def embed_missing(study: Study, limits: dict[str, int] | None = None) -> dict[str, Any]:
-    """Compute the units that the store does not hold, of the first `limits[name]` batches of every corpus (default: all);
+def embed_missing(study: Study, used: dict[str, int] | None = None) -> dict[str, Any]:
+    """Compute the units that the store does not hold, of the first `used[name]` batches of every corpus (default: all);
     returns what `embed_batches` does."""
-    limits = limits or {}
-    return embed_batches(study, [read_sample(study.store, c.name).batches[: limits.get(c.name)] for c in study.config.corpora])
+    used = used or {}
+    return embed_batches(study, [read_sample(study.store, c.name).batches[: used.get(c.name)] for c in study.config.corpora])
 
 
 def say_if_inert(study: Study) -> None:
@@ -137,13 +137,13 @@ def say_if_inert(study: Study) -> None:
 
 
 def embedded_so_far(study: Study) -> dict[str, Any]:
-    """What `embed_batches` returns, of the leading batches of every corpus that are stored: their number is in `limits`."""
+    """What `embed_batches` returns, of the leading batches of every corpus that are stored: their number is in `used`."""
     folder = unit_folder(study)
     done = stored_units(study.store, folder.key)
     batches = {c.name: [unit_id(b) for b in read_sample(study.store, c.name).batches] for c in study.config.corpora}
-    limits = {name: len(list(itertools.takewhile(done.__contains__, units))) for name, units in batches.items()}
-    counts = {"planned": sum(limits.values()), "computed": 0, "tokens": 0, "actor_seconds": 0.0}
-    return {"key": folder.key, "dtype": folder.dtype, **counts, "limits": limits}
+    used = {name: len(list(itertools.takewhile(done.__contains__, units))) for name, units in batches.items()}
+    counts = {"planned": sum(used.values()), "computed": 0, "tokens": 0, "actor_seconds": 0.0}
+    return {"key": folder.key, "dtype": folder.dtype, **counts, "used": used}
 
 
 def embed_batches(study: Study, by_corpus: Iterable[Iterable[np.ndarray]], dtype: str | None = None) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def embed_batches(study: Study, by_corpus: Iterable[Iterable[np.ndarray]], dtype
             tokens += receipt["tokens"]
             seconds += receipt["seconds"] if receipt["computed"] else 0.0
     counts = {"planned": len(planned), "computed": len(todo), "tokens": tokens, "actor_seconds": seconds}
-    return {"key": folder.key, "dtype": folder.dtype, "limits": None, **counts}
+    return {"key": folder.key, "dtype": folder.dtype, "used": None, **counts}
 
 
 def _tune_shared_head(study: Study, folder: Folder, head: str) -> None:

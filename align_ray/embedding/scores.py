@@ -2,7 +2,7 @@
 
 The score of a sequence s with a target T is 1 - d(f_s, f_T): f_s its Fisher embedding averaged over the label draws, f_T the
 mean of the target's stored batch embeddings, d the scaled cosine distance, rows those of the main measure
-(`alignment.measures`). It is no alignment coefficient: one sequence is far noisier than a batch, so that scores lie lower than
+(`coefficients.block_sets`). It is no alignment coefficient: one sequence is far noisier than a batch, so that scores lie lower than
 `align` and are to be compared with each other alone. They also grow with the number of tokens, since what a short document says
 of its distribution is little.
 """
@@ -30,7 +30,7 @@ from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.store import Store
 
 VERSION = 1
-"""Of the scores and of the files they are in; part of their key."""
+"""Version of the scores and of the files they are in; part of their key."""
 DECIMALS = 6
 """Scores are rounded, so that the last bits, which depend on what shares a pass, seldom change an order."""
 SAMPLES = 32
@@ -40,7 +40,7 @@ SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class SequenceScores:
-    """Of n sequences against M targets."""
+    """Scores of n sequences against M targets."""
 
     alignment: np.ndarray
     """float64 [n, M], 1 - d; NaN where the embedding is not finite or has no token."""
@@ -51,7 +51,7 @@ class SequenceScores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class ScoreTargets:
     """What scores are taken against, and with which probe."""
 
     folder: str
@@ -80,7 +80,7 @@ def refuse_unscorable(settings: Embedding) -> None:
         )
 
 
-def score_reference(study: Study, evidence: Evidence) -> Reference:
+def score_targets(study: Study, evidence: Evidence) -> ScoreTargets:
     """What the embedding stage stored of the targets."""
     refuse_unscorable(study.config.embedding)
     targets = [t.name for t in study.config.targets]
@@ -88,7 +88,7 @@ def score_reference(study: Study, evidence: Evidence) -> Reference:
     made_from = [[name, [unit_id(b) for b in evidence.batches[name]]] for name in targets]
     key = digest([VERSION, evidence.key, study.config.sampling.sequence_length, made_from])
     head = head_name(study, evidence.dtype)
-    return Reference(f"scores/{key}", evidence.dtype, head, block, {name: evidence.rows[name] for name in targets})
+    return ScoreTargets(f"scores/{key}", evidence.dtype, head, block, {name: evidence.rows[name] for name in targets})
 
 
 def sequence_scores(
@@ -138,7 +138,7 @@ class Score:
 
 
 def score_chunks(
-    study: Study, chunks: Any, reference: Reference, against: dict[str, np.ndarray] | None = None
+    study: Study, chunks: Any, reference: ScoreTargets, against: dict[str, np.ndarray] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`, `documents`, how many
     of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D] by name; default: their means as
@@ -158,7 +158,7 @@ def score_samples(study: Study, evidence: Evidence) -> dict[str, Any]:
     import ray
 
     config, store, tokenizer = study.config, study.store, study.tokenizer
-    reference = score_reference(study, evidence)
+    reference = score_targets(study, evidence)
     stored, against, todo = store.sound_tables(reference.folder), {"": reference.means()}, []
     files: dict[str, list[str]] = {}
     for corpus in config.corpora:

@@ -21,27 +21,27 @@ FIRST = 8
 
 
 def embed_until_settled(study: Study) -> dict[str, Any]:
-    """Embed look by look; returns the counts of `embed_missing` summed over looks, `limits`: batches used by corpus,
+    """Embed look by look; returns the counts of `embed_missing` summed over looks, `used`: batches used by corpus,
     and `looks`: by look the batches embedded so far and the number of corpora whose rank is `unsettled`."""
     config = study.config
     looks = looks_of(FIRST, config.sampling.batches)
-    limits = {c.name: looks[0] for c in config.corpora}
+    used = {c.name: looks[0] for c in config.corpora}
     total: dict[str, Any] = {}
     past = []
     for look, following in enumerate([*looks[1:], None]):
-        done = embed_missing(study, limits)
+        done = embed_missing(study, used)
         for count in ("computed", "tokens", "actor_seconds"):
             done[count] += total.get(count, 0)
         total = done
-        rows = read_evidence(study, done | {"limits": limits}).rows
+        rows = read_evidence(study, done | {"used": used}).rows
         waiting = open_corpora(rows, [t.name for t in config.targets], len(looks), config.embedding.epsilon)
-        used = sum(map(len, rows.values()))
-        study.say(f"look {look + 1}: {used} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}")
-        past.append({"batches": used, "unsettled": len(waiting)})
+        embedded = sum(map(len, rows.values()))
+        study.say(f"look {look + 1}: {embedded} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}")
+        past.append({"batches": embedded, "unsettled": len(waiting)})
         if not waiting or following is None:
             break
-        limits |= {name: following for name in waiting}
-    return {**total, "limits": limits, "looks": past}
+        used |= {name: following for name in waiting}
+    return {**total, "used": used, "looks": past}
 
 
 def open_corpora(

@@ -22,7 +22,7 @@ from align_ray.runtime import capacity
 from align_ray.store import Store, parse_table
 
 VERSION = 2
-"""Of the estimators and the unit's format; part of the key of every stored unit."""
+"""Version of the estimators and the unit's format; part of the key of every stored unit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Folder:
 
     key: str
     dtype: str
-    """Of the probe's weights and activations."""
+    """The dtype of the probe's weights and activations."""
     head: str | None
     """File of the tuned vocabulary head; None for the probe's own."""
 

@@ -6,7 +6,7 @@ The models of the same fields in `align_ray/config.py` validate them, document t
 import dataclasses
 
 PUBLISHED_EPSILON = 1e-8
-"""Of the published code's distance, in the unit of the entries (method 1.2, step 7)."""
+"""The epsilon of the published code's distance, in the unit of the entries (method 1.2, step 7)."""
 PROCEDURE = 2
 """Version of the published procedure as it is computed here; part of the key of all that it gives."""
 REPLICATE = 10_000

@@ -19,7 +19,7 @@ from align_ray.corpora.draw import document_key, draw_corpora
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.embedding.chunks import aligned_with, chunk_of, chunk_to_score, holds, keys_of
-from align_ray.embedding.scores import Reference, score_chunks
+from align_ray.embedding.scores import ScoreTargets, score_chunks
 from align_ray.errors import CorpusError
 from align_ray.fisher.probe import load_tokenizer
 from align_ray.handover.rule import distinct
@@ -59,7 +59,7 @@ def target_keys(config: Config) -> np.ndarray:
     return np.unique(np.frombuffer(b"".join(row["keys"] for row in rows), "S16"))
 
 
-def score_corpus(study: Study, reference: Reference, corpus: Corpus) -> tuple[list[str], Counter, dict[str, Any]]:
+def score_corpus(study: Study, reference: ScoreTargets, corpus: Corpus) -> tuple[list[str], Counter, dict[str, Any]]:
     """Score every document of a corpus that the store does not have yet.
 
     Returns the files of its chunks in the store, the counts of what was read (those of `documents`; `in_target`, left out
@@ -116,7 +116,7 @@ def score_corpus(study: Study, reference: Reference, corpus: Corpus) -> tuple[li
     return sorted(files), counts, {**work, "wall_seconds": time.perf_counter() - start}
 
 
-def heldout_scores(study: Study, reference: Reference, target: Corpus) -> np.ndarray:
+def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.ndarray:
     """Alignment of the target's held-out documents with it, float64 [m]: about TARGET_DOCUMENTS (or all it has), drawn by their
     keys, odd ones alone, which are never embedded (see `sample_corpora`). Raises CorpusError below FEWEST_DOCUMENTS."""
     import ray

@@ -22,7 +22,7 @@ from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, writ
 from align_ray.store import Store
 
 BINS = 2**14
-"""Of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS of each corpus, or
+"""Bins of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS of each corpus, or
 one document."""
 MOST_EPOCHS = 16
 """A corpus is not repeated more often: the gain of a repetition is gone long before (see `search.max_epochs`)."""

@@ -25,7 +25,7 @@ from align_ray.context import Study
 from align_ray.corpora.tasks import on_tasks
 from align_ray.embedding.chunks import aligned_with, keys_of
 from align_ray.embedding.evidence import Evidence
-from align_ray.embedding.scores import score_reference
+from align_ray.embedding.scores import score_targets
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.handover.documents import Scored, heldout_scores, read_scores, score_corpus
 from align_ray.handover.rule import Amount, Method, number_taken, ranked
@@ -115,7 +115,7 @@ def select(
     ProbeError without a finite score.
     """
     config, store = study.config, study.store
-    reference = score_reference(study, evidence)
+    reference = score_targets(study, evidence)
     settings = {
         "corpus": corpus.name,
         "target": target.name,

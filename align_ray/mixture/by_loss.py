@@ -42,7 +42,7 @@ def combined(config: Config, losses: dict[str, float]) -> float:
 
 
 def tune_loss(
-    study: Study, tokens: dict[str, int], limits: Constraints, starts: list[np.ndarray], storage: str
+    study: Study, tokens: dict[str, int], constraints: Constraints, starts: list[np.ndarray], storage: str
 ) -> list[dict[str, Any]]:
     """Ray Train inside Ray Tune; resumes, and a proxy trained to its end is kept in the store. Returns the trials that reached the
     last rung, best first: `weights`, `loss` (`combined`, nats per token on the validation half of the held-out sequences), `losses`
@@ -53,7 +53,7 @@ def tune_loss(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    config, store, located, names = study.config, study.store, study.model, limits.names
+    config, store, located, names = study.config, study.store, study.model, constraints.names
     room = capacity(config.cluster)
     heldout = {t: validation_half(rows) for t, rows in heldout_sequences(study).items()}
     fixed, unique = common_inputs(study, heldout), unique_sequences(config, tokens, config.search.proxy_tokens)
@@ -61,7 +61,7 @@ def tune_loss(
     settings = {**config.finetune.model_dump(), "located": located, "targets": heldout, "store": store, "config": config}
 
     def trial(point: dict[str, float]) -> None:
-        weights = from_unit_cube(np.array([point[n] for n in names]), limits)
+        weights = from_unit_cube(np.array([point[n] for n in names]), constraints)
         named = dict(zip(names, weights.tolist(), strict=True))
         job = mixture_job(config, training_sequences(config, store), unique, named, config.search.proxy_tokens, 0)
         key = job_key(fixed, job)
@@ -81,9 +81,9 @@ def tune_loss(
             ),
         ).fit()
 
-    inputs = [located.digest, {t: r.tolist() for t, r in heldout.items()}, limits.lower.tolist(), limits.upper.tolist()]
+    inputs = [located.digest, {t: r.tolist() for t, r in heldout.items()}, constraints.lower.tolist(), constraints.upper.tolist()]
     what = config.model_dump(mode="json", include={"search", "finetune", "seed"})
-    points = [dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)) for w in starts]
+    points = [dict(zip(names, to_unit_cube(nearest(w, constraints)).tolist(), strict=True)) for w in starts]
     tuner = experiment(
         storage,
         f"loss-{digest([LAYOUT, inputs, what, tokens, config.cost.max_cost])}",
@@ -152,25 +152,25 @@ def proxy_loop(settings: dict[str, Any]) -> None:
     train_model(model, settings["job"], settings, device, RUNGS, report)
 
 
-def swarm_mixtures(limits: Constraints, count: int, seed: int) -> np.ndarray:
+def swarm_mixtures(constraints: Constraints, count: int, seed: int) -> np.ndarray:
     """A designed swarm, float64 [count, K]: Sobol points of the gamma parametrisation, spread evenly over the feasible
     mixtures, with uniform and the prior first."""
-    points = qmc.Sobol(len(limits.names), seed=seed).random(1 << max(1, (count - 1).bit_length()))
-    rows = [nearest(np.ones(len(limits.names)), limits), nearest(limits.prior, limits)]
-    return np.stack([*rows, *(from_unit_cube(u, limits) for u in points)])[:count]
+    points = qmc.Sobol(len(constraints.names), seed=seed).random(1 << max(1, (count - 1).bit_length()))
+    rows = [nearest(np.ones(len(constraints.names)), constraints), nearest(constraints.prior, constraints)]
+    return np.stack([*rows, *(from_unit_cube(u, constraints) for u in points)])[:count]
 
 
-def run_swarm(study: Study, tokens: dict[str, int], limits: Constraints) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run_swarm(study: Study, tokens: dict[str, int], constraints: Constraints) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by target,
     losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit` reads."""
     config = study.config
-    weights = swarm_mixtures(limits, config.search.trials, config.seed)
-    named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
+    weights = swarm_mixtures(constraints, config.search.trials, config.seed)
+    named = [dict(zip(constraints.names, w.tolist(), strict=True)) for w in weights]
     heldout = heldout_sequences(study)
     jobs = mixture_jobs(study, tokens, named, config.search.proxy_tokens, range(1))
     done = train_jobs(study, heldout, jobs)
     losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
-    for file, columns in (("ratios", dict(zip(limits.names, weights.T, strict=True))), ("metrics", losses)):
+    for file, columns in (("ratios", dict(zip(constraints.names, weights.T, strict=True))), ("metrics", losses)):
         sink = pa.BufferOutputStream()
         write_csv(pa.table({"run": range(len(weights)), **columns}), sink)
         study.store.write_bytes(f"{file}.csv", sink.getvalue().to_pybytes())

@@ -19,7 +19,7 @@ BINDS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Of a mixture [K]."""
+    """What is known of a mixture [K]."""
 
     gap: float
     """KKT residual: no feasible mixture is better by more to first order; for a concave objective, none is at all."""
@@ -29,23 +29,23 @@ class Certificate:
     """[K] loss of F per unit of a lower bound, at least 0."""
 
 
-def certify(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, limits: Constraints, strength: float) -> Certificate:
-    """Of the mixture w [K], float64, under the bounds (`limits.most` aside) and the penalty strength * KL(w, prior).
+def certify(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints, strength: float) -> Certificate:
+    """The certificate of the mixture w [K], float64, under the bounds (`constraints.most` aside) and the penalty strength * KL(w, prior).
 
     `values` [n] and `slopes` [n, K] at w: of one objective, or of every target where the worst is the goal.
     """
-    if only_mixture(limits) is not None:
-        return _of_the_only_one(slopes[int(np.argmin(values))] - strength * _penalty_slope(w, limits), w, limits)
+    if only_mixture(constraints) is not None:
+        return _of_the_only_one(slopes[int(np.argmin(values))] - strength * _penalty_slope(w, constraints), w, constraints)
     if strength == 0:
-        return _by_linear_programme(values, slopes, w, limits)
-    share = _shares(values, slopes, w, limits, strength)
-    bound, level = _best_of_tangent(share @ slopes, limits, strength)
-    gap = share @ (values - slopes @ w) + bound - (values.min() - strength * _divergence(w, limits))
-    slope = share @ slopes - strength * _penalty_slope(w, limits)
-    return Certificate(max(0.0, float(gap)), *_prices(slope, level, level, w, limits))
+        return _by_linear_programme(values, slopes, w, constraints)
+    share = _shares(values, slopes, w, constraints, strength)
+    bound, level = _best_of_tangent(share @ slopes, constraints, strength)
+    gap = share @ (values - slopes @ w) + bound - (values.min() - strength * _divergence(w, constraints))
+    slope = share @ slopes - strength * _penalty_slope(w, constraints)
+    return Certificate(max(0.0, float(gap)), *_prices(slope, level, level, w, constraints))
 
 
-def _by_linear_programme(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, limits: Constraints) -> Certificate:
+def _by_linear_programme(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints) -> Certificate:
     """max t with t <= A_m + g_m (v - w) over feasible v; the prices are its multipliers."""
     k = len(w)
     found = linprog(
@@ -54,32 +54,32 @@ def _by_linear_programme(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, 
         b_ub=values - slopes @ w,
         A_eq=np.r_[np.ones(k), 0.0][None],
         b_eq=[1.0],
-        bounds=[*zip(limits.lower, limits.upper, strict=True), (None, None)],
+        bounds=[*zip(constraints.lower, constraints.upper, strict=True), (None, None)],
     )
-    binds, held = w > limits.upper - BINDS, w < limits.lower + BINDS
+    binds, held = w > constraints.upper - BINDS, w < constraints.lower + BINDS
     shadow = np.where(binds, -found.upper.marginals[:k], 0.0)
     price = np.where(held, found.lower.marginals[:k], 0.0)
     return Certificate(max(0.0, float(-found.fun - values.min())), np.maximum(shadow, 0), np.maximum(price, 0))
 
 
-def _of_the_only_one(slope: np.ndarray, w: np.ndarray, limits: Constraints) -> Certificate:
+def _of_the_only_one(slope: np.ndarray, w: np.ndarray, constraints: Constraints) -> Certificate:
     """Nothing else is feasible. A bound that moves lets weight go to or from the corpus that its own bounds let move."""
-    movable = limits.upper > limits.lower
+    movable = constraints.upper > constraints.lower
     if not movable.any():
         return Certificate(0.0, np.zeros(len(w)), np.zeros(len(w)))
-    return Certificate(0.0, *_prices(slope, slope[movable].min(), slope[movable].max(), w, limits))
+    return Certificate(0.0, *_prices(slope, slope[movable].min(), slope[movable].max(), w, constraints))
 
 
 def _prices(
-    slope: np.ndarray, least: float, most: float, w: np.ndarray, limits: Constraints
+    slope: np.ndarray, least: float, most: float, w: np.ndarray, constraints: Constraints
 ) -> tuple[np.ndarray, np.ndarray]:
     """`shadow` and `price` [K] from F's slope [K] and what a unit of weight is worth elsewhere: given up, and gained."""
-    binds, held = w > limits.upper - BINDS, (w < limits.lower + BINDS) & (limits.lower > 0)
+    binds, held = w > constraints.upper - BINDS, (w < constraints.lower + BINDS) & (constraints.lower > 0)
     shadow, price = np.where(binds & (w > 0), slope - least, 0.0), np.where(held, most - slope, 0.0)
     return np.maximum(shadow, 0), np.maximum(price, 0)
 
 
-def _shares(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, limits: Constraints, strength: float) -> np.ndarray:
+def _shares(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints, strength: float) -> np.ndarray:
     """Weights [n] of the tangents, sum 1, at which their sum bounds F most tightly; any bound it."""
     n = len(values)
     if n == 1:
@@ -87,8 +87,8 @@ def _shares(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, limits: Const
     heights = values - slopes @ w
 
     def bound(share: np.ndarray) -> tuple[float, np.ndarray]:
-        top, level = _best_of_tangent(share @ slopes, limits, strength)
-        return float(share @ heights + top), heights + slopes @ _at_level(level, share @ slopes, limits, strength)
+        top, level = _best_of_tangent(share @ slopes, constraints, strength)
+        return float(share @ heights + top), heights + slopes @ _at_level(level, share @ slopes, constraints, strength)
 
     one = {"type": "eq", "fun": lambda share: share.sum() - 1, "jac": np.ones_like}
     found = minimize(
@@ -98,39 +98,39 @@ def _shares(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, limits: Const
     return share / share.sum()
 
 
-def _best_of_tangent(slope: np.ndarray, limits: Constraints, strength: float) -> tuple[float, float]:
+def _best_of_tangent(slope: np.ndarray, constraints: Constraints, strength: float) -> tuple[float, float]:
     """The largest slope @ v - strength * KL(v, prior) of a feasible v, by its dual, and the multiplier of the sum of weights.
 
     The dual bounds it whatever the multiplier; so rounding can only make it larger.
     """
-    inside = limits.upper > 0
-    log_prior = _log_prior(limits)
-    low = (slope - strength * (np.log(np.where(inside, limits.upper, 1.0)) - log_prior + 1))[inside].min()
+    inside = constraints.upper > 0
+    log_prior = _log_prior(constraints)
+    low = (slope - strength * (np.log(np.where(inside, constraints.upper, 1.0)) - log_prior + 1))[inside].min()
     high = (slope + strength * (log_prior - 1 + 40))[inside].max()
 
     def excess(level: float) -> float:
-        return float(_at_level(level, slope, limits, strength).sum() - 1)
+        return float(_at_level(level, slope, constraints, strength).sum() - 1)
 
     scale = max(abs(low), abs(high), 1e-300)
     level = brentq(excess, low - 1e-9 * scale, high, xtol=1e-15 * scale)
-    v = _at_level(level, slope, limits, strength)
-    return float(level + (slope - level) @ v - strength * _divergence(v, limits)), level
+    v = _at_level(level, slope, constraints, strength)
+    return float(level + (slope - level) @ v - strength * _divergence(v, constraints)), level
 
 
-def _at_level(level: float, slope: np.ndarray, limits: Constraints, strength: float) -> np.ndarray:
+def _at_level(level: float, slope: np.ndarray, constraints: Constraints, strength: float) -> np.ndarray:
     """The v [K] within the bounds that maximises (slope - level) @ v - strength * KL(v, prior)."""
-    exponent = _log_prior(limits) - 1 + (slope - level) / strength
-    return np.clip(np.exp(np.clip(exponent, -700, 700)), limits.lower, limits.upper)
+    exponent = _log_prior(constraints) - 1 + (slope - level) / strength
+    return np.clip(np.exp(np.clip(exponent, -700, 700)), constraints.lower, constraints.upper)
 
 
-def _log_prior(limits: Constraints) -> np.ndarray:
-    return np.log(np.maximum(limits.prior, 1e-9))
+def _log_prior(constraints: Constraints) -> np.ndarray:
+    return np.log(np.maximum(constraints.prior, 1e-9))
 
 
-def _divergence(w: np.ndarray, limits: Constraints) -> float:
-    return float((xlogy(w, w) - w * _log_prior(limits)).sum())
+def _divergence(w: np.ndarray, constraints: Constraints) -> float:
+    return float((xlogy(w, w) - w * _log_prior(constraints)).sum())
 
 
-def _penalty_slope(w: np.ndarray, limits: Constraints) -> np.ndarray:
-    """Of KL(w, prior), [K]; 0 where a weight is zero, for no bound holds it there and it has no price."""
-    return np.where(w > 0, np.log(np.maximum(w, 1e-300)) - _log_prior(limits) + 1, 0.0)
+def _penalty_slope(w: np.ndarray, constraints: Constraints) -> np.ndarray:
+    """The gradient of KL(w, prior), [K]; 0 where a weight is zero, for no bound holds it there and it has no price."""
+    return np.where(w > 0, np.log(np.maximum(w, 1e-300)) - _log_prior(constraints) + 1, 0.0)

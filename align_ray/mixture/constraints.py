@@ -32,7 +32,7 @@ class Constraints:
     """What one more unique token adds to a corpus' cap: max_epochs / token_budget."""
 
 
-def constraints(search: Search, tokens: dict[str, int]) -> Constraints:
+def constraints_of(search: Search, tokens: dict[str, int]) -> Constraints:
     """From the configuration and the tokens available by corpus. Raises ConfigError where nothing satisfies them."""
     names, available = tuple(tokens), np.array(list(tokens.values()), dtype=np.float64)
     per_token = search.max_epochs / search.token_budget
@@ -82,30 +82,30 @@ def _prior(search: Search, names: tuple[str, ...], available: np.ndarray) -> np.
     return given / given.sum()
 
 
-def unconstrained(limits: Constraints) -> Constraints:
+def unconstrained(constraints: Constraints) -> Constraints:
     """The simplex alone."""
-    k = len(limits.names)
-    return dataclasses.replace(limits, lower=np.zeros(k), upper=np.ones(k), most=None)
+    k = len(constraints.names)
+    return dataclasses.replace(constraints, lower=np.zeros(k), upper=np.ones(k), most=None)
 
 
-def divergence(limits: Constraints, w: np.ndarray) -> np.ndarray:
+def divergence(constraints: Constraints, w: np.ndarray) -> np.ndarray:
     """KL(w, prior) of many mixtures, [n, K] to [n]."""
-    return (w * log_ratio(limits, w)).sum(1)
+    return (w * log_ratio(constraints, w)).sum(1)
 
 
-def log_ratio(limits: Constraints, w: np.ndarray) -> np.ndarray:
+def log_ratio(constraints: Constraints, w: np.ndarray) -> np.ndarray:
     """log w / prior, finite for zeros of both."""
-    return np.log(np.maximum(w, 1e-9) / np.maximum(limits.prior, 1e-9))
+    return np.log(np.maximum(w, 1e-9) / np.maximum(constraints.prior, 1e-9))
 
 
-def support(w: np.ndarray, limits: Constraints) -> np.ndarray:
-    """The corpora to keep, bool [K], at most `limits.most`: those with a lower bound, then those with most weight, as long as the
+def support(w: np.ndarray, constraints: Constraints) -> np.ndarray:
+    """The corpora to keep, bool [K], at most `constraints.most`: those with a lower bound, then those with most weight, as long as the
     caps of what is kept can fill the budget."""
-    kept = limits.lower > 0
-    while (slots := (limits.most or len(w)) - int(kept.sum())) > 0 and not kept.all():
-        for i in (i for i in np.argsort(-w, kind="stable") if not kept[i] and limits.upper[i] > 0):
-            others = np.sort(limits.upper[~kept & (np.arange(len(w)) != i)])[::-1][: slots - 1]
-            if limits.upper[kept].sum() + limits.upper[i] + others.sum() >= 1 - TINY:
+    kept = constraints.lower > 0
+    while (slots := (constraints.most or len(w)) - int(kept.sum())) > 0 and not kept.all():
+        for i in (i for i in np.argsort(-w, kind="stable") if not kept[i] and constraints.upper[i] > 0):
+            others = np.sort(constraints.upper[~kept & (np.arange(len(w)) != i)])[::-1][: slots - 1]
+            if constraints.upper[kept].sum() + constraints.upper[i] + others.sum() >= 1 - TINY:
                 kept[i] = True
                 break
         else:
@@ -113,58 +113,58 @@ def support(w: np.ndarray, limits: Constraints) -> np.ndarray:
     return kept
 
 
-def restricted(limits: Constraints, kept: np.ndarray) -> Constraints:
+def restricted(constraints: Constraints, kept: np.ndarray) -> Constraints:
     """The corpora that are not kept, bool [K], get no weight."""
-    return dataclasses.replace(limits, upper=np.where(kept, limits.upper, 0.0), lower=np.where(kept, limits.lower, 0.0))
+    return dataclasses.replace(constraints, upper=np.where(kept, constraints.upper, 0.0), lower=np.where(kept, constraints.lower, 0.0))
 
 
-def only_mixture(limits: Constraints) -> np.ndarray | None:
+def only_mixture(constraints: Constraints) -> np.ndarray | None:
     """The mixture [K] where the bounds, `most` aside, leave one alone; else None. Neither a descent nor a linear programme is
     sure of a solution there: by the rounding of a sum it may seem to have none."""
-    free = limits.upper > limits.lower
-    if limits.lower.sum() >= 1 - TINY:
-        return filled(limits.lower, limits)
-    if limits.upper.sum() <= 1 + TINY:
-        return filled(limits.upper, limits)
-    return nearest(limits.upper, dataclasses.replace(limits, most=None)) if free.sum() <= 1 else None
+    free = constraints.upper > constraints.lower
+    if constraints.lower.sum() >= 1 - TINY:
+        return filled(constraints.lower, constraints)
+    if constraints.upper.sum() <= 1 + TINY:
+        return filled(constraints.upper, constraints)
+    return nearest(constraints.upper, dataclasses.replace(constraints, most=None)) if free.sum() <= 1 else None
 
 
-def nearest(w: np.ndarray, limits: Constraints) -> np.ndarray:
+def nearest(w: np.ndarray, constraints: Constraints) -> np.ndarray:
     """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] -> [K]; of the
     corpora of `support` where their number is limited."""
     w = np.maximum(np.asarray(w, np.float64), 1e-12)
-    if limits.most is not None and (limits.upper > 0).sum() > limits.most:
-        limits = restricted(limits, support(w, limits))
+    if constraints.most is not None and (constraints.upper > 0).sum() > constraints.most:
+        constraints = restricted(constraints, support(w, constraints))
 
     def excess(log_scale: float) -> float:
-        return np.clip(np.exp(log_scale) * w, limits.lower, limits.upper).sum() - 1
+        return np.clip(np.exp(log_scale) * w, constraints.lower, constraints.upper).sum() - 1
 
     if excess(60.0) <= 0:  # the upper bounds sum to 1
-        return filled(limits.upper, limits)
+        return filled(constraints.upper, constraints)
     if excess(-60.0) >= 0:
-        return filled(limits.lower, limits)
-    found = np.clip(np.exp(brentq(excess, -60.0, 60.0, xtol=1e-14)) * w, limits.lower, limits.upper)
-    return np.clip(found / found.sum(), limits.lower, limits.upper)
+        return filled(constraints.lower, constraints)
+    found = np.clip(np.exp(brentq(excess, -60.0, 60.0, xtol=1e-14)) * w, constraints.lower, constraints.upper)
+    return np.clip(found / found.sum(), constraints.lower, constraints.upper)
 
 
-def filled(w: np.ndarray, limits: Constraints) -> np.ndarray:
+def filled(w: np.ndarray, constraints: Constraints) -> np.ndarray:
     """Weights [K] within the bounds that sum to 1 but for rounding, with what is missing shared out among those above their lower
     bounds: a quotient by the sum would leave the bounds in the last digit."""
     missing = 1 - w.sum()
-    room = np.where(w > limits.lower, limits.upper - w if missing > 0 else w - limits.lower, 0.0)
+    room = np.where(w > constraints.lower, constraints.upper - w if missing > 0 else w - constraints.lower, 0.0)
     if room.sum() > 0:
-        w = np.clip(w + np.clip(missing / room.sum(), -1, 1) * room, limits.lower, limits.upper)
+        w = np.clip(w + np.clip(missing / room.sum(), -1, 1) * room, constraints.lower, constraints.upper)
     return w / w.sum() if abs(w.sum() - 1) > 1e-12 else w
 
 
-def from_unit_cube(u: np.ndarray, limits: Constraints) -> np.ndarray:
+def from_unit_cube(u: np.ndarray, constraints: Constraints) -> np.ndarray:
     """Weights from a point u of the open unit cube, [K] -> [K]: every point gives a feasible mixture.
 
     -log u, normalised, of a uniform u is uniform on the simplex (gamma parametrisation of Dirichlet(1)); `nearest` makes it
     feasible.
     """
     raw = -np.log(np.clip(u, 1e-9, 1 - 1e-9))
-    return nearest(raw / raw.sum(), limits)
+    return nearest(raw / raw.sum(), constraints)
 
 
 def to_unit_cube(w: np.ndarray) -> np.ndarray:

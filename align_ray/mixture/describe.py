@@ -15,13 +15,13 @@ from align_ray.mixture.constraints import Constraints, nearest, restricted, supp
 from align_ray.mixture.solver import Goal, Optimum, pareto_front
 
 
-def comparison_mixtures(goal: Goal, limits: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
+def comparison_mixtures(goal: Goal, constraints: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
     """What a mixture is compared with. `uniform`, `proportional` and `best_single` ignore the constraints (a corpus may then be
     repeated more often); `unimax` and `bad`, around the worst corpus, keep to the caps and to the number of corpora."""
-    k = len(limits.names)
+    k = len(constraints.names)
     available = np.array(list(tokens.values()), dtype=np.float64)
     single = goal.values(np.eye(k))
-    capped = dataclasses.replace(unconstrained(limits), upper=np.minimum(limits.caps, 1.0), most=limits.most)
+    capped = dataclasses.replace(unconstrained(constraints), upper=np.minimum(constraints.caps, 1.0), most=constraints.most)
     largest, worst = (restricted(capped, support(by, capped)) for by in (capped.upper, -single))
     return {
         "uniform": np.full(k, 1 / k),
@@ -35,7 +35,7 @@ def comparison_mixtures(goal: Goal, limits: Constraints, tokens: dict[str, int])
 def describe(
     config: Config,
     goal: Goal,
-    limits: Constraints,
+    constraints: Constraints,
     tokens: dict[str, int],
     rows: Mapping[str, np.ndarray],
     mixtures: dict[str, np.ndarray],
@@ -45,12 +45,12 @@ def describe(
     share = reported_weights(config)
     return {
         name: {
-            "weights": dict(zip(limits.names, w.tolist(), strict=True)),
+            "weights": dict(zip(constraints.names, w.tolist(), strict=True)),
             "value": float(goal.values(w[None])[0]),
             "alignment": mixture_alignment(
-                w, [rows[n] for n in limits.names], [rows[t.name] for t in config.targets], share, config.embedding.epsilon
+                w, [rows[n] for n in constraints.names], [rows[t.name] for t in config.targets], share, config.embedding.epsilon
             ),
-            "epochs": dict(zip(limits.names, (w * config.search.token_budget / available).tolist(), strict=True)),
+            "epochs": dict(zip(constraints.names, (w * config.search.token_budget / available).tolist(), strict=True)),
         }
         for name, w in mixtures.items()
     }
@@ -92,38 +92,38 @@ def mixture_alignment(
 
 
 
-def weight_table(limits: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
+def weight_table(constraints: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
     """By corpus: the optimum's weight with its interval, what bounds it, and the gain per million more unique tokens."""
     result = {}
-    for k, name in enumerate(limits.names):
+    for k, name in enumerate(constraints.names):
         w = optimum.weights[k]
-        repetition = limits.caps[k] <= limits.upper[k] + 1e-12
-        binds = "lower" if w < limits.lower[k] + 1e-6 and limits.lower[k] > 0 else None
-        if w > limits.upper[k] - 1e-6 and limits.upper[k] < 1:
+        repetition = constraints.caps[k] <= constraints.upper[k] + 1e-12
+        binds = "lower" if w < constraints.lower[k] + 1e-6 and constraints.lower[k] > 0 else None
+        if w > constraints.upper[k] - 1e-6 and constraints.upper[k] < 1:
             binds = "repetition" if repetition else "upper"
         result[name] = {
             "weight": float(w),
             "low": float(noise["low"][k]),
             "high": float(noise["high"][k]),
             "binds": binds,
-            "gain_per_million_tokens": float(optimum.shadow[k] * limits.per_token * 1e6) if binds == "repetition" else 0.0,
+            "gain_per_million_tokens": float(optimum.shadow[k] * constraints.per_token * 1e6) if binds == "repetition" else 0.0,
             "price_of_bound": float(optimum.shadow[k] if binds == "upper" else optimum.price[k] if binds == "lower" else 0.0),
         }
     return result
 
 
-def pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, Any]]:
+def pareto(config: Config, goal: Goal, constraints: Constraints) -> list[dict[str, Any]]:
     """The front of each pair of targets: target weights, mixture, and every target's value."""
     if len(goal.objectives) < 2:
         return []
     targets = [t.name for t in config.targets]
     points = []
-    for share, w in pareto_front(goal.objectives, limits, 11 if len(targets) < 5 else 3):
+    for share, w in pareto_front(goal.objectives, constraints, 11 if len(targets) < 5 else 3):
         values = [float(o.values(w[None])[0]) for o in goal.objectives]
         points.append(
             {
                 "target_weights": dict(zip(targets, share.tolist(), strict=True)),
-                "weights": dict(zip(limits.names, w.tolist(), strict=True)),
+                "weights": dict(zip(constraints.names, w.tolist(), strict=True)),
                 "values": dict(zip(targets, values, strict=True)),
             }
         )
@@ -131,7 +131,7 @@ def pareto(config: Config, goal: Goal, limits: Constraints) -> list[dict[str, An
 
 
 def mixture_warnings(
-    config: Config, limits: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
+    config: Config, constraints: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
 ) -> list[str]:
     """What a user must know before using the mixture, one sentence each."""
     lines = []
@@ -144,11 +144,11 @@ def mixture_warnings(
             f"The best single corpus, {noise['lead']['corpus']}, is within noise of the mixture: the difference is "
             f"{noise['lead']['value']:+.4f} [{noise['lead']['low']:+.4f}, {noise['lead']['high']:+.4f}]."
         )
-    for name, gain in ((n, s) for n, s in zip(limits.names, optimum.shadow, strict=True) if s > 0):
-        k = limits.names.index(name)
-        if limits.caps[k] <= limits.upper[k] + 1e-12 and limits.caps[k] < 1 and optimum.weights[k] > limits.upper[k] - 1e-6:
+    for name, gain in ((n, s) for n, s in zip(constraints.names, optimum.shadow, strict=True) if s > 0):
+        k = constraints.names.index(name)
+        if constraints.caps[k] <= constraints.upper[k] + 1e-12 and constraints.caps[k] < 1 and optimum.weights[k] > constraints.upper[k] - 1e-6:
             lines.append(
-                f"Repetition limits {name} to {limits.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} more unique "
-                f"tokens of it would raise the objective by {gain * limits.per_token * (tokens[name] // 10 + 1):.4f}."
+                f"Repetition limits {name} to {constraints.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} more unique "
+                f"tokens of it would raise the objective by {gain * constraints.per_token * (tokens[name] // 10 + 1):.4f}."
             )
     return lines

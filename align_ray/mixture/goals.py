@@ -52,8 +52,8 @@ def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     def build(rng: np.random.Generator | None) -> Goal:
         goals = []
         for t in config.targets:
-            of_target = draws(len(rows[t.name]), rng)
-            scores = [draws(len(rows[c.name]), rng) @ aligned[c.name, t.name] @ of_target for c in config.candidates]
+            of_target = resample_weights(len(rows[t.name]), rng)
+            scores = [resample_weights(len(rows[c.name]), rng) @ aligned[c.name, t.name] @ of_target for c in config.candidates]
             goals.append(linear_objective(np.array(scores)))
         return Goal(goals, target_weights(config))
 
@@ -85,14 +85,14 @@ def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder
         objectives: list[Objective] = []
         for t in config.targets:
             p = probabilities[t.name]
-            share = np.repeat(draws(p.shape[1], rng), p.shape[2])
+            share = np.repeat(resample_weights(p.shape[1], rng), p.shape[2])
             objectives.append(log_mixture_objective(p.reshape(len(p), -1), share))
         return Goal(objectives, target_weights(config))
 
     return build
 
 
-def draws(n: int, rng: np.random.Generator | None) -> np.ndarray:
+def resample_weights(n: int, rng: np.random.Generator | None) -> np.ndarray:
     """Weights [n] of n units that sum to 1: equal, or how often each is drawn with replacement."""
     return np.full(n, 1 / n) if rng is None else rng.multinomial(n, np.full(n, 1 / n)) / n
 
@@ -100,7 +100,7 @@ def draws(n: int, rng: np.random.Generator | None) -> np.ndarray:
 def resampled_mean(rows: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """Mean of the rows [n, D], or of as many drawn with replacement, float64 [D]."""
     return (
-        rows.mean(0, dtype=np.float64) if rng is None else (draws(len(rows), rng).astype(np.float32) @ rows).astype(np.float64)
+        rows.mean(0, dtype=np.float64) if rng is None else (resample_weights(len(rows), rng).astype(np.float32) @ rows).astype(np.float64)
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from align_ray.context import Study
-from align_ray.mixture.constraints import constraints
+from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.goals import mixmin_goal
 from align_ray.mixture.solver import solve
 from align_ray.training.jobs import heldout_probabilities
@@ -21,6 +21,6 @@ def candidate_probabilities(study: Study, tokens: dict[str, int]) -> dict[str, n
 
 def mixmin_weights(study: Study, tokens: dict[str, int]) -> dict[str, float]:
     """MixMin's mixture under the same caps, without a prior."""
-    limits = constraints(study.config.search, tokens)
+    constraints = constraints_of(study.config.search, tokens)
     goal = mixmin_goal(study.config, candidate_probabilities(study, tokens))(None)
-    return dict(zip(limits.names, solve(goal, limits).weights.tolist(), strict=True))
+    return dict(zip(constraints.names, solve(goal, constraints).weights.tolist(), strict=True))

@@ -24,9 +24,9 @@ class Objective:
     """One target's objective of the weights of K corpora."""
 
     values: Callable[[np.ndarray], np.ndarray]
-    """Of many mixtures: float64 [n, K] to [n]."""
+    """Values of many mixtures: float64 [n, K] to [n]."""
     gradient: Callable[[np.ndarray], tuple[float, np.ndarray]]
-    """Of one mixture, [K]: its value and gradient [K]."""
+    """The value of one mixture [K] and its gradient [K]."""
 
 
 def scaled_cosine_objective(pooled: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Objective:

@@ -13,7 +13,7 @@ from align_ray.context import Study
 from align_ray.corpora.sample import token_counts
 from align_ray.embedding.evidence import Evidence
 from align_ray.errors import ConfigError
-from align_ray.mixture.constraints import Constraints, constraints, divergence, nearest
+from align_ray.mixture.constraints import Constraints, constraints_of, divergence, nearest
 from align_ray.mixture.objectives import Objective
 from align_ray.mixture.solver import Goal, solve
 from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, Runs, cross_validated, default_surrogate
@@ -38,7 +38,7 @@ def propose(
     weights: np.ndarray,
     metrics: dict[str, np.ndarray],
     share: np.ndarray | None,
-    limits: Constraints,
+    constraints: Constraints,
     prior_strength: float,
     surrogate: str | None = None,
     seed: int = 0,
@@ -53,7 +53,7 @@ def propose(
     """
     observed = np.stack(list(metrics.values()))
     strength = prior_strength * float(np.ptp(observed.max(0) if share is None else share @ observed))
-    old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(limits.names)))
+    old, new = coordinates or (np.eye(weights.shape[1]), np.eye(len(constraints.names)))
     features = weights @ old
     chosen = surrogate or default_surrogate(len(weights))
     quality = {kind: {m: cross_validated(features, v, kind, seed) for m, v in metrics.items()} for kind in SURROGATES}
@@ -61,9 +61,9 @@ def propose(
     laws = [law for law in fitted.values() if isinstance(law, LogLinear)]
     if len(laws) == len(fitted):
         goal = Goal([_on_weights(law.objective(), new) for law in laws], share, strength)
-        best = solve(goal, limits).weights
+        best = solve(goal, constraints).weights
     else:
-        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + strength * divergence(limits, w), limits, seed)
+        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + strength * divergence(constraints, w), constraints, seed)
     predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
     return Proposal(best, chosen, predicted, quality)
 
@@ -73,17 +73,17 @@ def _total(features: np.ndarray, fitted: dict[str, Predict], share: np.ndarray |
     return values.max(0) if share is None else share @ values
 
 
-def _best_of_many(cost: Predict, limits: Constraints, seed: int) -> np.ndarray:
+def _best_of_many(cost: Predict, constraints: Constraints, seed: int) -> np.ndarray:
     """Mean of the hundred feasible mixtures of least cost, out of sparse and dense ones and, in a second round, of ones around the
     best of those."""
-    rng, k = np.random.default_rng(seed), len(limits.names)
+    rng, k = np.random.default_rng(seed), len(constraints.names)
     concentrations = rng.choice([0.1, 0.3, 1.0], CANDIDATE_MIXTURES)
-    tried = np.stack([nearest(rng.dirichlet(np.full(k, c)), limits) for c in concentrations])
+    tried = np.stack([nearest(rng.dirichlet(np.full(k, c)), constraints) for c in concentrations])
     for _ in range(2):
         best = tried[np.argsort(cost(tried))[:100]]
-        around = [nearest(rng.dirichlet(100 * best[i % 100] + 1e-3), limits) for i in range(CANDIDATE_MIXTURES)]
+        around = [nearest(rng.dirichlet(100 * best[i % 100] + 1e-3), constraints) for i in range(CANDIDATE_MIXTURES)]
         tried = np.concatenate([best, np.stack(around)])
-    return nearest(tried[np.argsort(cost(tried))[:100]].mean(0), limits)
+    return nearest(tried[np.argsort(cost(tried))[:100]].mean(0), constraints)
 
 
 def _on_weights(objective: Objective, new: np.ndarray) -> Objective:
@@ -116,17 +116,17 @@ def propose_from_runs(
         raise ConfigError(f"--surrogate {surrogate}: choose one of {', '.join(SURROGATES)}.")
     share = np.full(len(runs.metrics), 1 / len(runs.metrics))
     if study is None or evidence is None:
-        limits = constraints(Search(token_budget=1), dict.fromkeys(runs.domains, 1))
-        return limits, propose(runs.weights, runs.metrics, share, limits, prior_strength, surrogate)
+        constraints = constraints_of(Search(token_budget=1), dict.fromkeys(runs.domains, 1))
+        return constraints, propose(runs.weights, runs.metrics, share, constraints, prior_strength, surrogate)
     rows = evidence.rows
     missing = [d for d in runs.domains if d not in rows]
     if missing:
         raise ConfigError(
             f"--study: the runs' domain '{missing[0]}' is no corpus of the study; add it, so that its content can be compared."
         )
-    limits = constraints(study.config.search, token_counts(study))
-    names = list(dict.fromkeys([*runs.domains, *limits.names]))
+    constraints = constraints_of(study.config.search, token_counts(study))
+    names = list(dict.fromkeys([*runs.domains, *constraints.names]))
     found = dict(zip(names, content_coordinates(np.stack([rows[n].mean(0) for n in names])), strict=True))
-    coordinates = np.stack([found[d] for d in runs.domains]), np.stack([found[n] for n in limits.names])
+    coordinates = np.stack([found[d] for d in runs.domains]), np.stack([found[n] for n in constraints.names])
     strength = study.config.search.prior_strength
-    return limits, propose(runs.weights, runs.metrics, share, limits, strength, surrogate, study.config.seed, coordinates)
+    return constraints, propose(runs.weights, runs.metrics, share, constraints, strength, surrogate, study.config.seed, coordinates)

@@ -12,7 +12,7 @@ from align_ray.corpora.sample import token_counts
 from align_ray.embedding.evidence import Evidence
 from align_ray.mixture.by_loss import combined, run_swarm, tune_loss
 from align_ray.mixture.check import CHECKED, check_mixtures
-from align_ray.mixture.constraints import Constraints, constraints, nearest, unconstrained
+from align_ray.mixture.constraints import Constraints, constraints_of, nearest, unconstrained
 from align_ray.mixture.describe import comparison_mixtures, describe, mixture_warnings, pareto, weight_table
 from align_ray.mixture.dsir import dsir_mixture
 from align_ray.mixture.goals import Builder, goal_builder
@@ -29,14 +29,14 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
     objectives `trials` (losses), and for the swarm `surrogate`.
     """
     config, tokens = study.config, token_counts(study)
-    limits, vocabulary = constraints(config.search, tokens), len(study.tokenizer)
+    constraints, vocabulary = constraints_of(config.search, tokens), len(study.tokenizer)
 
     def probabilities() -> dict[str, np.ndarray]:
         study.say(f"training on each of {len(tokens)} candidates, for MixMin")
         return candidate_probabilities(study, tokens)
 
     build = goal_builder(config, evidence.rows, evidence.batches, vocabulary, probabilities)
-    others = {"dsir": dsir_mixture(study)} | by_other_objectives(study, limits, evidence)
+    others = {"dsir": dsir_mixture(study)} | by_other_objectives(study, constraints, evidence)
     storage, trained = study.store.place("tune"), config.search.objective == "loss"
     cheap = study.changed(search={"method": "closed_form"}).config if trained else config
     at_most = "" if trained or config.search.method == "closed_form" else f": at most {config.search.trials} trials"
@@ -46,31 +46,31 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
         goal = build(None)
         at_most = "at most " if config.search.method == "tune" else ""
         study.say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")
-        weights, found = _search_by_loss(study, tokens, limits, result, storage)
+        weights, found = _search_by_loss(study, tokens, constraints, result, storage)
         result["cheap"] = result["mixtures"].pop("recommended")
-        described = describe(config, goal, limits, tokens, evidence.rows, {"recommended": weights})
+        described = describe(config, goal, constraints, tokens, evidence.rows, {"recommended": weights})
         result["mixtures"] = {**described, **result["mixtures"]}
         # what is known of the optimum (limits, prices, intervals) is the cross-entropy's, from which the search started
         result |= {"objective": "loss", "optimum": config.search.method, "effective_corpora": effective_corpora(weights), **found}
     study.say(f"embedding {len(CHECKED)} mixtures to check the prediction")
-    result["check"] = check_mixtures(study, evidence, limits, result["mixtures"])
+    result["check"] = check_mixtures(study, evidence, constraints, result["mixtures"])
     return result
 
 
 def _search_by_loss(
-    study: Study, tokens: dict[str, int], limits: Constraints, cheap: dict[str, Any], storage: str
+    study: Study, tokens: dict[str, int], constraints: Constraints, cheap: dict[str, Any], storage: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Weights [K], and `trials`, for the swarm also `surrogate`."""
     config = study.config
     if config.search.method == "tune":
         starts = [np.array(list(cheap["mixtures"][n]["weights"].values())) for n in ("recommended", "unimax", "proportional")]
-        trials = tune_loss(study, tokens, limits, starts, storage)
+        trials = tune_loss(study, tokens, constraints, starts, storage)
         # the mean of the best few, for the same reason as the near-optimal set's: the least loss is in part luck
         best = np.mean([list(t["weights"].values()) for t in trials[: max(1, len(trials) // 8)]], axis=0)
-        return nearest(best, limits), {"trials": trials}
-    weights, losses = run_swarm(study, tokens, limits)
-    proposal = propose(weights, losses, target_weights(config), limits, config.search.prior_strength, seed=config.seed)
-    named = [dict(zip(limits.names, w.tolist(), strict=True)) for w in weights]
+        return nearest(best, constraints), {"trials": trials}
+    weights, losses = run_swarm(study, tokens, constraints)
+    proposal = propose(weights, losses, target_weights(config), constraints, config.search.prior_strength, seed=config.seed)
+    named = [dict(zip(constraints.names, w.tolist(), strict=True)) for w in weights]
     trials = [{"weights": w, "losses": {t: float(v[i]) for t, v in losses.items()}} for i, w in enumerate(named)]
     for trial in trials:
         trial["loss"] = combined(config, trial["losses"])
@@ -78,14 +78,14 @@ def _search_by_loss(
     return proposal.weights, {"trials": trials, "surrogate": surrogate}
 
 
-def by_other_objectives(study: Study, limits: Constraints, evidence: Evidence) -> dict[str, np.ndarray]:
+def by_other_objectives(study: Study, constraints: Constraints, evidence: Evidence) -> dict[str, np.ndarray]:
     """The optimum of every other objective that needs no training, under the same constraints and prior, [K] by name."""
     result = {}
     for objective in ("cross-entropy", "scaled-cosine", "hellinger", "kl", "linear"):
         if objective != study.config.search.objective:
             other = study.changed(search={"objective": objective}).config
             goal = goal_builder(other, evidence.rows, evidence.batches, len(study.tokenizer), dict)(None)
-            result[f"by {objective}"] = solve(with_prior(goal, limits, other.search.prior_strength), limits).weights
+            result[f"by {objective}"] = solve(with_prior(goal, constraints, other.search.prior_strength), constraints).weights
     return result
 
 
@@ -107,30 +107,30 @@ def search_mixture(
     `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
     optimum's weight, what limits it and prices.
     """
-    limits, plain = constraints(config.search, tokens), build(None)
-    goal = with_prior(plain, limits, config.search.prior_strength)
-    optimum = solve(goal, limits)
+    constraints, plain = constraints_of(config.search, tokens), build(None)
+    goal = with_prior(plain, constraints, config.search.prior_strength)
+    optimum = solve(goal, constraints)
     trials: list[dict[str, Any]] = []
     found, gap = "closed_form", None
     if config.search.method == "tune":
-        trials = tune_search(config, goal, limits, optimum, storage)
+        trials = tune_search(config, goal, constraints, optimum, storage)
         best = max(trials, key=lambda t: t["penalised"])
         gap = optimum.penalised - best["penalised"]
         if gap < -1e-9:
-            optimum, found = solve(goal, limits, np.array([best["weights"][n] for n in limits.names])), "search"
-    free = solve(plain, unconstrained(limits))
-    noise = _bootstrap(config, build, goal, limits, optimum)
-    recommended = near_optimal_average(goal, limits, optimum, noise["slack"], config.seed)
+            optimum, found = solve(goal, constraints, np.array([best["weights"][n] for n in constraints.names])), "search"
+    free = solve(plain, unconstrained(constraints))
+    noise = _bootstrap(config, build, goal, constraints, optimum)
+    recommended = near_optimal_average(goal, constraints, optimum, noise["slack"], config.seed)
     mixtures = {"recommended": recommended, "closed_form": optimum.weights, "unconstrained": free.weights}
     if trials:
-        mixtures["search"] = np.array([best["weights"][n] for n in limits.names])
-    mixtures |= comparison_mixtures(goal, limits, tokens) | others
+        mixtures["search"] = np.array([best["weights"][n] for n in constraints.names])
+    mixtures |= comparison_mixtures(goal, constraints, tokens) | others
     return {
         "objective": config.search.objective,
         "optimum": found,
-        "mixtures": describe(config, goal, limits, tokens, rows, mixtures),
-        "weights": weight_table(limits, optimum, noise),
-        "caps": dict(zip(limits.names, limits.caps.tolist(), strict=True)),
+        "mixtures": describe(config, goal, constraints, tokens, rows, mixtures),
+        "weights": weight_table(constraints, optimum, noise),
+        "caps": dict(zip(constraints.names, constraints.caps.tolist(), strict=True)),
         "effective_corpora": effective_corpora(recommended),
         "kkt_residual": optimum.gap,
         "kkt_residual_within": optimum.gap_within,
@@ -138,25 +138,25 @@ def search_mixture(
         "gap_of_search": gap,
         "standard_error": noise["error"],
         "slack": noise["slack"],
-        "single": dict(zip(limits.names, goal.values(np.eye(len(limits.names))).tolist(), strict=True)),
+        "single": dict(zip(constraints.names, goal.values(np.eye(len(constraints.names))).tolist(), strict=True)),
         "lead_over_single": noise["lead"],
-        "pareto": pareto(config, goal, limits),
-        "warnings": mixture_warnings(config, limits, tokens, optimum, noise),
+        "pareto": pareto(config, goal, constraints),
+        "warnings": mixture_warnings(config, constraints, tokens, optimum, noise),
         "trials": trials,
     }
 
 
-def _bootstrap(config: Config, build: Builder, goal: Goal, limits: Constraints, optimum: Optimum) -> dict[str, Any]:
+def _bootstrap(config: Config, build: Builder, goal: Goal, constraints: Constraints, optimum: Optimum) -> dict[str, Any]:
     """Resample the evidence of the goal and solve again: spread of the optimum's weights and value, and how far it
     falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
     weights, values, behind, lead = [], [], [], []
-    singles = np.eye(len(limits.names))
-    feasible = [w for w in singles if (w <= limits.upper + 1e-9).all() and (w >= limits.lower - 1e-9).all()]
+    singles = np.eye(len(constraints.names))
+    feasible = [w for w in singles if (w <= constraints.upper + 1e-9).all() and (w >= constraints.lower - 1e-9).all()]
     single = max(feasible, key=lambda w: goal.values(w[None])[0], default=None)
     for r in range(config.search.bootstrap):
         resampled = dataclasses.replace(build(np.random.default_rng([config.seed, r])), strength=goal.strength)
-        again = solve(resampled, limits, optimum.weights)
-        here = float(resampled.penalised(limits, optimum.weights[None])[0])
+        again = solve(resampled, constraints, optimum.weights)
+        here = float(resampled.penalised(constraints, optimum.weights[None])[0])
         weights.append(again.weights)
         values.append(resampled.values(optimum.weights[None])[0])
         behind.append(max(0.0, again.penalised - here))
@@ -170,7 +170,7 @@ def _bootstrap(config: Config, build: Builder, goal: Goal, limits: Constraints, 
         "lead": None
         if single is None
         else {
-            "corpus": limits.names[int(np.argmax(single))],
+            "corpus": constraints.names[int(np.argmax(single))],
             "value": float(goal.values(optimum.weights[None])[0] - goal.values(single[None])[0]),
             "low": float(np.quantile(lead, 0.025)),
             "high": float(np.quantile(lead, 0.975)),

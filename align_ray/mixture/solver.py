@@ -39,16 +39,16 @@ class Goal:
     objectives: list[Objective]
     weights: np.ndarray | None
     strength: float = 0.0
-    """Of the penalty strength * KL(w, prior), in the unit of the objective (`with_prior`)."""
+    """The factor of the penalty strength * KL(w, prior), in the unit of the objective (`with_prior`)."""
 
     def values(self, w: np.ndarray) -> np.ndarray:
-        """Of many mixtures, [n, K] to [n], without the prior's penalty."""
+        """Values of many mixtures, [n, K] to [n], without the prior's penalty."""
         by_target = np.stack([o.values(w) for o in self.objectives])
         return by_target.min(0) if self.weights is None else self.weights @ by_target
 
-    def penalised(self, limits: Constraints, w: np.ndarray) -> np.ndarray:
+    def penalised(self, constraints: Constraints, w: np.ndarray) -> np.ndarray:
         """With it: what is maximised, F, [n, K] to [n]."""
-        return self.values(w) - self.strength * divergence(limits, w)
+        return self.values(w) - self.strength * divergence(constraints, w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,23 +74,23 @@ class Optimum:
     """[K] loss of F per unit of a lower bound, at least 0."""
 
 
-def with_prior(goal: Goal, limits: Constraints, prior_strength: float) -> Goal:
+def with_prior(goal: Goal, constraints: Constraints, prior_strength: float) -> Goal:
     """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between the best and
     the worst single corpus, so that one strength means the same for nats and for similarities."""
-    spread = float(np.ptp(goal.values(np.eye(len(limits.names)))))
+    spread = float(np.ptp(goal.values(np.eye(len(constraints.names)))))
     return dataclasses.replace(goal, strength=prior_strength * spread)
 
 
-def solve(goal: Goal, limits: Constraints, start: np.ndarray | None = None) -> Optimum:
+def solve(goal: Goal, constraints: Constraints, start: np.ndarray | None = None) -> Optimum:
     """Maximise F over the constraints by sequential least squares with exact gradients.
 
     Starts: the prior, uniform, and the best corpus (as far as feasible); or `start` alone. Where the best mixture has more corpora
     than `max_corpora`, every choice of so many is solved, or, of more than MANY choices and from a `start`, those that exchanges
     lead to.
     """
-    every = dataclasses.replace(limits, most=None)
+    every = dataclasses.replace(constraints, most=None)
     found = _climb(goal, every, start)
-    if limits.most is None or (found > 0).sum() <= limits.most:
+    if constraints.most is None or (found > 0).sum() <= constraints.most:
         return _described(goal, every, found, None)
 
     def face(kept: np.ndarray, start: np.ndarray | None) -> tuple[float, np.ndarray]:
@@ -100,37 +100,37 @@ def solve(goal: Goal, limits: Constraints, start: np.ndarray | None = None) -> O
         w[part] = _climb(*smaller, None if start is None else start[part])
         return _penalised(goal, every, w)[0], w
 
-    if start is None and count(limits) <= MANY:
-        _, w = every_choice(face, limits)
+    if start is None and count(constraints) <= MANY:
+        _, w = every_choice(face, constraints)
         return _described(goal, every, w, "exhaustive")
-    begun = [face(_fewer(face, limits, found), None)]
+    begun = [face(_fewer(face, constraints, found), None)]
     if start is not None:
-        given = nearest(start, limits)
+        given = nearest(start, constraints)
         begun += [face(given > 0, given), (_penalised(goal, every, given)[0], given)]
-    guess = lambda tried: goal.penalised(limits, np.stack([nearest(w, limits) for w in tried]))
-    _, w = exchanged(face, limits, max(begun, key=lambda pair: pair[0]), guess, None if start is None else FEW)
+    guess = lambda tried: goal.penalised(constraints, np.stack([nearest(w, constraints) for w in tried]))
+    _, w = exchanged(face, constraints, max(begun, key=lambda pair: pair[0]), guess, None if start is None else FEW)
     return _described(goal, every, w, "exchange")
 
 
-def _climb(goal: Goal, limits: Constraints, start: np.ndarray | None) -> np.ndarray:
+def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np.ndarray:
     """The best mixture [K] that is found from the start, or from several."""
-    only = only_mixture(limits)
+    only = only_mixture(constraints)
     if only is not None:
         return only
-    k = len(limits.names)
-    starts = [nearest(start, limits)] if start is not None else [nearest(limits.prior, limits), nearest(np.ones(k), limits)]
+    k = len(constraints.names)
+    starts = [nearest(start, constraints)] if start is not None else [nearest(constraints.prior, constraints), nearest(np.ones(k), constraints)]
     if start is None:
         best = int(np.argmax(goal.values(np.eye(k))))
-        starts.append(nearest(np.eye(k)[best] + 0.01, limits))
+        starts.append(nearest(np.eye(k)[best] + 0.01, constraints))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
-    return max((_ascend(goal, limits, w) for w in unique), key=lambda w: _penalised(goal, limits, w)[0])
+    return max((_ascend(goal, constraints, w) for w in unique), key=lambda w: _penalised(goal, constraints, w)[0])
 
 
-def _smaller(goal: Goal, limits: Constraints, part: np.ndarray) -> tuple[Goal, Constraints]:
+def _smaller(goal: Goal, constraints: Constraints, part: np.ndarray) -> tuple[Goal, Constraints]:
     """The problem in the weights of the corpora `part`, int [k], alone: the others' are exactly zero."""
 
     def whole(w: np.ndarray) -> np.ndarray:
-        every = np.zeros((*w.shape[:-1], len(limits.names)))
+        every = np.zeros((*w.shape[:-1], len(constraints.names)))
         every[..., part] = w
         return every
 
@@ -141,41 +141,41 @@ def _smaller(goal: Goal, limits: Constraints, part: np.ndarray) -> tuple[Goal, C
 
         return Objective(lambda w: objective.values(whole(w)), gradient)
 
-    fields = {name: getattr(limits, name)[part] for name in ("lower", "upper", "caps", "prior")}
-    names = tuple(limits.names[i] for i in part)
+    fields = {name: getattr(constraints, name)[part] for name in ("lower", "upper", "caps", "prior")}
+    names = tuple(constraints.names[i] for i in part)
     return (
         dataclasses.replace(goal, objectives=[of_part(o) for o in goal.objectives]),
-        dataclasses.replace(limits, names=names, **fields),
+        dataclasses.replace(constraints, names=names, **fields),
     )
 
 
-def _fewer(face: Face, limits: Constraints, w: np.ndarray) -> np.ndarray:
+def _fewer(face: Face, constraints: Constraints, w: np.ndarray) -> np.ndarray:
     """A first choice, bool [K], from the best mixture [K] of more corpora: those with least weight are left out, half of what is too
     many at a time."""
-    assert limits.most is not None
-    while (present := int((w > 0).sum())) > limits.most:
-        fewer = max(limits.most, present - max(1, (present - limits.most) // 2))
-        kept = support(w, dataclasses.replace(limits, most=fewer))
-        if fewer == limits.most:
+    assert constraints.most is not None
+    while (present := int((w > 0).sum())) > constraints.most:
+        fewer = max(constraints.most, present - max(1, (present - constraints.most) // 2))
+        kept = support(w, dataclasses.replace(constraints, most=fewer))
+        if fewer == constraints.most:
             return kept
         _, w = face(kept, w)
     return w > 0
 
 
-def _ascend(goal: Goal, limits: Constraints, start: np.ndarray) -> np.ndarray:
+def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarray:
     k = len(start)
-    bounds = list(zip(limits.lower, limits.upper, strict=True))
+    bounds = list(zip(constraints.lower, constraints.upper, strict=True))
     simplex = {"type": "eq", "fun": lambda x: x[:k].sum() - 1, "jac": lambda x: np.r_[np.ones(k), np.zeros(len(x) - k)]}
     if goal.weights is not None:
 
         def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = _penalised(goal, limits, x)
+            value, gradient = _penalised(goal, constraints, x)
             return -value, -gradient
 
         found = minimize(
             loss, start, jac=True, method="SLSQP", bounds=bounds, constraints=[simplex], options={"maxiter": 500, "ftol": 1e-13}
         )
-        return _tidy(found.x, limits)
+        return _tidy(found.x, constraints)
 
     def floor(x: np.ndarray) -> np.ndarray:  # every target's value is at least x[k]
         return np.array([o.gradient(x[:k])[0] for o in goal.objectives]) - x[k]
@@ -184,7 +184,7 @@ def _ascend(goal: Goal, limits: Constraints, start: np.ndarray) -> np.ndarray:
         return np.stack([np.r_[o.gradient(x[:k])[1], -1.0] for o in goal.objectives])
 
     def loss_of_worst(x: np.ndarray) -> tuple[float, np.ndarray]:
-        cost, gradient = _penalty(goal, limits, x[:k])
+        cost, gradient = _penalty(goal, constraints, x[:k])
         return cost - x[k], np.r_[gradient, -1.0]
 
     found = minimize(
@@ -196,46 +196,46 @@ def _ascend(goal: Goal, limits: Constraints, start: np.ndarray) -> np.ndarray:
         constraints=[simplex, {"type": "ineq", "fun": floor, "jac": floor_gradient}],
         options={"maxiter": 500, "ftol": 1e-13},
     )
-    return _tidy(found.x[:k], limits)
+    return _tidy(found.x[:k], constraints)
 
 
-def _tidy(w: np.ndarray, limits: Constraints) -> np.ndarray:
+def _tidy(w: np.ndarray, constraints: Constraints) -> np.ndarray:
     """Exactly feasible; rounding's traces of a corpus go."""
-    w = np.clip(w, limits.lower, limits.upper)
-    w = nearest(np.where(w < 1e-8, 0.0, w), limits)
-    return filled(np.where(w < 1e-8, limits.lower, w), limits)
+    w = np.clip(w, constraints.lower, constraints.upper)
+    w = nearest(np.where(w < 1e-8, 0.0, w), constraints)
+    return filled(np.where(w < 1e-8, constraints.lower, w), constraints)
 
 
-def _penalty(goal: Goal, limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
+def _penalty(goal: Goal, constraints: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
     """The prior's penalty of one mixture [K] and its gradient [K]."""
-    return goal.strength * float(divergence(limits, w[None])[0]), goal.strength * (log_ratio(limits, w) + 1)
+    return goal.strength * float(divergence(constraints, w[None])[0]), goal.strength * (log_ratio(constraints, w) + 1)
 
 
-def _penalised(goal: Goal, limits: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
+def _penalised(goal: Goal, constraints: Constraints, w: np.ndarray) -> tuple[float, np.ndarray]:
     """F and its gradient; of the worst target where that is the goal."""
     parts = [o.gradient(w) for o in goal.objectives]
     share = goal.weights if goal.weights is not None else np.eye(len(parts))[int(np.argmin([v for v, _ in parts]))]
-    cost, by_cost = _penalty(goal, limits, w)
+    cost, by_cost = _penalty(goal, constraints, w)
     value = share @ np.array([v for v, _ in parts])
     return float(value - cost), share @ np.stack([g for _, g in parts]) - by_cost
 
 
-def _described(goal: Goal, limits: Constraints, w: np.ndarray, choice: Literal["exhaustive", "exchange"] | None) -> Optimum:
+def _described(goal: Goal, constraints: Constraints, w: np.ndarray, choice: Literal["exhaustive", "exchange"] | None) -> Optimum:
     """The mixture [K] with its certificate: among those of its own corpora where they were chosen."""
     parts = [o.gradient(w) for o in goal.objectives]
     values, slopes = np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
     if goal.weights is not None:
         values, slopes = np.array([goal.weights @ values]), (goal.weights @ slopes)[None]
-    part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (limits.lower > 0))
-    _, smaller = _smaller(goal, limits, part)
+    part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (constraints.lower > 0))
+    _, smaller = _smaller(goal, constraints, part)
     known = certify(values, slopes[:, part], w[part], smaller, goal.strength)
     shadow, price = np.zeros(len(w)), np.zeros(len(w))
     shadow[part], price[part] = known.shadow, known.price
-    value, cost = float(values.min()), _penalty(goal, limits, w)[0]
+    value, cost = float(values.min()), _penalty(goal, constraints, w)[0]
     return Optimum(w, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
 
 
-def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slack: float, seed: int) -> np.ndarray:
+def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum, slack: float, seed: int) -> np.ndarray:
     """The mean of all feasible mixtures of the optimum's corpora with F >= F* - slack, [K]: as good within the error, and
     steadier than the argmax.
 
@@ -244,9 +244,9 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     evaluated together.
     """
     w, k = optimum.weights, len(optimum.weights)
-    free = np.flatnonzero((limits.upper > limits.lower) & ((w > 0) | (limits.most is None)))
+    free = np.flatnonzero((constraints.upper > constraints.lower) & ((w > 0) | (constraints.most is None)))
     # where their number is limited the mean over several choices of corpora would have the corpora of all
-    inner = restricted(dataclasses.replace(limits, most=None), np.isin(np.arange(k), free) | (w > 0))
+    inner = restricted(dataclasses.replace(constraints, most=None), np.isin(np.arange(k), free) | (w > 0))
     if slack <= 0 or only_mixture(inner) is not None:
         return w
     rng = np.random.default_rng(seed)
@@ -256,7 +256,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     share = np.ones(CHAINS)
     for _ in range(60):
         at = w + share[:, None] * away
-        outside = goal.penalised(limits, at) < least
+        outside = goal.penalised(constraints, at) < least
         if not outside.any():
             break
         share = np.where(outside, share / 1.5, share)
@@ -277,7 +277,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
             trial = at.copy()
             trial[:, free] = np.clip(at[:, free] + share[:, None] * direction, lower, upper)
             index = np.flatnonzero(waiting)
-            inside = goal.penalised(limits, trial[index]) >= least
+            inside = goal.penalised(constraints, trial[index]) >= least
             at[index[inside]] = trial[index[inside]]
             waiting[index[inside]] = False
             if not waiting.any():
@@ -288,7 +288,7 @@ def near_optimal_average(goal: Goal, limits: Constraints, optimum: Optimum, slac
     return nearest(total / count, inner)
 
 
-def pareto_front(objectives: list[Objective], limits: Constraints, points: int = 11) -> list[tuple[np.ndarray, np.ndarray]]:
+def pareto_front(objectives: list[Objective], constraints: Constraints, points: int = 11) -> list[tuple[np.ndarray, np.ndarray]]:
     """Best mixtures for trade-offs between targets: (target weights [M], mixture [K]), the corners and what lies between
     each pair of targets in equal steps."""
     m = len(objectives)
@@ -296,7 +296,7 @@ def pareto_front(objectives: list[Objective], limits: Constraints, points: int =
         np.eye(m)[i] * (1 - t) + np.eye(m)[j] * t for i in range(m) for j in range(i + 1, m) for t in np.linspace(0, 1, points)
     ]
     unique = [s for i, s in enumerate(shares) if not any(np.allclose(s, other) for other in shares[:i])]
-    return [(s, solve(Goal(objectives, s), limits).weights) for s in unique]
+    return [(s, solve(Goal(objectives, s), constraints).weights) for s in unique]
 
 
 def effective_corpora(w: np.ndarray) -> float:

@@ -17,13 +17,13 @@ SETTLED = 8
 """Trials without a change among the best ones after which the search stops."""
 
 
-def mixtures_around(point: dict[str, float], limits: Constraints, seed: int) -> np.ndarray:
+def mixtures_around(point: dict[str, float], constraints: Constraints, seed: int) -> np.ndarray:
     """The mixtures of a trial, feasible, float64 [AROUND, K]; `point`: a number of the unit cube by corpus, and `concentration`."""
-    u = np.array([point[n] for n in limits.names])
-    centre = from_unit_cube(u, limits)
+    u = np.array([point[n] for n in constraints.names])
+    centre = from_unit_cube(u, constraints)
     rng = np.random.default_rng([seed, *(u * 2**32).astype(np.int64)])
     drawn = rng.dirichlet(np.maximum(point["concentration"] * centre, 1e-3), AROUND - 1)
-    return np.stack([centre, *(nearest(w, limits) for w in drawn)])
+    return np.stack([centre, *(nearest(w, constraints) for w in drawn)])
 
 
 def sampler(config: Config) -> Any:
@@ -34,7 +34,7 @@ def sampler(config: Config) -> Any:
     return optuna.samplers.TPESampler(seed=config.seed)
 
 
-def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimum, storage: str) -> list[dict[str, Any]]:
+def tune_search(config: Config, goal: Goal, constraints: Constraints, optimum: Optimum, storage: str) -> list[dict[str, Any]]:
     """Run, or resume, the Tune experiment; its name is the digest of what it depends on.
 
     Warm-started from the closed form, the prior and uniform; stops when the best trials stay the same. Returns the trials in
@@ -44,11 +44,11 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
     from ray.tune.search.optuna import OptunaSearch
     from ray.tune.stopper import ExperimentPlateauStopper
 
-    names, seed = limits.names, config.seed
+    names, seed = constraints.names, config.seed
 
     class MixtureTrial(tune.Trainable):
         def setup(self, point: dict[str, float], problem: Any = None) -> None:
-            self.goal, self.limits = problem
+            self.goal, self.constraints = problem
             self.point = point
 
         def reset_config(self, point: dict[str, float]) -> bool:
@@ -56,8 +56,8 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
             return True
 
         def step(self) -> dict[str, Any]:
-            tried = mixtures_around(self.point, self.limits, seed)
-            penalised = self.goal.penalised(self.limits, tried)
+            tried = mixtures_around(self.point, self.constraints, seed)
+            penalised = self.goal.penalised(self.constraints, tried)
             best = int(np.argmax(penalised))
             return {
                 "penalised": float(penalised[best]),
@@ -71,16 +71,16 @@ def tune_search(config: Config, goal: Goal, limits: Constraints, optimum: Optimu
 
         def load_checkpoint(self, folder: str) -> None: ...
 
-    starts = [optimum.weights, limits.prior, np.full(len(names), 1 / len(names))]
+    starts = [optimum.weights, constraints.prior, np.full(len(names), 1 / len(names))]
     points = [
-        {**dict(zip(names, to_unit_cube(nearest(w, limits)).tolist(), strict=True)), "concentration": 100.0} for w in starts
+        {**dict(zip(names, to_unit_cube(nearest(w, constraints)).tolist(), strict=True)), "concentration": 100.0} for w in starts
     ]
-    inputs = [goal.values(np.stack([nearest(w, limits) for w in (*starts, *np.eye(len(names)))])).round(9).tolist(), names]
+    inputs = [goal.values(np.stack([nearest(w, constraints) for w in (*starts, *np.eye(len(names)))])).round(9).tolist(), names]
     settings = config.search.model_dump(mode="json", exclude={"bootstrap", "proxy_tokens"})
     tuner = experiment(
         storage,
-        f"search-{digest([LAYOUT, inputs, settings, limits.lower.tolist(), limits.upper.tolist(), seed])}",
-        tune.with_parameters(MixtureTrial, problem=(goal, limits)),
+        f"search-{digest([LAYOUT, inputs, settings, constraints.lower.tolist(), constraints.upper.tolist(), seed])}",
+        tune.with_parameters(MixtureTrial, problem=(goal, constraints)),
         {**{n: tune.uniform(0.0, 1.0) for n in names}, "concentration": tune.loguniform(10.0, 1e5)},
         tune.TuneConfig(
             metric="penalised",

@@ -182,7 +182,7 @@ def _estimate(name: str, found: Estimate | None) -> dict[str, Any]:
 
 
 class Counts(Value):
-    """Of one corpus: what was read and what was drawn of it."""
+    """Counts of one corpus: what was read and what was drawn of it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -206,7 +206,7 @@ class Embedded(Value):
     computed: int
     tokens: int
     actor_seconds: float
-    limits: dict[str, int] | None = None
+    used: dict[str, int] | None = None
     looks: list[dict[str, int]] = []
     """By look of sequential embedding: batches embedded so far, and corpora whose rank is `unsettled`."""
 
@@ -247,7 +247,7 @@ class Ranked(Estimate):
     corrected: Estimate | None = None
     """Without label noise."""
     pooled: Estimate | None = None
-    """Of the corpora's mean embeddings."""
+    """The alignment of the corpora's mean embeddings."""
 
 
 class Diversity(Estimate):
@@ -556,7 +556,7 @@ class Validated(Value):
 
 
 class Difference(Estimate):
-    """Of two mixtures' losses, paired; `p_lower`: the probability that the first one's is lower."""
+    """The difference of two mixtures' losses, paired; `p_lower`: the probability that the first one's is lower."""
 
     p_lower: float
 
@@ -627,7 +627,7 @@ class Clean(Value):
     """A candidate's sample with and without the sequences that hold text of the target."""
 
     share: float = 0.0
-    """Of its sampled sequences that hold some."""
+    """The share of its sampled sequences that hold some."""
     alignment: Estimate
     alignment_clean: Estimate | None
     cross_entropy: float

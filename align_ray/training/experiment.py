@@ -22,7 +22,7 @@ SEARCHERS = ({"basic-variant-state"}, {"search_gen_state", "searcher-state"})
 
 
 LAYOUT = 2
-"""Of this package: Tune's pickles name classes by their module, so that an experiment of another layout cannot be read. Part of
+"""Layout of this package: Tune's pickles name classes by their module, so that an experiment of another layout cannot be read. Part of
 the experiments' names."""
 
 

@@ -72,7 +72,7 @@ def heldout_sequences(study: Study) -> dict[str, np.ndarray]:
 
 
 def validation_half(values: np.ndarray) -> np.ndarray:
-    """Of held-out sequences (axis 0), or anything that goes with them: the first half, for whatever chooses by its loss."""
+    """The first half of held-out sequences (axis 0), or of anything that goes with them: for whatever chooses by its loss."""
     return values[: max(1, len(values) // 2)]
 
 

@@ -212,14 +212,14 @@ def test_sequential_embedding_stops_where_ranks_are_settled(small_config, tmp_pa
     lines = []
     study = open_study(load_config(file), say=lines.append)
     work = pipeline.embed(study)["work"]
-    limits = study.store.read_json("embedding.json")["limits"]
-    assert limits == work["limits"] and set(limits.values()) <= {8, 16, 32}
-    sizes = {n: len(read_sample(study.store, n).batches) for n in limits}
-    batches = {n: read_sample(study.store, n).batches[: limits[n]] for n in limits}
+    used = study.store.read_json("embedding.json")["used"]
+    assert used == work["used"] and set(used.values()) <= {8, 16, 32}
+    sizes = {n: len(read_sample(study.store, n).batches) for n in used}
+    batches = {n: read_sample(study.store, n).batches[: used[n]] for n in used}
     assert work["computed"] == len({unit_id(b) for rows in batches.values() for b in rows})
     assert sum(map(len, batches.values())) < sum(sizes.values())
     assert any("rank not settled" in line for line in lines)
     ranking = pipeline.align(study)["ranking"]["target"]
     assert ranking[0]["candidate"] == "python-stdlib"
     again = pipeline.embed(study)["work"]
-    assert again["computed"] == 0 and again["limits"] == limits
+    assert again["computed"] == 0 and again["used"] == used

@@ -22,7 +22,7 @@ from align_ray.config import Config, Cost, Embedding
 from align_ray.corpora.draw import document_key
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.chunks import holds, tokenised
-from align_ray.embedding.scores import Reference, refuse_unscorable, score_reference, sequence_scores
+from align_ray.embedding.scores import ScoreTargets, refuse_unscorable, score_targets, sequence_scores
 from align_ray.errors import CapReached, ConfigError, StoreError
 from align_ray.fisher.probe import load_model, load_tokenizer
 from align_ray.fisher.trunk import fisher_embeddings
@@ -95,7 +95,7 @@ def test_a_document_without_tokens_or_a_finite_embedding_has_no_score_and_the_ot
 
 def test_a_targets_own_batch_is_left_out_of_its_mean_alone():
     rows = {"a": np.arange(6, dtype=np.float32).reshape(3, 2), "b": np.ones((2, 2), np.float32)}
-    reference = Reference("", "float32", None, "trunk", rows)
+    reference = ScoreTargets("", "float32", None, "trunk", rows)
     np.testing.assert_array_equal(reference.means(), [[2, 3], [1, 1]])
     np.testing.assert_array_equal(reference.means("a", 2), [[1, 2], [1, 1]])
     np.testing.assert_array_equal(reference.means("candidate", 2), reference.means())
@@ -299,7 +299,7 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
         "documents": 55, "unreadable": 1, "oversized": 0, "vanished": 0, "missing_column": 1, "empty": 1, "duplicate": 4, "in_target": 3, "no_tokens": 0,
         "non_finite": 0, "scored": 48,
     }  # fmt: skip
-    reference = score_reference(opened, pipeline.evidence_of(opened))
+    reference = score_targets(opened, pipeline.evidence_of(opened))
     tokenizer, model = load_tokenizer(opened.probe), load_model(opened.probe)
     ids, tokens = tokenised(good, tokenizer, config.sampling.sequence_length)
     scores = sequence_scores(model, ids, config.embedding, config.seed, "trunk", reference.means()).alignment[:, 0]
@@ -353,7 +353,7 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     mixed = config.candidates[-1].model_copy(update={"source": str(tmp_path / "mixed")})
     two = opened.changed(cluster={"max_actors": 2})
     monkeypatch.setattr(document_scores, "CHUNK_DOCUMENTS", 7)
-    reference = score_reference(opened, pipeline.evidence_of(opened))
+    reference = score_targets(opened, pipeline.evidence_of(opened))
     apart = dataclasses.replace(reference, folder="scores/apart")
     files, counts, work = document_scores.score_corpus(two, apart, mixed)
     assert work["computed"] == 48 and counts["documents"] == first["counts"]["documents"]
@@ -397,7 +397,7 @@ def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study
     result = pipeline.samples(opened)
     assert list(result) == ["target", "licences", "mixed"]
     assert [row["role"] for row in result.values()] == ["target", "candidate", "candidate"]
-    reference = score_reference(opened, pipeline.evidence_of(opened))
+    reference = score_targets(opened, pipeline.evidence_of(opened))
     model, settings, seed = load_model(opened.probe), opened.config.embedding, opened.config.seed
     for corpus, own in (("target", True), ("licences", False)):
         batches = read_sample(opened.store, corpus).batches[:8]

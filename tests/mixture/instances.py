@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from align_ray.config import Search
 from align_ray.errors import ConfigError
-from align_ray.mixture.constraints import Constraints, constraints
+from align_ray.mixture.constraints import Constraints, constraints_of
 from align_ray.mixture.objectives import Objective, linear_objective, log_mixture_objective, scaled_cosine_objective
 
 BUDGET = 1000
@@ -22,7 +22,7 @@ class Instance:
     tokens: dict[str, int]
     objectives: list[Objective]
     worst: bool
-    limits: Constraints
+    constraints: Constraints
 
     @property
     def share(self) -> np.ndarray | None:
@@ -86,7 +86,7 @@ def instance(seed: int, limited: bool | None = None) -> Instance:
         targets = int(rng.choice([1, 1, 2, 3]))
         objectives = [_objective(rng, k) for _ in range(targets)]
         try:
-            return Instance(search, tokens, objectives, targets > 1 and rng.random() < 0.5, constraints(search, tokens))
+            return Instance(search, tokens, objectives, targets > 1 and rng.random() < 0.5, constraints_of(search, tokens))
         except ConfigError:
             continue
 
@@ -105,24 +105,24 @@ def _objective(rng: np.random.Generator, k: int) -> Objective:
 
 def exhaustive(problem: Instance, starts: int = 3) -> tuple[float, np.ndarray]:
     """The best value and mixture [K] over all choices of corpora, every one solved from several starts."""
-    limits, k = problem.limits, len(problem.tokens)
-    most = min(limits.most or k, k)
-    forced = np.flatnonzero(limits.lower > 0)
-    others = np.flatnonzero((limits.lower == 0) & (limits.upper > 0))
+    constraints, k = problem.limits, len(problem.tokens)
+    most = min(constraints.most or k, k)
+    forced = np.flatnonzero(constraints.lower > 0)
+    others = np.flatnonzero((constraints.lower == 0) & (constraints.upper > 0))
     size = min(most - len(forced), len(others))
     best = (-np.inf, np.zeros(k))
     for more in combinations(others, size):
         part = np.sort(np.r_[forced, more]).astype(int)
-        if limits.upper[part].sum() >= 1 - 1e-9:
+        if constraints.upper[part].sum() >= 1 - 1e-9:
             best = max(best, _best_of(problem, part, starts), key=lambda found: found[0])
     return best
 
 
 def _best_of(problem: Instance, part: np.ndarray, starts: int) -> tuple[float, np.ndarray]:
     """Of the corpora `part` alone: in their coordinates, with the objective in units of its spread."""
-    limits, spread = problem.limits, problem.spread
-    lower, upper, k = limits.lower[part], limits.upper[part], len(problem.tokens)
-    prior, strength = np.log(np.maximum(limits.prior[part], 1e-9)), problem.search.prior_strength
+    constraints, spread = problem.limits, problem.spread
+    lower, upper, k = constraints.lower[part], constraints.upper[part], len(problem.tokens)
+    prior, strength = np.log(np.maximum(constraints.prior[part], 1e-9)), problem.search.prior_strength
     rng = np.random.default_rng(0)
 
     def whole(x: np.ndarray) -> np.ndarray:

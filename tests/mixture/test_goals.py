@@ -5,7 +5,7 @@ import pytest
 
 from align_ray.alignment.baselines import discounted_distribution, dsir_weights, ney_discount
 from align_ray.config import Search
-from align_ray.mixture.constraints import constraints
+from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.objectives import linear_objective
 from align_ray.mixture.solver import Goal, with_prior
 
@@ -40,8 +40,8 @@ def test_dsir_takes_the_texts_that_are_like_the_target():
 
 
 def test_the_prior_weighs_the_same_whatever_the_unit_of_the_objective():
-    limits = constraints(Search(token_budget=1), dict.fromkeys("abc", 10))
+    constraints = constraints_of(Search(token_budget=1), dict.fromkeys("abc", 10))
     scores = np.array([0.1, 0.4, 0.2])
     nats, similarity = (Goal([linear_objective(s)], np.ones(1)) for s in (scores, 100 * scores))
-    assert with_prior(nats, limits, 0.02).strength == pytest.approx(0.02 * 0.3)
-    assert with_prior(similarity, limits, 0.02).strength == pytest.approx(0.02 * 30)
+    assert with_prior(nats, constraints, 0.02).strength == pytest.approx(0.02 * 0.3)
+    assert with_prior(similarity, constraints, 0.02).strength == pytest.approx(0.02 * 30)

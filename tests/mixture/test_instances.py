@@ -26,10 +26,10 @@ def goal_of(problem):
     return with_prior(Goal(problem.objectives, problem.share), problem.limits, problem.search.prior_strength)
 
 
-def kept_to(w, limits, seed):
-    assert (w >= limits.lower - 1e-15).all() and (w <= limits.upper + 1e-15).all(), seed
+def kept_to(w, constraints, seed):
+    assert (w >= constraints.lower - 1e-15).all() and (w <= constraints.upper + 1e-15).all(), seed
     assert w.sum() == pytest.approx(1, abs=1e-14), seed
-    assert limits.most is None or (w != 0).sum() <= limits.most, seed
+    assert constraints.most is None or (w != 0).sum() <= constraints.most, seed
 
 
 @seeds(30, 734)
@@ -51,22 +51,22 @@ def test_the_best_mixture_keeps_to_every_constraint_exactly_and_nothing_beats_it
 def test_whatever_is_derived_from_the_best_mixture_keeps_to_the_number_of_corpora(seeds):
     for seed in seeds:
         problem = instance(seed, limited=True)
-        goal, limits = goal_of(problem), problem.limits
-        best = solve(goal, limits)
+        goal, constraints = goal_of(problem), problem.limits
+        best = solve(goal, constraints)
         slack = 0.05 * problem.spread
-        mean = near_optimal_average(goal, limits, best, slack, seed)
-        kept_to(mean, limits, seed)
+        mean = near_optimal_average(goal, constraints, best, slack, seed)
+        kept_to(mean, constraints, seed)
         assert ((mean > 0) <= (best.weights > 0)).all(), "its corpora are the optimum's"
         rng = np.random.default_rng(seed)
         resampled = [dataclasses.replace(goal, weights=None if problem.worst else s) for s in rng.dirichlet(np.ones(len(goal.objectives)), 3)]
-        again = [solve(other, limits, best.weights) for other in resampled]
+        again = [solve(other, constraints, best.weights) for other in resampled]
         for found, other in zip(again, resampled, strict=True):
-            kept_to(found.weights, limits, seed)
-            assert found.penalised >= other.penalised(limits, best.weights[None])[0] - TOLERANCE * problem.spread
-        kept_to(nearest(np.mean([found.weights for found in again], axis=0), limits), limits, seed)
-        within = comparison_mixtures(goal, limits, problem.tokens)
+            kept_to(found.weights, constraints, seed)
+            assert found.penalised >= other.penalised(constraints, best.weights[None])[0] - TOLERANCE * problem.spread
+        kept_to(nearest(np.mean([found.weights for found in again], axis=0), constraints), constraints, seed)
+        within = comparison_mixtures(goal, constraints, problem.tokens)
         for name in ("unimax", "bad"):
-            assert (within[name] != 0).sum() <= limits.most and (within[name] <= limits.caps + 1e-12).all(), (seed, name)
+            assert (within[name] != 0).sum() <= constraints.most and (within[name] <= constraints.caps + 1e-12).all(), (seed, name)
 
 
 @seeds(20, 400)
@@ -85,15 +85,15 @@ def test_exchanges_keep_to_the_number_of_corpora_and_seldom_miss_the_best_choice
 @pytest.mark.parametrize("seed", [6, 20, 49, 52, 112])
 def test_under_a_prior_too_prices_are_what_a_little_more_of_a_bound_is_worth(seed):
     problem, step = instance(seed, limited=False), 1e-4
-    goal, limits = goal_of(problem), problem.limits
+    goal, constraints = goal_of(problem), problem.limits
     assert goal.strength > 0
-    best = solve(goal, limits)
-    for k in range(len(limits.names)):
+    best = solve(goal, constraints)
+    for k in range(len(constraints.names)):
         for bound, sign, price in (("upper", 1, best.shadow[k]), ("lower", -1, best.price[k])):
-            if limits.lower[k] == 0 and bound == "lower":
+            if constraints.lower[k] == 0 and bound == "lower":
                 continue
-            moved = getattr(limits, bound).copy()
+            moved = getattr(constraints, bound).copy()
             moved[k] += sign * step
-            if limits.lower[k] < limits.upper[k] < 1 and moved[k] > 0 and limits.upper.sum() > 1.01:
-                gain = solve(goal, dataclasses.replace(limits, **{bound: moved})).penalised - best.penalised
+            if constraints.lower[k] < constraints.upper[k] < 1 and moved[k] > 0 and constraints.upper.sum() > 1.01:
+                gain = solve(goal, dataclasses.replace(constraints, **{bound: moved})).penalised - best.penalised
                 assert gain == pytest.approx(price * step, rel=0.05, abs=2e-3 * step), (k, bound)

@@ -8,7 +8,7 @@ import pytest
 from align_ray.alignment.distance import scaled_cosine
 from align_ray.config import Search
 from align_ray.errors import ConfigError
-from align_ray.mixture.constraints import constraints, from_unit_cube, nearest, to_unit_cube, unconstrained
+from align_ray.mixture.constraints import constraints_of, from_unit_cube, nearest, to_unit_cube, unconstrained
 from align_ray.mixture.objectives import (
     hellinger_objective,
     kl_objective,
@@ -22,9 +22,9 @@ from align_ray.training.rows import split_tokens
 NAMES = ("a", "b", "c", "d")
 
 
-def limits(tokens=10_000, **fields):
+def constraints(tokens=10_000, **fields):
     tokens = tokens if isinstance(tokens, dict) else dict.fromkeys(NAMES, tokens)
-    return constraints(Search(token_budget=1000, **fields), tokens)
+    return constraints_of(Search(token_budget=1000, **fields), tokens)
 
 
 def corpora(k=4, seed=0, rows=300):
@@ -74,7 +74,7 @@ def test_the_scaled_cosine_objective_is_the_papers_similarity_of_the_pooled_embe
 @pytest.mark.parametrize("strength", [0.0, 0.05])
 @pytest.mark.parametrize("fields", [{}, {"weights": {"a": {"max": 0.2}, "d": 0.15}}, {"max_epochs": 0.03}])
 def test_the_optimum_is_feasible_beats_random_search_and_its_certificate_holds(kind, strength, fields):
-    bounds = limits(**fields)
+    bounds = constraints(**fields)
     best = solve(goal(kind, strength=strength), bounds)
     assert best.weights.sum() == pytest.approx(1) and (best.weights >= bounds.lower - 1e-9).all()
     assert (best.weights <= bounds.upper + 1e-9).all()
@@ -86,47 +86,47 @@ def test_the_optimum_is_feasible_beats_random_search_and_its_certificate_holds(k
 
 def test_a_known_mixture_is_found_again():
     pooled, known = corpora(), np.array([0.1, 0.6, 0.3, 0.0])
-    found = solve(Goal([scaled_cosine_objective(pooled, known @ pooled)], np.ones(1)), limits())
+    found = solve(Goal([scaled_cosine_objective(pooled, known @ pooled)], np.ones(1)), constraints())
     np.testing.assert_allclose(found.weights, known, atol=2e-3)
     assert found.value == pytest.approx(1, abs=1e-6)
 
 
 def test_the_mean_of_single_scores_always_chooses_one_corpus():
-    assert effective_corpora(solve(goal("linear"), limits()).weights) == pytest.approx(1)
+    assert effective_corpora(solve(goal("linear"), constraints()).weights) == pytest.approx(1)
 
 
 def test_the_shadow_price_is_the_gain_of_a_little_more_text():
     tokens = {"a": 100, "b": 10_000, "c": 10_000, "d": 10_000}
-    bounds = limits(tokens, max_epochs=1)
+    bounds = constraints(tokens, max_epochs=1)
     best = solve(goal(), bounds)
     assert best.weights[0] == pytest.approx(0.1) and best.shadow[0] > 0 and (best.shadow[1:] == 0).all()
-    more = solve(goal(), limits({**tokens, "a": 101}, max_epochs=1))
+    more = solve(goal(), constraints({**tokens, "a": 101}, max_epochs=1))
     assert more.value - best.value == pytest.approx(best.shadow[0] * bounds.per_token, rel=0.05)
 
 
 def test_a_lower_bound_that_costs_has_its_price():
-    free, held = solve(goal(), limits()), solve(goal(), limits(weights={"d": {"min": 0.4}}))
-    more = solve(goal(), limits(weights={"d": {"min": 0.401}}))
+    free, held = solve(goal(), constraints()), solve(goal(), constraints(weights={"d": {"min": 0.4}}))
+    more = solve(goal(), constraints(weights={"d": {"min": 0.401}}))
     assert free.weights[3] < 0.4 and held.weights[3] == pytest.approx(0.4)
     assert held.value - more.value == pytest.approx(held.price[3] * 0.001, rel=0.05)
 
 
 def test_a_number_of_corpora_is_kept_and_costs_little():
-    best = solve(goal(), limits(max_corpora=2))
+    best = solve(goal(), constraints(max_corpora=2))
     assert (best.weights > 1e-4).sum() == 2
     pairs = [np.eye(4)[i] * t + np.eye(4)[j] * (1 - t) for i in range(4) for j in range(i) for t in np.linspace(0, 1, 101)]
     assert best.value >= goal().values(np.stack(pairs)).max() - 1e-4
 
 
 def test_a_prior_pulls_towards_it():
-    plain, pulled = (solve(goal(strength=s), limits(prior={"d": 1.0, "a": 1.0})).weights for s in (0.0, 10.0))
+    plain, pulled = (solve(goal(strength=s), constraints(prior={"d": 1.0, "a": 1.0})).weights for s in (0.0, 10.0))
     np.testing.assert_allclose(pulled[[0, 3]], 0.5, atol=0.05)
     assert plain[3] < 0.3
 
 
 def test_the_worst_target_is_raised_above_what_the_sum_gives_it():
     both = [objectives(0)["scaled-cosine"], objectives(7)["scaled-cosine"]]
-    total, worst = solve(Goal(both, np.array([0.5, 0.5])), limits()), solve(Goal(both, None), limits())
+    total, worst = solve(Goal(both, np.array([0.5, 0.5])), constraints()), solve(Goal(both, None), constraints())
     value = lambda w: min(o.values(w[None])[0] for o in both)
     assert value(worst.weights) >= value(total.weights) - 1e-9 and worst.gap < 1e-4
     grid = np.random.default_rng(0).dirichlet(np.ones(4), 20_000)
@@ -135,13 +135,13 @@ def test_the_worst_target_is_raised_above_what_the_sum_gives_it():
 
 def test_no_point_of_the_pareto_front_is_beaten_in_both_targets():
     both = [objectives(0)["scaled-cosine"], objectives(7)["scaled-cosine"]]
-    front = pareto_front(both, limits(), 5)
+    front = pareto_front(both, constraints(), 5)
     values = np.array([[o.values(w[None])[0] for o in both] for _, w in front])
     assert len(front) == 5 and (np.diff(values[np.argsort(values[:, 0]), 1]) <= 1e-6).all()
 
 
 def test_the_near_optimal_average_is_feasible_near_optimal_steadier_and_the_centroid_of_its_set():
-    bounds = limits(weights={"b": {"max": 0.25}})
+    bounds = constraints(weights={"b": {"max": 0.25}})
     best = solve(goal(), bounds)
     slack = 0.01
     mean = near_optimal_average(goal(), bounds, best, slack, 0)
@@ -157,38 +157,38 @@ def test_the_near_optimal_average_is_feasible_near_optimal_steadier_and_the_cent
 
 
 def test_the_same_seed_gives_the_same_average():
-    best = solve(goal(), limits())
-    first, second, other = (near_optimal_average(goal(), limits(), best, 0.01, seed) for seed in (0, 0, 1))
+    best = solve(goal(), constraints())
+    first, second, other = (near_optimal_average(goal(), constraints(), best, 0.01, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, other, atol=0.03)
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_epochs": 0.03}, {"weights": {"a": {"min": 0.3}, "b": {"max": 0.1}}}])
 def test_every_point_of_the_unit_cube_is_a_feasible_mixture(fields):
-    bounds = limits(**fields)
+    bounds = constraints(**fields)
     for u in np.random.default_rng(0).random((200, 4)):
         w = from_unit_cube(u, bounds)
         assert w.sum() == pytest.approx(1) and (w <= bounds.upper + 1e-9).all() and (w >= bounds.lower - 1e-9).all()
 
 
 def test_uniform_points_of_the_cube_are_uniform_mixtures():
-    w = np.array([from_unit_cube(u, limits()) for u in np.random.default_rng(1).random((20_000, 4))])
+    w = np.array([from_unit_cube(u, constraints()) for u in np.random.default_rng(1).random((20_000, 4))])
     np.testing.assert_allclose(w.mean(0), 0.25, atol=0.005)
     np.testing.assert_allclose(w.var(0), 3 / 80, rtol=0.05)
 
 
 def test_the_cubes_point_of_a_mixture_gives_it_back():
     for w in (np.array([0.4, 0.3, 0.2, 0.1]), np.eye(4)[1]):
-        np.testing.assert_allclose(from_unit_cube(to_unit_cube(w), limits()), w, atol=1e-5)
+        np.testing.assert_allclose(from_unit_cube(to_unit_cube(w), constraints()), w, atol=1e-5)
 
 
 def test_nearest_gives_what_is_over_a_cap_to_the_others_in_proportion():
-    found = nearest(np.array([0.6, 0.2, 0.1, 0.1]), limits(weights={"a": {"max": 0.2}}))
+    found = nearest(np.array([0.6, 0.2, 0.1, 0.1]), constraints(weights={"a": {"max": 0.2}}))
     np.testing.assert_allclose(found, [0.2, 0.4, 0.2, 0.2], atol=1e-9)
 
 
 def test_caps_that_just_fill_the_budget_leave_one_mixture():
-    bounds = limits({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
+    bounds = constraints({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
     np.testing.assert_allclose(solve(goal(), bounds).weights, [0.1, 0.2, 0.3, 0.4], atol=1e-6)
 
 
@@ -204,11 +204,11 @@ def test_caps_that_just_fill_the_budget_leave_one_mixture():
 )
 def test_what_cannot_be_met_is_refused_in_one_sentence_that_names_the_field(tokens, fields, field):
     with pytest.raises(ConfigError, match=rf"field '{field}'"):
-        limits(tokens, **fields)
+        constraints(tokens, **fields)
 
 
 def test_without_constraints_the_optimum_is_at_least_as_good():
-    bounds = limits(weights={"a": {"max": 0.1}})
+    bounds = constraints(weights={"a": {"max": 0.1}})
     assert solve(goal(), unconstrained(bounds)).value >= solve(goal(), bounds).value
 
 
@@ -227,7 +227,7 @@ def test_any_caps_and_any_point_of_the_cube_corners_included_give_a_feasible_mix
         caps = np.minimum(1, caps * max(1, rng.choice([1, 1.5, 4]) / caps.sum()))
         caps[rng.integers(4)] += max(0, 1 - caps.sum())
         u = rng.choice([0.0, 1e-300, 0.5, 1.0], 4) if rng.random() < 0.3 else rng.random(4)
-        bounds = dataclasses.replace(limits(), upper=np.minimum(caps, 1))
+        bounds = dataclasses.replace(constraints(), upper=np.minimum(caps, 1))
         w = from_unit_cube(u, bounds)
         assert w.sum() == pytest.approx(1, abs=1e-9) and (w >= 0).all() and (w <= bounds.upper + 1e-9).all()
 
@@ -236,7 +236,7 @@ def test_any_caps_and_any_point_of_the_cube_corners_included_give_a_feasible_mix
 def test_a_number_of_corpora_is_kept_where_only_a_corpus_the_target_does_not_want_can_fill_the_budget(seed):
     pooled = corpora(seed=seed)
     wanted = Goal([scaled_cosine_objective(pooled, np.array([0.0, 0.4, 0.3, 0.3]) @ pooled)], np.ones(1))
-    bounds = limits({"a": 1000, "b": 400, "c": 400, "d": 400}, max_epochs=1, max_corpora=2)
+    bounds = constraints({"a": 1000, "b": 400, "c": 400, "d": 400}, max_epochs=1, max_corpora=2)
     best = solve(wanted, bounds)
     assert (best.weights > 1e-6).sum() == 2 and best.weights[0] >= 0.6 - 1e-9 and (best.weights <= bounds.upper + 1e-9).all()
     for u in np.random.default_rng(seed).random((50, 4)):
@@ -248,23 +248,23 @@ def test_a_number_of_corpora_is_kept_where_only_a_corpus_the_target_does_not_wan
 
 def test_a_forced_corpus_that_cannot_fill_the_budget_alone_is_refused():
     with pytest.raises(ConfigError, match=r"search\.max_corpora"):
-        limits(max_corpora=1, weights={"b": {"min": 0.1, "max": 0.5}})
+        constraints(max_corpora=1, weights={"b": {"min": 0.1, "max": 0.5}})
 
 
 def test_the_near_optimal_average_leaves_the_corner():
     """By a linear objective the set is a simplex cut off at the best corpus; its centroid is known."""
     scores = np.r_[1.0, np.zeros(7)]
-    bounds = constraints(Search(token_budget=1), {f"c{i}": 10 for i in range(8)})
+    bounds = constraints_of(Search(token_budget=1), {f"c{i}": 10 for i in range(8)})
     cut = Goal([linear_objective(scores)], np.ones(1))
     mean = near_optimal_average(cut, bounds, solve(cut, bounds), 0.3, 0)
     assert mean[0] == pytest.approx(1 - 0.3 * 7 / 8, abs=0.03)
 
 
 def test_of_one_mixture_that_is_feasible_the_prices_are_what_moving_a_bound_gives():
-    bounds = limits({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
+    bounds = constraints({"a": 100, "b": 200, "c": 300, "d": 400}, max_epochs=1)
     best = solve(goal(), bounds)
     assert best.gap == 0.0
-    more = solve(goal(), limits({"a": 101, "b": 200, "c": 300, "d": 400}, max_epochs=1))
+    more = solve(goal(), constraints({"a": 101, "b": 200, "c": 300, "d": 400}, max_epochs=1))
     assert more.value - best.value == pytest.approx(best.shadow[0] * bounds.per_token, rel=0.05, abs=1e-9)
 
 
@@ -281,7 +281,7 @@ def test_of_one_mixture_that_is_feasible_the_prices_are_what_moving_a_bound_give
     ],
 )
 def test_where_one_mixture_is_left_it_is_given(tokens, fields, strength):
-    bounds = limits(dict(zip(NAMES, tokens, strict=True)), max_epochs=1, **fields)
+    bounds = constraints(dict(zip(NAMES, tokens, strict=True)), max_epochs=1, **fields)
     best = solve(goal(strength=strength), bounds)
     assert best.weights.sum() == pytest.approx(1, abs=1e-15) and best.gap_within == 0.0
     assert (best.weights <= bounds.upper).all() and (best.weights >= bounds.lower).all()
@@ -292,12 +292,12 @@ def test_where_one_mixture_is_left_it_is_given(tokens, fields, strength):
 
 def test_bounds_that_cross_by_rounding_are_met():
     third = 1000 / 3
-    bounds = limits({"a": 333, "b": 10_000, "c": 10_000, "d": 10_000}, max_epochs=third / 333 * (1 - 1e-10), weights={"a": 1 / 3})
+    bounds = constraints({"a": 333, "b": 10_000, "c": 10_000, "d": 10_000}, max_epochs=third / 333 * (1 - 1e-10), weights={"a": 1 / 3})
     assert (bounds.lower <= bounds.upper).all() and solve(goal(), bounds).weights[0] == pytest.approx(1 / 3)
 
 
 def test_no_certificate_is_given_where_the_corpora_were_chosen():
-    free, chosen, enough = (solve(goal(), limits(max_corpora=m)) for m in (None, 2, 4))
+    free, chosen, enough = (solve(goal(), constraints(max_corpora=m)) for m in (None, 2, 4))
     assert chosen.gap is None and chosen.choice == "exhaustive" and chosen.gap_within < 1e-6
     assert (chosen.weights != 0).sum() == 2
     assert free.choice is enough.choice is None and enough.gap == pytest.approx(free.gap, abs=1e-7)
@@ -306,7 +306,7 @@ def test_no_certificate_is_given_where_the_corpora_were_chosen():
 def test_many_corpora_are_chosen_by_exchanges():
     pooled = corpora(14)
     names = {f"c{i}": 10_000 for i in range(14)}
-    bounds = constraints(Search(token_budget=1000, max_corpora=4), names)
+    bounds = constraints_of(Search(token_budget=1000, max_corpora=4), names)
     wanted = np.zeros(14)
     wanted[[2, 5, 7, 11]] = 0.4, 0.3, 0.2, 0.1
     noisy = wanted @ pooled * np.random.default_rng(0).gamma(5, 0.2, pooled.shape[1])

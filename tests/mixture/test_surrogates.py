@@ -12,7 +12,7 @@ from align_ray.cli.main import app
 from align_ray.config import Search
 from align_ray.errors import ConfigError
 from align_ray.mixture.by_loss import swarm_mixtures
-from align_ray.mixture.constraints import constraints
+from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.propose import content_coordinates, propose
 from align_ray.mixture.surrogates import SURROGATES, cross_validated, default_surrogate, fit_log_linear, read_runs
 
@@ -29,7 +29,7 @@ def mixtures(n=60, seed=0):
 
 
 def free(k=4):
-    return constraints(Search(token_budget=1), dict.fromkeys("abcdefghij"[:k], 1))
+    return constraints_of(Search(token_budget=1), dict.fromkeys("abcdefghij"[:k], 1))
 
 
 def test_the_mixing_law_is_found_again():
@@ -62,9 +62,9 @@ def test_the_default_needs_few_runs_until_there_are_many():
 
 @pytest.mark.parametrize("kind", SURROGATES)
 def test_the_proposal_is_feasible_and_better_than_any_run(kind):
-    limits = constraints(Search(token_budget=100, weights={"a": {"max": 0.6}}), dict.fromkeys("abcd", 1000))
+    constraints = constraints_of(Search(token_budget=100, weights={"a": {"max": 0.6}}), dict.fromkeys("abcd", 1000))
     w = mixtures(120)
-    found = propose(w, {"loss": law(w)}, np.ones(1), limits, 0.0, kind)
+    found = propose(w, {"loss": law(w)}, np.ones(1), constraints, 0.0, kind)
     assert found.weights.sum() == pytest.approx(1) and found.weights[0] <= 0.6 + 1e-9
     feasible = w[w[:, 0] <= 0.6]
     assert law(found.weights) <= law(feasible).min() + 0.02
@@ -72,10 +72,10 @@ def test_the_proposal_is_feasible_and_better_than_any_run(kind):
 
 
 def test_the_swarm_is_feasible_spread_and_the_same_for_the_same_seed():
-    limits = constraints(Search(token_budget=100, weights={"b": {"min": 0.1}, "c": {"max": 0.3}}), dict.fromkeys("abcd", 1000))
-    w = swarm_mixtures(limits, 50, 3)
-    assert w.shape == (50, 4) and (w >= limits.lower - 1e-9).all() and (w <= limits.upper + 1e-9).all()
-    np.testing.assert_array_equal(w, swarm_mixtures(limits, 50, 3))
+    constraints = constraints_of(Search(token_budget=100, weights={"b": {"min": 0.1}, "c": {"max": 0.3}}), dict.fromkeys("abcd", 1000))
+    w = swarm_mixtures(constraints, 50, 3)
+    assert w.shape == (50, 4) and (w >= constraints.lower - 1e-9).all() and (w <= constraints.upper + 1e-9).all()
+    np.testing.assert_array_equal(w, swarm_mixtures(constraints, 50, 3))
     assert (w.std(0) > 0.05).all()
 
 
