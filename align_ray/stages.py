@@ -8,6 +8,7 @@ that determines it (OUTPUT/answers), tracks it and records what it cost. So anot
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -80,8 +81,8 @@ def stage(
 
 def stored(study: Study, wanted: Stage[Found]) -> Found | None:
     """The result of a stage; None where there is none of this configuration and sample."""
-    found = study.store.find_json(_answer(wanted, answer_key(study, wanted)))
-    return None if found is None else wanted.result.parse(found)
+    # a torn file, or one of something else, counts as not there
+    return study.store.find(_answer(wanted, answer_key(study, wanted)), lambda data: wanted.result.parse(json.loads(data)))
 
 
 def need(study: Study, wanted: Stage[Found]) -> Found:
