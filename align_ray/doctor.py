@@ -329,10 +329,14 @@ def _probe(config: Config | None) -> list[Check]:
 
     from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
     from align_ray.fisher.settings import ProbeName
+    from align_ray.fisher.sound import check_model
+    from align_ray.fisher.suited import check_probe
 
     probe = config.probe.plain() if config else ProbeName()
     located = locate_probe(probe)
+    check_model(located)
     model = load_model(located)
+    check_probe(model, located.name)
     ids = torch.tensor([load_tokenizer(located)("The sum of two even numbers is even.")["input_ids"]])
     with torch.no_grad():
         finite = bool(torch.isfinite(model(input_ids=ids).logits).all())

@@ -24,6 +24,7 @@ from align_ray.embedding.sequential import embed_until_settled
 from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
 from align_ray.estimate import estimate
 from align_ray.fisher.probe import Located, locate_probe
+from align_ray.fisher.sound import check_model
 from align_ray.handover.recipe import make_recipe
 from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
@@ -47,10 +48,12 @@ from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
-    """Check everything that can be checked without a cluster or a model; raise a UserError at the first thing wrong.
+    """Check everything that can be checked without a cluster or a model's weights; raise a UserError at the first thing wrong.
 
     `write`: keep the configuration in the output folder, which shows that it can be written."""
     study = Study(config, Store(config.output), checked_probe(config), say)
+    if study.model != study.probe:
+        check_model(study.model, as_probe=False)
     for field, model in (("probe", study.probe), ("finetune.model", study.model)):
         if config.sampling.sequence_length > model.context:
             raise ProbeError(
@@ -66,10 +69,12 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
 
 
 def checked_probe(config: Config) -> Located:
-    """The probe, after a look at the first records of every corpus."""
+    """The probe, after a look at the first records of every corpus and at whether it can be one."""
     for corpus in config.corpora:
         check_corpus(corpus)
-    return locate_probe(config.probe.plain())
+    probe = locate_probe(config.probe.plain())
+    check_model(probe)
+    return probe
 
 
 @stage(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from align_ray.cli.main import app
 from align_ray.config import Config, Corpus
 from align_ray.config_file import load_config
-from align_ray.errors import ConfigError
+from align_ray.errors import ConfigError, ProbeError
 from align_ray.handover.export import EXPORTERS
 from align_ray.handover.recipe import FORMAT, read_recipe
 from tests.conftest import PLANTED
@@ -154,7 +154,7 @@ def test_pickled_weights_are_never_opened(model, small_config, tmp_path, beside)
     weights = folder / "model.safetensors"
     if beside:
         weights.rename(folder / "other.safetensors")
-        with pytest.raises(OSError):
+        with pytest.raises(ProbeError, match="other"):
             load_model(locate_probe(ProbeName(str(folder))))
     else:
         weights.unlink()

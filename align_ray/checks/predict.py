@@ -21,14 +21,16 @@ from align_ray.embedding.evidence import Evidence, read_evidence
 from align_ray.embedding.pool import embed_missing
 from align_ray.embedding.sketches import gradient_sketches
 from align_ray.errors import ConfigError
-from align_ray.fisher.probe import locate_probe
+from align_ray.fisher.probe import Located, locate_probe
+from align_ray.fisher.sound import check_model
 
 ORACLE_SHARE = 10
 """The oracle trains on one part in this many of the tokens it is compared at, roughly."""
 
 
 def check_predictable(study: Study) -> None:
-    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to compare."""
+    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to compare, and
+    ProbeError for a further probe that cannot be one."""
     config = study.config
     most = max(config.predict.tokens)
     if most > config.finetune.tokens:
@@ -39,6 +41,12 @@ def check_predictable(study: Study) -> None:
     names = {c.name for c in config.candidates}
     if all(len(names - set(config.predict.related.get(t.name, []))) < FEWEST for t in config.targets):
         raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
+    for name in config.predict.probes:
+        check_model(_further_probe(config, name))
+
+
+def _further_probe(config: Config, name: str) -> Located:
+    return locate_probe(dataclasses.replace(config.probe.plain(), model=name, revision=None))
 
 
 def predictive_study(study: Study, evidence: Evidence) -> dict[str, Any]:
@@ -81,8 +89,7 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
             result += alignment_measures(units, candidates, targets, f", {pooling} pooling", epsilon)
     for name in config.predict.probes:
         say(f"embedding with the probe '{name}'")
-        other = locate_probe(dataclasses.replace(config.probe.plain(), model=name, revision=None))
-        variant = dataclasses.replace(study, probe=other)
+        variant = dataclasses.replace(study, probe=_further_probe(config, name))
         units = read_evidence(variant, embed_missing(variant)).units
         result += alignment_measures(units, candidates, targets, f", probe {name}", epsilon)
     say("predicting the change of loss from gradients")

@@ -24,6 +24,7 @@ from align_ray.embedding.pool import embed_missing, say_if_inert
 from align_ray.embedding.units import unit_folder
 from align_ray.errors import ConfigError, StoreError
 from align_ray.fisher.probe import load_model, locate_probe
+from align_ray.fisher.sound import check_model
 from align_ray.store import Store
 
 SEEDS = 3
@@ -47,6 +48,8 @@ def robustness(study: Study, probes: list[str], reference: bool) -> dict[str, An
     if len(config.candidates) < 3:
         raise ConfigError("field 'candidates': rank agreement needs at least 3.")
     say_if_inert(study.changed(embedding={"estimator": "reference"}) if reference else study)
+    for name in probes:
+        check_model(locate_probe(study.changed(probe={"model": name, "revision": None}).config.probe.plain()))
     with study.store.locked():
         own = _embedded(study, config)
         base = _scores(config, own.rows)

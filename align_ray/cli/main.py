@@ -283,6 +283,7 @@ def study(
         from align_ray import pipeline
 
         opened = study_of(config, set_)
+        pipeline.predict.check(opened)
         pipeline.embed(opened)
         result = pipeline.predict(opened)
         show_prediction(result, opened.store.uri)

@@ -93,10 +93,10 @@ def on_pool(study: Study, rows: Any, folder: Folder, work: Work, most: int | Non
 def probe_with_head(located: Located, device: str, folder: Folder, store: Store) -> Any:
     """The probe, checked, with its own head or the stored one."""
     from align_ray.fisher.head_tuning import with_head
-    from align_ray.fisher.trunk import check_probe
+    from align_ray.fisher.suited import check_probe
 
     model = load_model(located, device, folder.dtype)
-    check_probe(model)
+    check_probe(model, located.name)
     return with_head(model, load(store.read_bytes(folder.head))["weight"].to(device)) if folder.head else model
 
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from align_ray.errors import ProbeError
 from align_ray.fisher.head import head_pass
 
 log = logging.getLogger(__name__)
@@ -77,32 +76,6 @@ def label_uniforms(ids: np.ndarray, draws: int, seed: int) -> np.ndarray:
     return result
 
 
-def check_probe(model: nn.Module) -> None:
-    """Raise ProbeError where the logits are not the head of the trunk's output (scaled or capped logits), or where the
-    trunk has weight matrices beside embeddings and linear modules that see every token once (mixture of experts, state
-    spaces): the estimator's identities need the first, and its embedding would leave the second out."""
-    tokens = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.vocab_size
-    seen = []
-    hooks = [m.register_forward_hook(lambda _, args, __: seen.append(args[0].shape)) for m in trunk_modules(model).values()]
-    with torch.no_grad():
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        for hook in hooks:
-            hook.remove()
-        wanted, found = model(input_ids=tokens, use_cache=False).logits, model.get_output_embeddings()(hidden)
-    kind = type(model).__name__
-    if wanted.shape != found.shape or not torch.allclose(wanted.float(), found.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise ProbeError(
-            f"probe: {kind} changes its logits after the vocabulary head, which is not supported; use another probe."
-        )
-    counted = {m.weight for m in model.base_model.modules() if isinstance(m, nn.Linear | Conv1D | nn.Embedding)}
-    stray = [name for name, p in model.base_model.named_parameters() if p.ndim > 1 and p not in counted]
-    if stray or len(seen) != len(hooks) or any(shape[:2] != (1, 8) for shape in seen):
-        what = f"'{stray[0]}'" if stray else "a linear module"
-        raise ProbeError(
-            f"probe: {what} of {kind} does not see every token once, which is not supported; use a dense transformer."
-        )
-
-
 def sequences_per_pass(model: nn.Module, length: int, draws: int) -> int:
     """How many sequences of T tokens go through the model at once.
 
@@ -117,7 +90,7 @@ def sequences_per_pass(model: nn.Module, length: int, draws: int) -> int:
     free, _ = torch.cuda.mem_get_info(parameter.device)
     free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
     modules = sum(sum(m.weight.shape) for m in trunk_modules(model).values())
-    per_sequence = length * parameter.element_size() * (2 * modules + model.config.hidden_size * (draws + 3))
+    per_sequence = length * parameter.element_size() * (2 * modules + model.config.get_text_config().hidden_size * (draws + 3))
     return max(1, int((0.8 * free - 5 * 4 * GPU_CHUNK) // per_sequence))
 
 

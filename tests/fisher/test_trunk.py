@@ -13,6 +13,7 @@ from align_ray.fisher import trunk as fisher
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.head import draw_labels
 from align_ray.fisher.settings import Estimator
+from align_ray.fisher.suited import check_probe
 from tests.tiny import tiny_model
 
 
@@ -173,14 +174,14 @@ def test_the_trunk_holds_every_linear_module_but_the_head():
 def test_a_probe_that_changes_its_logits_after_the_head_is_refused():
     model = tiny_model("gemma2")
     with pytest.raises(ProbeError, match="Gemma2ForCausalLM changes its logits"):
-        fisher.check_probe(model)
+        check_probe(model)
 
 
 def test_a_mixture_of_experts_is_refused_and_dense_models_are_not():
     with pytest.raises(ProbeError, match="mlp.* of Qwen2MoeForCausalLM does not see every token"):
-        fisher.check_probe(tiny_model("qwen2moe", dtype=torch.float32))
+        check_probe(tiny_model("qwen2moe", dtype=torch.float32))
     for family in ("gpt2", "llama", "qwen2", "neox"):
-        fisher.check_probe(tiny_model(family))
+        check_probe(tiny_model(family))
 
 
 def test_sequences_without_a_finite_embedding_are_named_and_left_out(caplog):
