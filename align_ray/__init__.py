@@ -9,7 +9,8 @@
     align_ray.finetune(study).plot()
     print(align_ray.report(study))
 
-What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py`); examples/quickstart.ipynb shows them.
+What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py`); examples/quickstart.ipynb
+shows them.
 """
 
 import importlib
@@ -18,8 +19,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# MLflow reads it when it is imported, which several modules and processes do: here it holds for all of them, the server of
-# `align-ray ui` too. A study contacts what its user named.
+# MLflow reads it when it is imported, which several modules and processes do: here it holds for all of them, the server
+# of `align-ray ui` too. A study contacts what its user named.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 STAGE_NAMES = ("embed", "align", "contamination", "samples", "search", "finetune", "validate", "predict")

@@ -15,8 +15,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Model(BaseModel):
-    """Base of every section: immutable, an unknown key is an error, and so is a number that is infinite or none. A field's
-    docstring is its description, of which docs/configuration.md is made (`cli/config_page.py`)."""
+    """Base of every section: immutable, an unknown key is an error, and so is a number that is infinite or none. A
+    field's docstring is its description, of which docs/configuration.md is made (`cli/config_page.py`)."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants", use_attribute_docstrings=True
@@ -30,8 +30,8 @@ class Corpus(Model):
     """Distinct among all targets and candidates; used in every table and file name."""
     source: Place
     """A file, folder or glob (`*`, `?`, `[a-z]`, and `**/` for any folders) on any pyarrow file system
-    (`data/*.jsonl.gz`, `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://` plus a local folder in the
-    hub's layout), or `installed:NAME`."""
+    (`data/*.jsonl.gz`, `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://`
+    plus a local folder in the hub's layout), or `installed:NAME`."""
     column: str = "text"
     """The column that holds the text (ignored where `template` is given)."""
     template: str | None = None
@@ -50,8 +50,9 @@ class Probe(Model):
     """The causal language model whose Fisher information makes the embeddings."""
 
     model: Place = "embedded"
-    """`embedded` (shipped with the package), `smollm2` (SmolLM2-135M-Instruct in Q4_1; needs the extra of that name), a local
-    folder, or a hub id such as `openai-community/gpt2`. A dense decoder-only transformer, safetensors."""
+    """`embedded` (shipped with the package), `smollm2` (SmolLM2-135M-Instruct in Q4_1; needs the extra of that
+    name), a local folder, or a hub id such as `openai-community/gpt2`. A dense decoder-only transformer,
+    safetensors."""
     revision: str | None = None
     """Hub revision (commit, tag or branch)."""
     trust_remote_code: bool = False
@@ -74,10 +75,10 @@ class Sampling(Model):
     sequential: bool = False
     """Start with 8 batches a corpus and go on, up to `batches`, with those alone whose rank is not settled."""
     packing: Literal["pack", "cut", "pad"] = "pack"
-    """`pack` joins documents end to end, end-of-text between; `cut` takes the first T tokens of each document and leaves
-    out documents shorter than that (counted); `pad` keeps those too, padding masked (counted only by `reference`). A row's
-    embedding by `exact` and `head` is a sum over its tokens, so that in a batch a padded row weighs by its length
-    (not with the pooling `unit`)."""
+    """`pack` joins documents end to end, end-of-text between; `cut` takes the first T tokens of each document and
+    leaves out documents shorter than that (counted); `pad` keeps those too, padding masked (counted only by
+    `reference`). A row's embedding by `exact` and `head` is a sum over its tokens, so that in a batch a padded row
+    weighs by its length (not with the pooling `unit`)."""
 
 
 class Quirks(Model):
@@ -91,8 +92,8 @@ class Quirks(Model):
     shifted_labels: bool = True
     """Off by one: the label drawn from position t+1's distribution is scored against position t's logits."""
     mini_batch: PositiveInt = 8
-    """Rows whose mean gradient is squared; 1 squares per sequence. Tuning takes 8 rows a step whatever this is; in the published
-    program one number sets both."""
+    """Rows whose mean gradient is squared; 1 squares per sequence. Tuning takes 8 rows a step whatever this is; in
+    the published program one number sets both."""
     pads_counted: bool = True
     """Labels are drawn at padding positions as well; only labels that happen to be the pad token are ignored."""
     axis_0: bool = True
@@ -101,11 +102,12 @@ class Quirks(Model):
     """Keep every module with a weight but the head: token and position embeddings (tied, so they carry the head's
     gradients) and layer norms. Off: the trunk's linear modules alone."""
     absolute_epsilon: bool = True
-    """The distance adds 1e-8 to a + b, which is of the size of the data, so that small entries drop out. Off: 1e-6 of the
-    mean of a + b, as for the other estimators."""
+    """The distance adds 1e-8 to a + b, which is of the size of the data, so that small entries drop out. Off: 1e-6
+    of the mean of a + b, as for the other estimators."""
     seed_by_batch: bool = False
-    """Seed batch i of a corpus with `seed` + i, as for the published diversity values. Off, as for the published alignments: all
-    batches have one seed, so that their labels are alike and they come out closer to each other. Part of neither preset."""
+    """Seed batch i of a corpus with `seed` + i, as for the published diversity values. Off, as for the published
+    alignments: all batches have one seed, so that their labels are alike and they come out closer to each other.
+    Part of neither preset."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,11 +143,12 @@ class Embedding(Model):
     `reference`: the published procedure, many times slower, to compare with published runs."""
     draws: PositiveInt = 2
     """R, label draws per sequence. They share one forward pass; two or more make the noise floor measurable. For
-    `reference` the default is 1, as published; more are whole replicates under further seeds, averaged before the distance."""
+    `reference` the default is 1, as published; more are whole replicates under further seeds, averaged before the
+    distance."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The dtype of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs are used or this
-    machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below the label noise). The
-    reference procedure is always float32."""
+    """The dtype of the probe's weights and activations; squares and sums stay float32. `auto`: bfloat16 where GPUs
+    are used or this machine's processor multiplies it, else float32 (benchmarks/README.md has the error, far below
+    the label noise). The reference procedure is always float32."""
     pooling: Literal["mean", "unit"] = "mean"
     """How sequences make a batch: their mean (the paper's), or the mean of embeddings normalised to unit sum, which
     limits what one odd sequence can do. Both are additive."""
@@ -201,15 +204,17 @@ TRAINED = ("loss", "mixmin")
 class Search(Model):
     """The search for mixture weights. Weights are shares of training tokens."""
 
-    objective: Literal["cross-entropy", "scaled-cosine", "hellinger", "kl", "linear", "mixmin", "loss"] = "cross-entropy"
-    """What is maximised, pooled over the mixture. `cross-entropy`: of the target under the mixture of unigram models (least is
-    best); `scaled-cosine` (the paper's), `hellinger`, `kl`: similarity of the mixture's Fisher embedding with the target's;
-    `linear`: the corpora's mean alignment, a baseline that always chooses one corpus; `mixmin`: likelihood of held-out text
-    under the mixture of the candidates' fine-tuned models (trains on every candidate); `loss`: of a proxy trained on each
-    mixture tried (needs `method` tune or swarm)."""
+    objective: Literal["cross-entropy", "scaled-cosine", "hellinger", "kl", "linear", "mixmin", "loss"] = (
+        "cross-entropy"
+    )
+    """What is maximised, pooled over the mixture. `cross-entropy`: of the target under the mixture of unigram models
+    (least is best); `scaled-cosine` (the paper's), `hellinger`, `kl`: similarity of the mixture's Fisher embedding
+    with the target's; `linear`: the corpora's mean alignment, a baseline that always chooses one corpus; `mixmin`:
+    likelihood of held-out text under the mixture of the candidates' fine-tuned models (trains on every candidate);
+    `loss`: of a proxy trained on each mixture tried (needs `method` tune or swarm)."""
     method: Literal["closed_form", "tune", "swarm"] = "tune"
-    """`closed_form`: seconds, no training; `tune`: that, then Ray Tune with Optuna from there; `swarm`: proxies trained on
-    designed mixtures, and a surrogate fitted to their losses."""
+    """`closed_form`: seconds, no training; `tune`: that, then Ray Tune with Optuna from there; `swarm`: proxies
+    trained on designed mixtures, and a surrogate fitted to their losses."""
     token_budget: PositiveInt = 10_000_000
     """Training tokens the mixture is meant for."""
     max_epochs: Annotated[float, Field(gt=0, le=16)] = 4.0
@@ -221,11 +226,11 @@ class Search(Model):
     prior: Literal["proportional", "uniform"] | dict[Name, Annotated[float, Field(ge=0)]] = "uniform"
     """The mixture to stay near: proportional to the corpora's tokens, uniform, or weights by corpus."""
     prior_strength: Annotated[float, Field(ge=0)] = 0.01
-    """Strength of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective makes between the best
-    and the worst single corpus."""
+    """Strength of the penalty prior_strength * KL(weights, prior), in the unit of the difference that the objective
+    makes between the best and the worst single corpus."""
     targets: Literal["mean", "worst"] | dict[Name, Annotated[float, Field(ge=0)]] = "mean"
-    """Several targets: their mean, their mean with weights by target, or the worst of them. The Pareto front of each pair is
-    reported in any case."""
+    """Several targets: their mean, their mean with weights by target, or the worst of them. The Pareto front of each
+    pair is reported in any case."""
     trials: PositiveInt = 32
     """Ray Tune trials at most (it stops by itself when settled), or proxies of the swarm. A trial of a cheap objective
     evaluates 256 mixtures around the suggested one."""
@@ -251,8 +256,8 @@ class Finetune(Model):
     eval_tokens: PositiveInt = 16_384
     """Held-out tokens of each target on which the loss is measured."""
     scratch: dict[str, Any] | None = None
-    """Pre-train instead: random weights in the model's architecture, with these fields of its transformers configuration
-    changed, for example {n_layer: 2, n_embd: 128}; {} changes nothing."""
+    """Pre-train instead: random weights in the model's architecture, with these fields of its transformers
+    configuration changed, for example {n_layer: 2, n_embd: 128}; {} changes nothing."""
     lora_rank: PositiveInt | None = None
     """Train low-rank adapters of all linear layers instead of all weights (LoRA, by the library `peft`)."""
     seeds: Annotated[int, Field(ge=2)] = 3
@@ -264,7 +269,8 @@ class Finetune(Model):
 
 
 class Predict(Model):
-    """The predictive study (`align-ray study`): how well do measures of data predict the loss after training on them?"""
+    """The predictive study (`align-ray study`): how well do measures of data predict the loss after training on
+    them?"""
 
     tokens: Annotated[list[PositiveInt], Field(min_length=1)] = [4_000, 22_000]
     """Training tokens of the runs, each at most `finetune.tokens` (a run's sequences are drawn from a sample of that
@@ -272,12 +278,13 @@ class Predict(Model):
     seeds: Annotated[int, Field(ge=2)] = 3
     """Trainings per candidate; they differ in the sequences drawn, their order, and in random weights."""
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [3e-5, 1e-4, 3e-4]
-    """All are tried with the first seed on every third candidate; per number of tokens the one with the lowest mean loss on
-    the targets' validation quarters is kept. Too large a rate measures forgetting instead of alignment."""
+    """All are tried with the first seed on every third candidate; per number of tokens the one with the lowest mean
+    loss on the targets' validation quarters is kept. Too large a rate measures forgetting instead of alignment."""
     related: dict[Name, list[Name]] = {}
     """For each target the candidates of its own origin or text template; every result is given without them too."""
     probes: list[Place] = []
-    """Further probes, with the same tokenizer, whose alignment is compared: as `probe.model`, also `owner/name@revision`."""
+    """Further probes, with the same tokenizer, whose alignment is compared: as `probe.model`, also
+    `owner/name@revision`."""
     poolings: list[Literal["mean", "unit"]] = ["mean"]
     """How sequences make a batch (see `embedding.pooling`), each compared with the main probe."""
     design: list[Name] = []
@@ -306,19 +313,21 @@ class Cluster(Model):
 
 
 class Cost(Model):
-    """What a run may cost. A worker is a GPU where GPUs are used, else a CPU; the time of other machines is not counted."""
+    """What a run may cost. A worker is a GPU where GPUs are used, else a CPU; the time of other machines is not
+    counted."""
 
     price_per_hour: PositiveFloat | None = None
     """The price of one worker."""
     currency: str = "USD"
     """The currency of the prices."""
     max_cost: PositiveFloat | None = None
-    """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there. What is charged
-    is the time of the workers that were there; when to stop is reckoned with all that a growing cluster may have, so that there it
-    comes early. Embedding, scoring and training stop in their middle; reading corpora is charged but not stopped."""
+    """The run stops, with what is finished kept, when it has cost so much; with a higher cap it goes on from there.
+    What is charged is the time of the workers that were there; when to stop is reckoned with all that a growing
+    cluster may have, so that there it comes early. Embedding, scoring and training stop in their middle; reading
+    corpora is charged but not stopped."""
     tflops: PositiveFloat | None = None
-    """Achieved TFLOP/s of one worker, for the estimate. Default: as measured by what the output folder holds, else 0.1 of a
-    CPU and 50 of a GPU, which are assumed."""
+    """Achieved TFLOP/s of one worker, for the estimate. Default: as measured by what the output folder holds, else
+    0.1 of a CPU and 50 of a GPU, which are assumed."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -360,7 +369,8 @@ class Config(Model):
             for candidate in self.candidates:
                 if _records(target) == _records(candidate):
                     raise ValueError(
-                        f"target '{target.name}' and candidate '{candidate.name}' are the same corpus ({target.source}); "
+                        f"target '{target.name}' and candidate '{candidate.name}' are the same corpus "
+                        f"({target.source}); "
                         "remove the candidate or give the target held-out files"
                     )
         return self
@@ -392,10 +402,13 @@ class Config(Model):
         if search.method == "swarm" and search.objective != "loss":
             raise ValueError("search.method 'swarm' fits measured losses; set search.objective to loss")
         if search.method == "swarm" and search.trials < 10:
-            raise ValueError("search.trials must be at least 10 for search.method 'swarm', which fits a surrogate to them")
+            raise ValueError(
+                "search.trials must be at least 10 for search.method 'swarm', which fits a surrogate to them"
+            )
         if search.objective == "loss" and search.proxy_tokens > self.finetune.tokens:
             raise ValueError(
-                f"search.proxy_tokens is {search.proxy_tokens}, but finetune.tokens, the sample proxies are drawn from, is "
+                f"search.proxy_tokens is {search.proxy_tokens}, but finetune.tokens, the sample proxies are drawn "
+                "from, is "
                 f"{self.finetune.tokens}; raise it"
             )
         return self
@@ -428,7 +441,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"'),
 )
 
 

@@ -1,4 +1,5 @@
-"""What every stage is handed: the checked configuration, where results are kept, the probe, and who is told of progress."""
+"""What every stage is handed: the checked configuration, where results are kept, the probe, and who is told of
+progress."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,14 +26,16 @@ class Study:
 
     @cached_property
     def model(self) -> Located:
-        """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences (ConfigError)."""
+        """The model to fine-tune; its tokenizer must be the probe's, since both see the same sequences
+        (ConfigError)."""
         config, probe = self.config, self.probe
         if config.finetune.model is None or config.finetune.model == config.probe.model:
             return probe
         located = locate_probe(dataclasses.replace(config.probe.plain(), model=config.finetune.model, revision=None))
         if load_tokenizer(located).get_vocab() != load_tokenizer(probe).get_vocab():
             raise ConfigError(
-                f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe ({config.probe.model}); "
+                f"field 'finetune.model' ({config.finetune.model}) has another tokenizer than the probe "
+                f"({config.probe.model}); "
                 "use a model of the same family or make it the probe."
             )
         return located
@@ -43,7 +46,8 @@ class Study:
         return load_tokenizer(self.probe)
 
     def changed(self, **sections: dict[str, Any]) -> "Study":
-        """The same study with fields of some sections of its configuration changed: `changed(search={"method": "tune"})`."""
+        """The same study with fields of some sections of its configuration changed: `changed(search={"method":
+        "tune"})`."""
         updated = {name: getattr(self.config, name).model_copy(update=fields) for name, fields in sections.items()}
         return dataclasses.replace(self, config=self.config.model_copy(update=updated))
 

@@ -1,8 +1,8 @@
 """Check the environment: a row for each thing that a study needs, and what to do where it is missing.
 
-What may hang, crash or start processes (torch, Ray, MLflow, the hub, the probe, file systems) is looked at in a process of its own
-under a time limit; Ray's processes end with theirs. Rows never hold the value of an environment variable, so that of an unforeseen
-exception they give the class alone: a message may quote an address with a password in it.
+What may hang, crash or start processes (torch, Ray, MLflow, the hub, the probe, file systems) is looked at in a process
+of its own under a time limit; Ray's processes end with theirs. Rows never hold the value of an environment variable, so
+that of an unforeseen exception they give the class alone: a message may quote an address with a password in it.
 """
 
 import dataclasses
@@ -57,11 +57,17 @@ def _apart(name: str, config: Config | None) -> list[Check]:
     """Run one check in a process of its own; it answers with a line of JSON."""
     _, seconds, see = APART[name]
     given = json.dumps(config.model_dump(mode="json") if config else None)
-    command = [sys.executable, "-P", "-m", "align_ray.doctor", name]  # the same modules as here, none of the current folder
+    # the same modules as here, none of the current folder
+    command = [sys.executable, "-P", "-m", "align_ray.doctor", name]
     with tempfile.TemporaryDirectory(prefix="ar") as folder:  # short: Ray's socket paths must be
         environment = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         try:
             printed, _ = process.communicate(given, seconds)
@@ -118,7 +124,9 @@ def _packages() -> list[Check]:
     try:
         found = _requirements("")
     except importlib.metadata.PackageNotFoundError:
-        return [Check("packages", "warning", f"{PACKAGE} is not installed, versions unchecked", f"pip install {PACKAGE}")]
+        return [
+            Check("packages", "warning", f"{PACKAGE} is not installed, versions unchecked", f"pip install {PACKAGE}")
+        ]
     wrong = [(n, w, v) for n, w, v in found if v is None or not _within(v, w)]
     if not wrong:
         main = ", ".join(f"{n} {v}" for n, _, v in found if n in ("ray", "torch", "transformers", "mlflow"))
@@ -134,7 +142,9 @@ def _extras() -> list[Check]:
         except importlib.metadata.PackageNotFoundError:
             return []
         result = f"not installed (for {use})" if absent else "installed"
-        rows.append(Check(f"extra {extra}", "ok", result, f"to use it: pip install '{PACKAGE}[{extra}]'" if absent else ""))
+        rows.append(
+            Check(f"extra {extra}", "ok", result, f"to use it: pip install '{PACKAGE}[{extra}]'" if absent else "")
+        )
     return rows
 
 
@@ -160,7 +170,9 @@ def _output(config: Config | None) -> list[Check]:
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        return [Check("output", "failed", f"{place}: {error.strerror}", "choose a writable folder in the field 'output'")]
+        return [
+            Check("output", "failed", f"{place}: {error.strerror}", "choose a writable folder in the field 'output'")
+        ]
     free = shutil.disk_usage(there).free
     result = f"{place} is writable, {free / 1e9:.0f} GB free"
     if free < LEAST_DISK:
@@ -195,12 +207,18 @@ def _torch(config: Config | None) -> list[Check]:
             if torch.version.cuda is None
             else f"update the driver for {build}, or use torch for an older one"
         )
-        return [*rows, Check("GPU", "failed" if wanted else "warning", "a driver is here, but torch cannot use it", remedy)]
+        return [
+            *rows,
+            Check("GPU", "failed" if wanted else "warning", "a driver is here, but torch cannot use it", remedy),
+        ]
     if wanted:
         return [
             *rows,
             Check(
-                "GPU", "failed", "none here, but the field 'cluster.use_gpu' asks for one", "set it to false or name a cluster"
+                "GPU",
+                "failed",
+                "none here, but the field 'cluster.use_gpu' asks for one",
+                "set it to false or name a cluster",
             ),
         ]
     return [*rows, Check("GPU", "ok", "none here; the CPU is used")]
@@ -224,7 +242,10 @@ def _ray(config: Config | None) -> list[Check]:
         raise
     total, nodes = ray.cluster_resources(), [n for n in ray.nodes() if n["Alive"]]
     here, workers = _versions([n["NodeID"] for n in nodes])
-    size = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total.get('CPU', 0):.0f} CPU slots, {total.get('GPU', 0):.0f} GPUs"
+    size = (
+        f"{len(nodes)} node{'s' * (len(nodes) > 1)}, "
+        f"{total.get('CPU', 0):.0f} CPU slots, {total.get('GPU', 0):.0f} GPUs"
+    )
     rows = [Check("Ray", "ok", f"{ray.__version__}, {f'reached by {given}' if given else 'starts here'}: {size}")]
     rows.append(compared(here, workers))
     memory, shared = total.get("object_store_memory", 0.0), Path("/dev/shm")
@@ -241,7 +262,9 @@ def _ray(config: Config | None) -> list[Check]:
         rows.append(Check("workers", "failed", str(error)))
     if len(nodes) > 1 and not total.get("driver"):
         remedy = "start the on-demand head with --resources='{\"driver\": 1000}'"
-        rows.append(Check("driver", "warning", "no node offers the resource 'driver': a spot node may drive the runs", remedy))
+        rows.append(
+            Check("driver", "warning", "no node offers the resource 'driver': a spot node may drive the runs", remedy)
+        )
     return rows
 
 
@@ -273,7 +296,8 @@ def _versions(nodes: list[str]) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 def compared(here: dict[str, str], nodes: list[dict[str, str]]) -> Check:
-    """Whether the nodes have the versions that are here, by package. Builds of one version, +cpu and +cu128, are one."""
+    """Whether the nodes have the versions that are here, by package. Builds of one version, +cpu and +cu128, are
+    one."""
 
     def version(of: dict[str, str], name: str) -> str:
         return of.get(name, "not installed").partition("+")[0]
@@ -303,7 +327,9 @@ def _mlflow(config: Config | None) -> list[Check]:
         known = f"sqlite:///{file if file and file.exists() else f'{folder}/mlflow.db'}"
         MlflowClient(uri or known).search_experiments(max_results=1)
     version = importlib.metadata.version("mlflow")
-    return [Check("MLflow", "ok", f"{version}, {'the server of tracking.uri answers' if uri else 'a SQLite store opens'}")]
+    return [
+        Check("MLflow", "ok", f"{version}, {'the server of tracking.uri answers' if uri else 'a SQLite store opens'}")
+    ]
 
 
 def _hub(_: Config | None) -> list[Check]:
@@ -320,7 +346,12 @@ def _hub(_: Config | None) -> list[Check]:
     if not trouble:
         return [Check("hub", "ok", "answers")]
     return [
-        Check("hub", "warning", trouble, "needed for probes and data sets from the hub alone; check the network or HF_ENDPOINT")
+        Check(
+            "hub",
+            "warning",
+            trouble,
+            "needed for probes and data sets from the hub alone; check the network or HF_ENDPOINT",
+        )
     ]
 
 
@@ -344,7 +375,12 @@ def _probe(config: Config | None) -> list[Check]:
     if finite:
         return [Check("probe", "ok", f"{size}, finite logits")]
     return [
-        Check("probe", "failed", f"{size}, its logits are not finite", "the weights are broken; choose another 'probe.model'")
+        Check(
+            "probe",
+            "failed",
+            f"{size}, its logits are not finite",
+            "the weights are broken; choose another 'probe.model'",
+        )
     ]
 
 
@@ -353,7 +389,11 @@ APART: dict[str, tuple[Look, int, str]] = {
     "configuration": (_configuration, 120, "align-ray embed says more; check that the sources answer"),
     "output": (_output, 60, "check the field 'output' and that its file system answers"),
     "torch": (_torch, 60, 'python -c "import torch" shows why; install torch anew'),
-    "Ray": (_ray, 120, "ray status shows why; check the address and the cluster, or unset both for a Ray on this machine"),
+    "Ray": (
+        _ray,
+        120,
+        "ray status shows why; check the address and the cluster, or unset both for a Ray on this machine",
+    ),
     "MLflow": (_mlflow, 60, "check the field 'tracking.uri' and its server"),
     "hub": (_hub, 30, "check the network"),
     "probe": (_probe, 180, "check the field 'probe.model' and the memory it needs"),

@@ -55,7 +55,8 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
     """The user's mistake that an error came of, through the wrappers of Ray and MLflow; None where there is none."""
     seen = 0
     while error is not None and seen < 20:
-        if isinstance(error, UserError) and not hasattr(error, "cause"):  # Ray gives its wrapper the type of what it wraps
+        # Ray gives its wrapper the type of what it wraps
+        if isinstance(error, UserError) and not hasattr(error, "cause"):
             return error
         text = str(error)
         if named := OWN.search(text):  # of an error in a function of Ray Data only the worker's traceback arrives
@@ -63,7 +64,8 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
         full = isinstance(error, OSError) and error.errno in NO_ROOM
         if full or "disk is full" in text or "attempt to write a readonly database" in text:  # SQLite's words
             return StoreError(
-                f"a disk is full or read-only ({text.strip().splitlines()[-1]}); free some space and run it again: what was "
+                f"a disk is full or read-only ({text.strip().splitlines()[-1]}); free some space and run it again: "
+                "what was "
                 "finished is kept."
             )
         error, seen = getattr(error, "cause", None) or error.__cause__ or error.__context__, seen + 1

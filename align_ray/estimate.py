@@ -1,7 +1,7 @@
 """What a run will cost, before anything is started.
 
-An estimate counts floating point operations; how many of them a worker does in a second is measured by what the store holds
-already, or assumed, which the estimate says.
+An estimate counts floating point operations; how many of them a worker does in a second is measured by what the store
+holds already, or assumed, which the estimate says.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from align_ray.training.finetune import MIXED
 from align_ray.training.validate import VALIDATED
 
 EXACT_PASSES = (1.3, 0.9)
-"""Forward passes that the exact estimator costs: once, and per label draw (benchmarks/README.md: 2.2 for R=1, 4.7 for R=4)."""
+"""Forward passes that the exact estimator costs: once, and per label draw (benchmarks/README.md: 2.2 for R=1, 4.7
+for R=4)."""
 REFERENCE_PASSES = 21.0
 """The same of the published procedure, per draw."""
 TRAINING_PASSES = 3.0
@@ -80,8 +81,8 @@ def planned_work(study: Study) -> dict[str, Work]:
 def estimate(study: Study, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
-    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where the
-    source does not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
+    `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where
+    the source does not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
     """
     config, work = study.config, planned_work(study)
     tflops, source = achieved_tflops(study, gpu)

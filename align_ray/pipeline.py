@@ -1,6 +1,7 @@
 """The stages of a study, one function each: embed -> align -> contamination -> samples -> search -> finetune -> report.
 
-A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again (`stages.stage`).
+A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again
+(`stages.stage`).
 """
 
 from collections.abc import Callable
@@ -48,7 +49,8 @@ from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
-    """Check everything that can be checked without a cluster or a model's weights; raise a UserError at the first thing wrong.
+    """Check everything that can be checked without a cluster or a model's weights; raise a UserError at the first thing
+    wrong.
 
     `write`: keep the configuration in the output folder, which shows that it can be written."""
     study = Study(config, Store(config.output), checked_probe(config), say)
@@ -57,7 +59,8 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     for field, model in (("probe", study.probe), ("finetune.model", study.model)):
         if config.sampling.sequence_length > model.context:
             raise ProbeError(
-                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' is "
+                f"field 'sampling.sequence_length' is {config.sampling.sequence_length}, but the context of '{field}' "
+                "is "
                 f"{model.context} tokens; lower it."
             )
     tracking.tracking_uri(config)
@@ -111,8 +114,8 @@ def evidence_of(study: Study) -> Evidence:
 
 @stage("alignment", Alignment, needs=(embed,), track=tracking.alignment, on_workers=False)
 def align(study: Study) -> dict[str, Any]:
-    """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the ranking by
-    the measure that predicts losses best (see `rank_by_cross_entropy`)."""
+    """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the
+    ranking by the measure that predicts losses best (see `rank_by_cross_entropy`)."""
     evidence, names = evidence_of(study), [t.name for t in study.config.targets]
     result = align_corpora(evidence.units, names, study.config.embedding.epsilon)
     by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer))
@@ -134,7 +137,8 @@ def contamination(study: Study) -> dict[str, Any]:
 
 @stage("samples", Samples, needs=(embed,))
 def samples(study: Study) -> dict[str, Any]:
-    """The most and the least aligned sequences of every corpus (see `score_samples`); none where single ones have no embedding."""
+    """The most and the least aligned sequences of every corpus (see `score_samples`); none where single ones have no
+    embedding."""
     try:
         refuse_unscorable(study.config.embedding)
     except ConfigError as reason:
@@ -159,7 +163,8 @@ def search(study: Study) -> dict[str, Any]:
 
 
 def recipe(study: Study) -> dict[str, Any]:
-    """The recipe of the study's mixture (see `make_recipe`); raises UserError where there is none for this configuration."""
+    """The recipe of the study's mixture (see `make_recipe`); raises UserError where there is none for this
+    configuration."""
     return make_recipe(study, need(study, search), need(study, embed))
 
 
@@ -173,8 +178,8 @@ def finetune(study: Study) -> dict[str, Any]:
 
 @stage("validation", Validation, needs=(search,), fields=("finetune",), track=tracking.validation)
 def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`); `further`:
-    names of other mixtures of the search. Raises UserError for one it does not have."""
+    """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`);
+    `further`: names of other mixtures of the search. Raises UserError for one it does not have."""
     tokens, known, settings = token_counts(study), need(study, search).mixtures, study.config.finetune
     for name in further:
         if name not in known:
@@ -195,7 +200,8 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     track=tracking.prediction,
 )
 def predict(study: Study) -> dict[str, Any]:
-    """The predictive study: every measure against real trainings (see `predictive_study`); writes study.md and its plots."""
+    """The predictive study: every measure against real trainings (see `predictive_study`); writes study.md and its
+    plots."""
     result = predictive_study(study, evidence_of(study))
     for name, content in study_files(Prediction.parse(result)).items():
         study.store.write_bytes(name, content)
@@ -209,8 +215,8 @@ RUN = (embed, align, contamination, samples, search, finetune)
 
 
 def report(study: Study) -> str:
-    """Write report.html from what is stored and belongs to this configuration; returns its path or URI. The files beside it are
-    then those of this configuration too."""
+    """Write report.html from what is stored and belongs to this configuration; returns its path or URI. The files
+    beside it are then those of this configuration too."""
     store = study.store
     with store.locked():
         need(study, embed)
@@ -218,7 +224,9 @@ def report(study: Study) -> str:
         found = {one.file: value for one in STAGES if (value := stored(study, one))}
         for one in RUN:
             if one.file not in found:
-                study.say(f"no result of the stage '{one.name}' belongs to this configuration: the report leaves it out")
+                study.say(
+                    f"no result of the stage '{one.name}' belongs to this configuration: the report leaves it out"
+                )
         for name, result in found.items():
             if name != embed.file:
                 store.write_json(f"{name}.json", result.dump())

@@ -25,7 +25,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables and banners; with verbose=0 the old output is silent
     # Tune and Train start a few idle actors per run; without this the raylet warns of each.
     "RAY_worker_maximum_startup_concurrency": "8",
-    # Every actor pool logs a harmless error about its constructor arguments (ray#53727). Set "info" to look into Ray itself.
+    # Every actor pool logs a harmless error about its constructor arguments (ray#53727). Set "info" to look into Ray
+    # itself.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
@@ -61,10 +62,12 @@ def connect(cluster: Cluster, say: Callable[[str], None] = lambda line: None) ->
 def _start_local(runtime_env: dict[str, dict[str, str]]) -> None:
     """A Ray of this process, beside others that may run on this machine.
 
-    Ray Train's workers ask for the state of "the" local Ray, and fail where there are two (a trial that was stopped then keeps its
-    resources for ever), so they are told the address, which must be known before the start."""
+    Ray Train's workers ask for the state of "the" local Ray, and fail where there are two (a trial that was stopped
+    then keeps its resources for ever), so they are told the address, which must be known before the start."""
     import ray
-    from ray._private.utils import get_num_cpus  # private, but what ray.init counts by: os.cpu_count knows no container's quota
+
+    # private, but what ray.init counts by: os.cpu_count knows no container's quota
+    from ray._private.utils import get_num_cpus
     from ray.util import get_node_ip_address
 
     with socket.socket() as free:
@@ -111,7 +114,8 @@ def capacity(cluster: Cluster) -> Capacity:
     if most < 1:
         need = "field 'cluster.use_gpu' asks for a GPU" if use_gpu else "a worker and a reader need 2 CPUs"
         raise CapacityError(
-            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a larger "
+            f"the cluster has {total.get('CPU', 0):.0f} CPUs and {total.get('GPU', 0):.0f} GPUs, but {need}; start a "
+            "larger "
             "one, or set 'cluster.max_actors' if it grows on demand."
         )
     return Capacity({"num_cpus": 1.0, "num_gpus": float(use_gpu)}, min(now, most), most)

@@ -1,6 +1,7 @@
 """What a run has cost, and when it must stop.
 
-The unit is the worker-second: the time for which a stage holds a worker (a GPU where GPUs are used, else a CPU), busy or not.
+The unit is the worker-second: the time for which a stage holds a worker (a GPU where GPUs are used, else a CPU), busy
+or not.
 """
 
 import time
@@ -49,7 +50,8 @@ def spending(config: Config, store: Store, workers: int) -> Iterator[None]:
 
 
 def deadline() -> float | None:
-    """When the stage under way must stop, in seconds since the epoch, so that workers elsewhere can tell; None without a cap."""
+    """When the stage under way must stop, in seconds since the epoch, so that workers elsewhere can tell; None
+    without a cap."""
     return _until.get()
 
 
@@ -69,6 +71,7 @@ def check_cap(config: Config) -> None:
 def _stopped(config: Config) -> str:
     cost = config.cost
     return (
-        f"stopped at cost.max_cost ({cost.max_cost:g} {cost.currency}); what is finished is stored in {config.output}: raise "
+        f"stopped at cost.max_cost ({cost.max_cost:g} {cost.currency}); what is finished is stored in "
+        f"{config.output}: raise "
         "the cap and run the same command to go on."
     )

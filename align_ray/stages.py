@@ -1,10 +1,12 @@
-"""What a stage is, and how it is run: one declaration at its function, from which commands, jobs, tracking and report follow.
+"""What a stage is, and how it is run: one declaration at its function, from which commands, jobs, tracking and report
+follow.
 
     @stage("alignment", Alignment, needs=(embed,), track=tracking.alignment)
     def align(study: Study) -> dict[str, Any]: ...
 
-makes `align` a Stage. Calling it checks its needs, connects to Ray, runs the function, keeps the result under the digest of all
-that determines it (OUTPUT/answers), tracks it and records what it cost. So another answer of one study lies beside the first.
+makes `align` a Stage. Calling it checks its needs, connects to Ray, runs the function, keeps the result under the
+digest of all that determines it (OUTPUT/answers), tracks it and records what it cost. So another answer of one study
+lies beside the first.
 """
 
 import dataclasses
@@ -39,7 +41,8 @@ class Stage(Generic[Found]):
     work: Callable[..., dict[str, Any]]
     """Gives the result as a JSON value."""
     file: str
-    """The last result is OUTPUT/FILE.json, for people (of `embed` its counts); every one is OUTPUT/answers/FILE-DIGEST.json."""
+    """The last result is OUTPUT/FILE.json, for people (of `embed` its counts); every one is
+    OUTPUT/answers/FILE-DIGEST.json."""
     result: type[Found]
     needs: tuple["Stage[Any]", ...]
     """Stages whose result it reads."""
@@ -82,7 +85,9 @@ def stage(
 def stored(study: Study, wanted: Stage[Found]) -> Found | None:
     """The result of a stage; None where there is none of this configuration and sample."""
     # a torn file, or one of something else, counts as not there
-    return study.store.find(_answer(wanted, answer_key(study, wanted)), lambda data: wanted.result.parse(json.loads(data)))
+    return study.store.find(
+        _answer(wanted, answer_key(study, wanted)), lambda data: wanted.result.parse(json.loads(data))
+    )
 
 
 def need(study: Study, wanted: Stage[Found]) -> Found:
@@ -90,14 +95,15 @@ def need(study: Study, wanted: Stage[Found]) -> Found:
     result = stored(study, wanted)
     if result is None:
         raise UserError(
-            f"{study.config.output} holds no result of the stage '{wanted.name}' for this configuration; run that stage first."
+            f"{study.config.output} holds no result of the stage '{wanted.name}' for this configuration; run that "
+            "stage first."
         )
     return result
 
 
 def answer_key(study: Study, wanted: Stage[Any]) -> str:
-    """Digest of all that determines a stage's result: fields of the configuration, the probe, and the rows that are on disk now, so
-    that a result is found only beside the sample it was made from."""
+    """Digest of all that determines a stage's result: fields of the configuration, the probe, and the rows that are
+    on disk now, so that a result is found only beside the sample it was made from."""
     config = study.config.model_dump(mode="json")
     values = []
     for field in (*wanted.fields, *wanted.further(study)):
@@ -146,8 +152,8 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
 
 @contextmanager
 def charged(study: Study, work: str) -> Iterator[None]:
-    """Connect to Ray; what runs within counts towards `cost.max_cost` and is recorded in cost.json, but is no stage of the study.
-    Raises CapReached where nothing is left."""
+    """Connect to Ray; what runs within counts towards `cost.max_cost` and is recorded in cost.json, but is no stage
+    of the study. Raises CapReached where nothing is left."""
     with study.store.locked():
         connect(study.config.cluster, study.say)
         start, room = time.perf_counter(), capacity(study.config.cluster)

@@ -6,17 +6,16 @@
     OUTPUT/embeddings/KEY/UNIT.parquet    one Fisher embedding per batch; KEY: probe, tokenizer, estimator, seed;
                                           UNIT: the batch's token ids
     OUTPUT/heads/KEY.safetensors          a vocabulary head tuned on all corpora
-    OUTPUT/scores/KEY/CHUNK.parquet       scores of 64 documents (or a batch's sequences), with their texts; CHUNK: their keys
-    OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
-    OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token
-    OUTPUT/proxies/KEY.json               losses of one proxy of a search on real loss
-    OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
+    OUTPUT/scores/KEY/CHUNK.parquet       scores of 64 documents (or a batch's sequences), with their texts; CHUNK:
+    their keys OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
+    OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token OUTPUT/proxies/KEY.json
+    losses of one proxy of a search on real loss OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
     OUTPUT/answers/FILE-KEY.json          every result of a stage; KEY: all that determines it
     OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction}.json   the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
 
-A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same (by a
-disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).
+A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same
+(by a disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).
 """
 
 import dataclasses
@@ -51,8 +50,6 @@ def file_system(place: str) -> tuple[pafs.FileSystem, str]:
     return pafs.FileSystem.from_uri(place) if "://" in place else (pafs.LocalFileSystem(), place)
 
 
-
-
 @dataclasses.dataclass(frozen=True)
 class Store:
     """A folder on a file system; `uri` is a path or a pyarrow URI."""
@@ -77,15 +74,18 @@ class Store:
             fs, path = self._at(".writable")
             fs.delete_file(path)
         except (OSError, pa.ArrowException) as error:
-            raise ConfigError(f"field 'output': cannot write to {self.uri} ({error}); choose a writable folder.") from None
+            raise ConfigError(
+                f"field 'output': cannot write to {self.uri} ({error}); choose a writable folder."
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the store for this process and thread; within it, again, at no cost. Raises StoreError where another has it.
+        """Hold the store for this process and thread; within it, again, at no cost. Raises StoreError where another has
+        it.
 
-        A lock of the operating system, which ends with the process however it dies; workers write units without it. Stores on
-        object storage have none: files appear whole and units are named by their content, so that two runs of one configuration
-        waste work but damage nothing.
+        A lock of the operating system, which ends with the process however it dies; workers write units without it.
+        Stores on object storage have none: files appear whole and units are named by their content, so that two runs of
+        one configuration waste work but damage nothing.
         """
         path = self.local_path(".lock")
         if path is None:
@@ -132,7 +132,8 @@ class Store:
         return {i.base_name for i in infos if i.is_file and not i.base_name.endswith(".part")}
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write under another name, then rename: a reader sees all of a file or none of it. Raises StoreError where that fails."""
+        """Write under another name, then rename: a reader sees all of a file or none of it. Raises StoreError where
+        that fails."""
         try:
             self._write(name, data)
         except OSError as error:
@@ -153,7 +154,9 @@ class Store:
 
     def _unwritable(self, error: OSError) -> StoreError:
         reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-        return StoreError(f"cannot write to {self.uri} ({reason}); fix that and run it again: what was finished is kept.")
+        return StoreError(
+            f"cannot write to {self.uri} ({reason}); fix that and run it again: what was finished is kept."
+        )
 
     def read_bytes(self, name: str) -> bytes:
         fs, path = self._at(name)
@@ -164,7 +167,8 @@ class Store:
         self.write_bytes(name, json.dumps(value, indent=1).encode())
 
     def find(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed | None:
-        """What `parse` makes of a file; None where there is none, or a torn one. A store that does not answer is an error."""
+        """What `parse` makes of a file; None where there is none, or a torn one. A store that does not answer is an
+        error."""
         try:
             data = self.read_bytes(name)
         except (FileNotFoundError, NotADirectoryError):
@@ -206,7 +210,8 @@ class Store:
         return self.read(name, parse_table)
 
     def batches(self, names: list[str], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows of Parquet files of one schema, in this order; `columns`: default, all. Raises StoreError for a damaged one."""
+        """The rows of Parquet files of one schema, in this order; `columns`: default, all. Raises StoreError for a
+        damaged one."""
         fs, root = self._at("")
         try:
             schema = pq.read_schema(f"{root}{names[0]}", filesystem=fs)
@@ -215,11 +220,13 @@ class Store:
         except DAMAGED as error:
             reason = str(error).partition("\n")[0]
             raise StoreError(
-                f"a file of {self.uri}/{names[0].rpartition('/')[0]} is damaged ({reason}); delete that folder and run it again."
+                f"a file of {self.uri}/{names[0].rpartition('/')[0]} is damaged ({reason}); delete that folder and "
+                "run it again."
             ) from None
 
     def sound(self, files: dict[str, str], parse: Callable[[bytes], Any]) -> set[str]:
-        """Those keys of `files` whose file is there and whole (`parse` takes it): every one is read, READERS at a time."""
+        """Those keys of `files` whose file is there and whole (`parse` takes it): every one is read, READERS at a
+        time."""
         with ThreadPoolExecutor(READERS) as pool:
             whole = pool.map(lambda file: self.find(file, parse) is not None, files.values())
             return {key for key, sound in zip(files, whole, strict=True) if sound}

@@ -2,9 +2,9 @@
 
     python benchmarks/correction.py [--probe embedded] [--corpora python-stdlib licences]
 
-Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws, corrected. Pooled form: B
-sequences a corpus in all, in batches of 2, one draw; the truth is that of all sequences. Means and standard errors over
-disjoint samples.
+Pairwise form: batches of 8 sequences of 64 tokens, R label draws; the truth is that of 32 draws, corrected. Pooled
+form: B sequences a corpus in all, in batches of 2, one draw; the truth is that of all sequences. Means and standard
+errors over disjoint samples.
 """
 
 from collections import Counter
@@ -48,7 +48,9 @@ def main(
     draws = [fisher_embeddings(model, rows[: PAIRED * BATCH], draws_in_all, 0).trunk.numpy() for rows in ids]
     draws = [d.reshape(draws_in_all, PAIRED, BATCH, -1).mean(2) for d in draws]  # [R, batches, D]
     truth = pairwise(draws)[1]
-    print(f"{' and '.join(corpora)}, probe {probe}; pairwise alignment of {draws_in_all} draws, corrected: {truth:.4f}\n")
+    print(
+        f"{' and '.join(corpora)}, probe {probe}; pairwise alignment of {draws_in_all} draws, corrected: {truth:.4f}\n"
+    )
     print("| draws | bias | bias, corrected |\n|---|---|---|")
     for r in [r for r in (2, 4, 8) if 2 * r <= draws_in_all]:
         raw, free = [], []

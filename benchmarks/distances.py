@@ -45,9 +45,13 @@ def main() -> None:
         f"{options.corpora} corpora x {options.batches} batches x {options.entries} entries; "
         f"{datetime.date.today()}; {os.cpu_count()} cores, {numba.get_num_threads()} threads"
     )
-    print(f"blocked: {blocked:.1f} s for {pairs / 1e6:.2f}M pairs, {pairs * options.entries / blocked / 1e9:.1f}e9 entries/s")
     print(
-        f"loop over pairs: {1e3 * loop:.2f} ms a pair, {loop * total * (total - 1) / 2 / 3600:.1f} h for every pair once; "
+        f"blocked: {blocked:.1f} s for {pairs / 1e6:.2f}M pairs, {pairs * options.entries / blocked / 1e9:.1f}e9 "
+        "entries/s"
+    )
+    print(
+        f"loop over pairs: {1e3 * loop:.2f} ms a pair, {loop * total * (total - 1) / 2 / 3600:.1f} h for every pair "
+        "once; "
         f"blocked is {loop * pairs / blocked:.0f} times as fast"
     )
     print(f"memory: {held:.2f} GiB with the embeddings loaded, {peak:.2f} GiB at the peak")

@@ -23,7 +23,10 @@ def main() -> None:
             rankings[dtype] = {row["candidate"]: row for row in result["ranking"][target]}
             rankings[dtype + " head"] = result["others"]["head"]["matrix"][target]
     print(f"{datetime.date.today()}; Fisher seconds: " + ", ".join(f"{d} {s:.0f}" for d, s in seconds.items()) + "\n")
-    print("| candidate | float32 | bfloat16 | difference | ± of float32 | difference of head rows |\n|---|---|---|---|---|---|")
+    print(
+        "| candidate | float32 | bfloat16 | difference | ± of float32 | difference of head rows "
+        "|\n|---|---|---|---|---|---|"
+    )
     for name, row in rankings["float32"].items():
         other = rankings["bfloat16"][name]["value"]
         head = rankings["bfloat16 head"][name]["value"] - rankings["float32 head"][name]["value"]

@@ -68,7 +68,10 @@ def reference(model: torch.nn.Module, ids: np.ndarray) -> None:
 def vmap(model: torch.nn.Module, ids: np.ndarray) -> None:
     """One label draw; squared weight gradients of every sequence by torch.func, row means."""
     weights = {f"{model.base_model_prefix}.{n}.weight": m.weight.detach() for n, m in trunk_modules(model).items()}
-    axes = {f"{model.base_model_prefix}.{n}.weight": 0 if isinstance(m, Conv1D) else 1 for n, m in trunk_modules(model).items()}
+    axes = {
+        f"{model.base_model_prefix}.{n}.weight": 0 if isinstance(m, Conv1D) else 1
+        for n, m in trunk_modules(model).items()
+    }
     rest = {n: p.detach() for n, p in model.named_parameters() if n not in weights}
 
     def loss(weights: dict, row: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -102,7 +105,8 @@ VARIANTS: dict[str, tuple[Callable, str]] = {
 
 
 def operations(model: torch.nn.Module) -> dict[str, float]:
-    """Floating-point operations a token: of a forward pass, of one draw's activation gradients and of its row squares."""
+    """Floating-point operations a token: of a forward pass, of one draw's activation gradients and of its row
+    squares."""
     trunk = [(m.weight.shape if isinstance(m, Conv1D) else m.weight.shape[::-1]) for m in trunk_modules(model).values()]
     multiply = sum(2 * i * o for i, o in trunk)
     head = 2 * model.get_output_embeddings().weight.numel()
@@ -178,7 +182,9 @@ def main() -> None:
     torch.set_num_threads(1)
     names = [name for name in VARIANTS if not options.only or options.only in name]
     models = {dtype: build(options.shape, dtype, device) for dtype in {VARIANTS[name][1] for name in names}}
-    ids = np.random.default_rng(0).integers(0, next(iter(models.values())).config.vocab_size, (options.sequences, LENGTH))
+    ids = np.random.default_rng(0).integers(
+        0, next(iter(models.values())).config.vocab_size, (options.sequences, LENGTH)
+    )
     ops = operations(next(iter(models.values())))
     rates = {dtype: matrix_rate(dtype, device) for dtype in models}
     tokens = ids.size
@@ -231,10 +237,19 @@ def main() -> None:
         "|---|---|---|---|---|---|"
     )
     for r in rows:
-        cells = (show(r["of_reference"], "{:.1f}"), show(r["forward_passes"], "{:.2f}"), show(r["matrix_rate_share"], "{:.0%}"))
+        cells = (
+            show(r["of_reference"], "{:.1f}"),
+            show(r["forward_passes"], "{:.2f}"),
+            show(r["matrix_rate_share"], "{:.0%}"),
+        )
         print(f"| {r['variant']} | {r['tokens_per_s']:.0f} | {' | '.join(cells)} | {r['peak_mib']:.0f} |")
     if options.json:
-        about = {"machine": machine(device), "date": str(datetime.date.today()), "torch": torch.__version__, **vars(options)}
+        about = {
+            "machine": machine(device),
+            "date": str(datetime.date.today()),
+            "torch": torch.__version__,
+            **vars(options),
+        }
         with open(options.json, "w") as file:
             json.dump({**about, "operations": ops, "rates": rates, "times": times, "rows": rows}, file, indent=1)
 

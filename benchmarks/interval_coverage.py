@@ -2,9 +2,10 @@
 
     python benchmarks/interval_coverage.py [--probe embedded] [--repetitions 2000] [--pieces 2048]
 
-Simulation: batch embeddings with random effects common to many rows and Gamma noise; the truth is that of 4,000 batches.
-Splitting: two corpora are embedded once in 2,048 small batches each, which then are the whole population; samples of n
-batches are drawn from it. Beside ours: the published interval, which takes all pairs of batches as independent.
+Simulation: batch embeddings with random effects common to many rows and Gamma noise; the truth is that of 4,000
+batches. Splitting: two corpora are embedded once in 2,048 small batches each, which then are the whole population;
+samples of n batches are drawn from it. Beside ours: the published interval, which takes all pairs of batches as
+independent.
 """
 
 from collections import Counter

@@ -33,7 +33,8 @@ def main(
     repetitions: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     print(
-        "| corpora | rows | A(w) per second | closed form, s | KKT residual | with caps that bind, s |\n|---|---|---|---|---|---|"
+        "| corpora | rows | A(w) per second | closed form, s | KKT residual | with caps that bind, s "
+        "|\n|---|---|---|---|---|---|"
     )
     for k in corpora or [20, 64]:
         goal, names = problem(k, rows), [f"c{i}" for i in range(k)]

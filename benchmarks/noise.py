@@ -3,8 +3,8 @@
     python benchmarks/noise.py [--rows 512] [--probe embedded] [--only exact|reference]
 
 A batch of `--rows` sequences of 128 tokens of the demo's target is embedded twice under other labels (and, for the
-published procedure, other dropout); the floor is the distance of the two. From it follows what an embedding of a floor of
-0.02 costs: d = v / (1 + v), and v falls with the number of replicates. One thread.
+published procedure, other dropout); the floor is the distance of the two. From it follows what an embedding of a floor
+of 0.02 costs: d = v / (1 + v), and v falls with the number of replicates. One thread.
 """
 
 import argparse
@@ -44,7 +44,10 @@ def main() -> None:
     tokenizer = load_tokenizer(located)
     ids = rows_of(Corpus(name="target", source="installed:python-stdlib-heldout"), tokenizer, options.rows)
     print(f"probe {options.probe}, B={len(ids)}, T={ids.shape[1]}; {datetime.date.today()}; one thread\n")
-    print(f"| estimator | rows | floor of d | seconds an embedding | seconds to a floor of {WANTED} |\n|---|---|---|---|---|")
+    print(
+        f"| estimator | rows | floor of d | seconds an embedding | seconds to a floor of {WANTED} "
+        "|\n|---|---|---|---|---|"
+    )
     kinds = {
         "exact": {"estimator": "exact"},
         "exact, bfloat16": {"estimator": "exact", "dtype": "bfloat16"},
@@ -65,14 +68,19 @@ def main() -> None:
         found[kind] = unit.blocks
         if len(times) == 1:  # replicates of the published procedure share nothing
             times.insert(0, times[0] / 2)
-        for blocks in [("trunk", "vocabulary"), ("vocabulary",), ("trunk",)] if "vocabulary" in unit.blocks else [("trunk",)]:
+        for blocks in (
+            [("trunk", "vocabulary"), ("vocabulary",), ("trunk",)] if "vocabulary" in unit.blocks else [("trunk",)]
+        ):
             noise = corpus_noise([unit] * 2, blocks, diversity=0.0, absolute=estimator.epsilon)
             v = noise["draw_variance"]
             replicates = max(1.0, v / relative_variance(WANTED))
             seconds = times[0] + (np.ceil(replicates) - 1) * (times[1] - times[0])
             for draws in (1, 2):
                 floor = v / draws / (1 + v / draws)
-                print(f"| {kind}, R={draws} | {' + '.join(blocks)} | {floor:.5f} | {times[draws - 1]:.1f} | {seconds:.1f} |")
+                print(
+                    f"| {kind}, R={draws} | {' + '.join(blocks)} | {floor:.5f} | {times[draws - 1]:.1f} | "
+                    f"{seconds:.1f} |"
+                )
     if {"exact", "exact, bfloat16"} <= found.keys():
         for block in ("trunk", "head"):
             d = scaled_cosine_distance(*(found[kind][block].mean(0) for kind in ("exact", "exact, bfloat16")))

@@ -2,9 +2,9 @@
 
     python benchmarks/reading.py [--gigabytes 20] [--files 40] [--tasks 2] [--folder DIR] [--long-line 2] [--piece 64]
 
-Documents are real text of the installation, made distinct by a number; the files are removed afterwards. `--long-line` adds a
-file with one line of so many GB, which is refused for that line. `--piece`: MB that a task reads. The second table: one
-process, without Ray. Memory: the largest resident set seen at ten looks a second.
+Documents are real text of the installation, made distinct by a number; the files are removed afterwards. `--long-line`
+adds a file with one line of so many GB, which is refused for that line. `--piece`: MB that a task reads. The second
+table: one process, without Ray. Memory: the largest resident set seen at ten looks a second.
 """
 
 import json
@@ -138,7 +138,10 @@ def main(
         ((_, drawn),) = draw_corpora([(corpus, 1_000_000)], Sampling(), 0)
         seconds = time.perf_counter() - start
         watch.ended.set()
-        print("| GB | files | tasks | documents | unreadable | s | MB/s per task | driver, MB | worker, MB | spilled, MB |")
+        print(
+            "| GB | files | tasks | documents | unreadable | s | MB/s per task | driver, MB | worker, MB | spilled, "
+            "MB |"
+        )
         print("|---|---|---|---|---|---|---|---|---|---|")
         print(
             f"| {size / 1e9:.1f} | {files + bool(long)} | {tasks} | {drawn.counts['documents']:,} | "

@@ -1,9 +1,10 @@
-"""Does the embedding stage's plan keep many GPUs busy? Many nodes on this machine, whose actors sleep instead of computing.
+"""Does the embedding stage's plan keep many GPUs busy? Many nodes on this machine, whose actors sleep instead of
+computing.
 
     python benchmarks/scheduling.py [--actors 1 --actors 10 --actors 64] [--seconds 2] [--rounds 15]
 
-Nodes have eight GPUs that do not exist; a batch takes `--seconds`. Busy: share of the actors' time, from the moment the last of
-them is ready until the first has nothing left, in which they sleep, that is, would compute.
+Nodes have eight GPUs that do not exist; a batch takes `--seconds`. Busy: share of the actors' time, from the moment the
+last of them is ready until the first has nothing left, in which they sleep, that is, would compute.
 """
 
 import time
@@ -71,12 +72,16 @@ def main(
     for _ in range(-(-max(actors) // 8)):
         cluster.add_node(num_cpus=1, num_gpus=8, object_store_memory=100_000_000)
     ray.init(cluster.address, log_to_driver=False)
-    print("| GPUs | nodes | batches | s until all actors are ready | busy | batches/s |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| GPUs | nodes | batches | s until all actors are ready | busy | batches/s |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
     for count in actors:
         r = measure(count, seconds, rounds)
         nodes = len(cluster.list_all_nodes())
         print(
-            f"| {r['actors']} | {nodes} | {r['batches']} | {r['start']:.0f} | {r['busy']:.1%} | {r['rate']:.1f} |", flush=True
+            f"| {r['actors']} | {nodes} | {r['batches']} | {r['start']:.0f} | {r['busy']:.1%} | {r['rate']:.1f} |",
+            flush=True,
         )
     ray.shutdown()
     cluster.shutdown()

@@ -26,8 +26,12 @@ def main(seeds: int) -> None:
     print(f"{'candidate':22s}" + "".join(f"{'seed ' + str(s):>18s}" for s in range(seeds)) + f"{'largest z':>11s}")
     for name in rankings[0]:
         cells = [r[name] for r in rankings]
-        z = max(abs(a["value"] - b["value"]) / (a["error"] ** 2 + b["error"] ** 2) ** 0.5 for a, b in combinations(cells, 2))
-        print(f"{name:22s}" + "".join(f"{c['value']:10.4f} ±{c['high'] - c['value']:.4f}" for c in cells) + f"{z:11.1f}")
+        z = max(
+            abs(a["value"] - b["value"]) / (a["error"] ** 2 + b["error"] ** 2) ** 0.5 for a, b in combinations(cells, 2)
+        )
+        print(
+            f"{name:22s}" + "".join(f"{c['value']:10.4f} ±{c['high'] - c['value']:.4f}" for c in cells) + f"{z:11.1f}"
+        )
     print("order by seed:", *(" > ".join(r) for r in rankings), sep="\n  ")
 
 

@@ -45,7 +45,10 @@ def main(studies: int = 1000) -> None:
     for name, means in CASES.items():
         ours = [study(np.array(means), np.random.default_rng(s), looks, True) for s in range(studies)]
         plain = [study(np.array(means), np.random.default_rng(s), looks, False)[0] for s in range(studies)]
-        print(f"| {name} | {np.mean([w for w, _ in ours]):.1%} | {np.mean([n for _, n in ours]):.0%} | {np.mean(plain):.1%} |")
+        print(
+            f"| {name} | {np.mean([w for w, _ in ours]):.1%} | {np.mean([n for _, n in ours]):.0%} | "
+            f"{np.mean(plain):.1%} |"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/soak.py [--kills 30] [--batches 96] [--nodes 3]
 
-A cluster of several nodes on this machine embeds text of the installation; at random moments the process of a random embedding
-actor is killed, or a whole node, which another replaces. The stored units are compared with those of an undisturbed run.
+A cluster of several nodes on this machine embeds text of the installation; at random moments the process of a random
+embedding actor is killed, or a whole node, which another replaces. The stored units are compared with those of an
+undisturbed run.
 """
 
 import contextlib
@@ -34,7 +35,9 @@ def study(folder: Path, batches: int, address: str):
 
     sampling = {"sequence_length": 128, "batch_size": 8, "batches": batches}
     cluster = {"address": address, "max_actors": 2}
-    return open_study(Config.model_validate({**CONFIG, "output": str(folder), "sampling": sampling, "cluster": cluster}))
+    return open_study(
+        Config.model_validate({**CONFIG, "output": str(folder), "sampling": sampling, "cluster": cluster})
+    )
 
 
 def actors() -> list[psutil.Process]:
@@ -67,7 +70,8 @@ def disturb(cluster, ended, kills: int, node_share: float, seed: int) -> list[st
 
 
 def embed_until_done(opened) -> int:
-    """The recovery procedure is to run it again: every run goes on with what is stored. Returns how many runs it took."""
+    """The recovery procedure is to run it again: every run goes on with what is stored. Returns how many runs it
+    took."""
     import ray
 
     from align_ray import pipeline

@@ -2,9 +2,10 @@
 
     python benchmarks/soak_run.py [--kills 30] [--batches 24] [--nodes 3]
 
-A cluster of several nodes on this machine; at random moments, whatever stage is under way, a random worker process (embedding
-actor, reader, trial, training), a whole node, which another replaces, or the driver is killed with SIGKILL. A driver that was
-killed or gave up is started again with the same command. What is stored in the end is compared with an undisturbed run.
+A cluster of several nodes on this machine; at random moments, whatever stage is under way, a random worker process
+(embedding actor, reader, trial, training), a whole node, which another replaces, or the driver is killed with SIGKILL.
+A driver that was killed or gave up is started again with the same command. What is stored in the end is compared with
+an undisturbed run.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ STUDY: dict[str, Any] = {
 }
 TRIAL = ("ray::MixtureTrial", "ray::ResourceTrainable")  # the search's; the second one while it computes
 WORK = ("ray::Map", *TRIAL, "ray::ImplicitFunc", "ray::TrainController", "ray::RayTrainWorker")
-"""What processes are called that do a stage's work: readers and actors of Ray Data, trials of Tune, trainings. Others are idle, or
-helpers and agents of Ray, whose death is that of a node."""
+"""What processes are called that do a stage's work: readers and actors of Ray Data, trials of Tune, trainings.
+Others are idle, or helpers and agents of Ray, whose death is that of a node."""
 
 
 def workers(roots: list[int], kinds: tuple[str, ...] = WORK) -> list[psutil.Process]:
@@ -133,7 +134,10 @@ def main(
             sampling = {"sequence_length": 128, "batch_size": 8, "batches": batches}
             config.write_text(yaml.safe_dump(STUDY | {"output": str(out), "sampling": sampling}))
             start = time.perf_counter()
-            report[label] = *disturb(cluster, config, kills if label == "killed" else 0, seed, longest), time.perf_counter() - start
+            report[label] = (
+                *disturb(cluster, config, kills if label == "killed" else 0, seed, longest),
+                time.perf_counter() - start,
+            )
             found[label] = results(out)
         cluster.shutdown()
     a, b = found["undisturbed"], found["killed"]
@@ -145,9 +149,14 @@ def main(
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     same = len(a["embeddings"]) == len(b["embeddings"])
-    apart = float(np.max(np.abs(a["embeddings"] - b["embeddings"]) / (np.abs(a["embeddings"]) + 1e-12))) if same else float("inf")
+    apart = (
+        float(np.max(np.abs(a["embeddings"] - b["embeddings"]) / (np.abs(a["embeddings"]) + 1e-12)))
+        if same
+        else float("inf")
+    )
     print(
-        f"| {killed.total()} | {runs} | {len(a['units'])} | {len(set(a['units']) ^ set(b['units']))} | {apart:.1e} (relative) | "
+        f"| {killed.total()} | {runs} | {len(a['units'])} | {len(set(a['units']) ^ set(b['units']))} | {apart:.1e} "
+        "(relative) | "
         f"{furthest(a['alignment'], b['alignment']):.1e} | {furthest(a['weights'], b['weights']):.1e} | "
         f"{furthest(a['losses'], b['losses']):.1e} | {report['undisturbed'][2]:.0f} | {seconds:.0f} |"
     )

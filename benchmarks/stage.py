@@ -1,10 +1,11 @@
-"""The embedding stage as a whole: two actors beside one, and what reading, tokenising and writing add to the Fisher pass.
+"""The embedding stage as a whole: two actors beside one, and what reading, tokenising and writing add to the Fisher
+pass.
 
     python benchmarks/stage.py [--batches 24] [--rounds 2] [--dtype auto]
 
 Each round runs the demo's embedding stage with one actor and with two, on a fresh store, on a Ray that is already up.
-`speed-up`: seconds from the first to the last unit, one actor over two. `overhead`: the stage's wall time over the actors'
-Fisher seconds shared among the actors, less one.
+`speed-up`: seconds from the first to the last unit, one actor over two. `overhead`: the stage's wall time over the
+actors' Fisher seconds shared among the actors, less one.
 """
 
 import argparse
@@ -27,10 +28,14 @@ def main() -> None:
     demo = align_ray.load_config()
     connect(demo.cluster)
     print(
-        f"{datetime.date.today()}; {os.cpu_count()} cores; {options.batches} batches of each of {len(demo.corpora)} corpora, "
+        f"{datetime.date.today()}; {os.cpu_count()} cores; {options.batches} batches of each of {len(demo.corpora)} "
+        "corpora, "
         f"{options.dtype}\n"
     )
-    print("| actors | stage, s | of it sampling, s | Fisher actor-seconds | tokens/s | overhead |\n|---|---|---|---|---|---|")
+    print(
+        "| actors | stage, s | of it sampling, s | Fisher actor-seconds | tokens/s | overhead "
+        "|\n|---|---|---|---|---|---|"
+    )
     walls: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(options.rounds):
         for actors in (1, 2):
@@ -60,7 +65,8 @@ def main() -> None:
                 )
     speedups = [one / two for one, two in zip(walls[1], walls[2], strict=True)]
     print(
-        f"\ntwo actors over one, embedding alone: {statistics.median(speedups):.2f} (median of {[round(s, 2) for s in speedups]})"
+        f"\ntwo actors over one, embedding alone: {statistics.median(speedups):.2f} (median of "
+        f"{[round(s, 2) for s in speedups]})"
     )
 
 

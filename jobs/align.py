@@ -1,6 +1,6 @@
 """Run the alignment stage as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/align.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+ray job submit --working-dir . -- python jobs/align.py --config CONFIG.yaml [--set FIELD=VALUE ...]
 """
 
 from align_ray.cli.main import job

@@ -1,6 +1,6 @@
 """Look for text shared with the targets, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/contamination.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+ray job submit --working-dir . -- python jobs/contamination.py --config CONFIG.yaml [--set FIELD=VALUE ...]
 """
 
 from align_ray.cli.main import job

@@ -1,6 +1,6 @@
 """Write the report as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/report.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+ray job submit --working-dir . -- python jobs/report.py --config CONFIG.yaml [--set FIELD=VALUE ...]
 """
 
 from align_ray.cli.main import job

@@ -1,6 +1,6 @@
 """Score single sequences of every corpus, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/samples.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+ray job submit --working-dir . -- python jobs/samples.py --config CONFIG.yaml [--set FIELD=VALUE ...]
 """
 
 from align_ray.cli.main import job

@@ -1,18 +1,19 @@
 """Train the embedded probe: a small GPT-2 with its own byte-level BPE, on permissively licensed text.
 
-    python jobs/train_probe.py prepare ../shared/corpora /tmp/probe --python-docs /usr/share/doc/python3.11/html/_sources
-    MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 \\
+    python jobs/train_probe.py prepare ../shared/corpora /tmp/probe --python-docs
+    /usr/share/doc/python3.11/html/_sources MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
+    OMP_NUM_THREADS=1 \\
         torchrun --nproc-per-node 2 jobs/train_probe.py train /tmp/probe
     python jobs/train_probe.py export /tmp/probe align_ray/fisher/embedded_probe
 
 Text: the training splits of a folder of corpora (with a manifest.json), Python's library documentation (reST sources)
-and Python's own test-suite source. The demo's candidate corpora (`align_ray/corpora/installed.py`) are kept out: no standard
-library module outside `test`, and no page from which `pydoc_data.topics` is made. ProofNet and miniF2F are kept out as
-well, so that they can serve as targets.
+and Python's own test-suite source. The demo's candidate corpora (`align_ray/corpora/installed.py`) are kept out: no
+standard library module outside `test`, and no page from which `pydoc_data.topics` is made. ProofNet and miniF2F are
+kept out as well, so that they can serve as targets.
 
-`prepare --only c4-sample --only wikitext-2 ... --share 0.67 --tokenizer align_ray/fisher/embedded_probe` makes the text of a generic base
-for the predictive study (docs/study.md): those domains alone, a share of their documents; the rest, which the base never
-sees, goes to WORK/unused-NAME.jsonl.
+`prepare --only c4-sample --only wikitext-2 ... --share 0.67 --tokenizer align_ray/fisher/embedded_probe` makes the text
+of a generic base for the predictive study (docs/study.md): those domains alone, a share of their documents; the rest,
+which the base never sees, goes to WORK/unused-NAME.jsonl.
 
 One process per core beats one process with many threads; the two malloc settings stop glibc from returning the large
 temporaries to the kernel at every step (+30 % tokens/s measured on 2 cores).
@@ -73,7 +74,9 @@ def collect(corpora: Path, python_docs: Path | None) -> dict[str, dict[str, list
         if name not in HELD_OUT_CORPORA:
             domains[name] = {s: read_jsonl(corpora / name / f"{s}.jsonl") for s in ("train", "heldout")}
     if python_docs:
-        pages = [p for p in python_docs.rglob("*.rst.txt") if not str(p.relative_to(python_docs)).startswith(EXCLUDED_DOCS)]
+        pages = [
+            p for p in python_docs.rglob("*.rst.txt") if not str(p.relative_to(python_docs)).startswith(EXCLUDED_DOCS)
+        ]
         train, heldout = split_by_name(pages, python_docs)
         domains["python-library-docs"] = {"train": train, "heldout": heldout}
     import test
@@ -183,7 +186,9 @@ class TrainingModel(torch.nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.model.transformer(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        return ChunkedCrossEntropy.apply(hidden.reshape(-1, WIDTH), self.model.transformer.wte.weight, ids[:, 1:].reshape(-1))
+        return ChunkedCrossEntropy.apply(
+            hidden.reshape(-1, WIDTH), self.model.transformer.wte.weight, ids[:, 1:].reshape(-1)
+        )
 
 
 def new_model() -> GPT2LMHeadModel:
@@ -301,10 +306,13 @@ def export(work: Path, out: Path) -> None:
     model.half().save_pretrained(out, safe_serialization=True)
     PreTrainedTokenizerFast.from_pretrained(work / "tokenizer").save_pretrained(out)
     recipe, sizes = (json.loads((work / name).read_text()) for name in ("recipe.json", "sizes.json"))
-    (out / "training.json").write_text(json.dumps({"recipe": recipe, "heldout_bits_per_byte": bits, "text": sizes}, indent=1))
+    (out / "training.json").write_text(
+        json.dumps({"recipe": recipe, "heldout_bits_per_byte": bits, "text": sizes}, indent=1)
+    )
     unique = sum(size["train_tokens"] for size in sizes.values())
     lines = [
-        f"Trained on {recipe['tokens'] / 1e6:.1f}M tokens ({recipe['tokens'] / unique:.1f} passes over {unique / 1e6:.1f}M), "
+        f"Trained on {recipe['tokens'] / 1e6:.1f}M tokens ({recipe['tokens'] / unique:.1f} passes over "
+        f"{unique / 1e6:.1f}M), "
         f"{recipe['steps']} steps of {recipe['batch']} sequences of {CONTEXT}.\n",
         "| domain | training bytes | training tokens | held-out bytes | held-out bits per byte |",
         "|---|---:|---:|---:|---:|",

@@ -1,6 +1,6 @@
 """Validate the mixture by training, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/validate.py --config CONFIG.yaml [--set FIELD=VALUE ...]
+ray job submit --working-dir . -- python jobs/validate.py --config CONFIG.yaml [--set FIELD=VALUE ...]
 """
 
 from align_ray.cli.main import job

@@ -23,7 +23,9 @@ for profile, examples in {"default": 100, "full": 1000}.items():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="also what is marked `full`, and many examples of every property")
+    parser.addoption(
+        "--full", action="store_true", help="also what is marked `full`, and many examples of every property"
+    )
 
 
 def pytest_configure(config):
@@ -63,10 +65,15 @@ def corpora(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_probe(corpora, tmp_path_factory) -> str:
-    """A folder with a GPT-2 of two narrow layers and the embedded tokenizer, trained for some steps on the small corpora."""
+    """A folder with a GPT-2 of two narrow layers and the embedded tokenizer, trained for some steps on the small
+    corpora."""
     from tests.tiny import train_tiny_probe
 
-    texts = [json.loads(line)["text"] for name in ("python-stdlib", "licences", "cpp-headers") for line in (corpora / f"{name}.jsonl").open()]
+    texts = [
+        json.loads(line)["text"]
+        for name in ("python-stdlib", "licences", "cpp-headers")
+        for line in (corpora / f"{name}.jsonl").open()
+    ]
     return train_tiny_probe(tmp_path_factory.mktemp("probe"), texts)
 
 
@@ -78,7 +85,8 @@ def tracking(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="session")
 def small_config(corpora, tiny_probe, tracking):
-    """A function that gives the mapping of a small study in a given output folder: tiny probe, one worker, the tests' MLflow store."""
+    """A function that gives the mapping of a small study in a given output folder: tiny probe, one worker, the
+    tests' MLflow store."""
 
     def make(output, candidates=("python-stdlib", "licences"), **sections) -> dict:
         return {
@@ -122,12 +130,14 @@ PLANTED = {
 
 @pytest.fixture(scope="session")
 def whole_study(small_config, tmp_path_factory):
-    """A whole study as a user runs it, in a process of its own: the embedded probe, as many workers as there are, an MLflow store of
-    its own, secrets in the environment. Its folder, all that it printed, its configuration."""
+    """A whole study as a user runs it, in a process of its own: the embedded probe, as many workers as there are, an
+    MLflow store of its own, secrets in the environment. Its folder, all that it printed, its configuration."""
     folder = tmp_path_factory.mktemp("study")
     config = folder / "study.yaml"
     defaults = {"probe": {}, "cluster": {}, "tracking": {}}
-    config.write_text(yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **defaults)))
+    config.write_text(
+        yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **defaults))
+    )
     command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500, env=os.environ | PLANTED)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -136,8 +146,9 @@ def whole_study(small_config, tmp_path_factory):
 
 @contextmanager
 def actors_here():
-    """Within, Ray Data's pools of actors are one actor in this process: the start of a worker is seconds of imports, and where the
-    pool is not the point a test is over sooner. Reading stays on Ray; the pool itself is tested in embedding/test_stage.py."""
+    """Within, Ray Data's pools of actors are one actor in this process: the start of a worker is seconds of imports,
+    and where the pool is not the point a test is over sooner. Reading stays on Ray; the pool itself is tested in
+    embedding/test_stage.py."""
     import torch
     from ray.data import Dataset
 

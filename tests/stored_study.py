@@ -1,4 +1,5 @@
-"""Results of every stage of a study with two targets, made by the real functions on synthetic text, without Ray or a model."""
+"""Results of every stage of a study with two targets, made by the real functions on synthetic text, without Ray or a
+model."""
 
 import json
 
@@ -43,13 +44,16 @@ def study():
         batches[name] = rng.choice(VOCABULARY, (8, 4, 32), p=share @ unigrams)
         trunk = share @ profiles * rng.gamma(8, 1 / 8, (8, 2, 400))
         units[name] = [
-            Unit({"trunk": t.astype(np.float32), "head": np.ones((1, 5), np.float32)}, {}, 3.0, 4, (), 128, 0.1) for t in trunk
+            Unit({"trunk": t.astype(np.float32), "head": np.ones((1, 5), np.float32)}, {}, 3.0, 4, (), 128, 0.1)
+            for t in trunk
         ]
     config = Config(
         name="two-targets",
         output="out",
         targets=[{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
-        candidates=[{"name": n, "source": f"{n}.jsonl", "template": HOSTILE if n == "news" else None} for n in CANDIDATES],
+        candidates=[
+            {"name": n, "source": f"{n}.jsonl", "template": HOSTILE if n == "news" else None} for n in CANDIDATES
+        ],
         search={"method": "closed_form", "token_budget": 10_000, "bootstrap": 20, "weights": {"news": {"min": 0.1}}},
     )
     alignment = align_corpora(units, list(TARGETS))
@@ -57,7 +61,9 @@ def study():
     rows = {name: batch_matrix(of_corpus, main_blocks(of_corpus)) for name, of_corpus in units.items()}
     search = search_mixture(config, rows, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
     search["check"] = {
-        "recommended": {t: {"predicted": m, "measured": m} for t in TARGETS for m in [alignment["matrix"]["library"][t]]}
+        "recommended": {
+            t: {"predicted": m, "measured": m} for t in TARGETS for m in [alignment["matrix"]["library"][t]]
+        }
     }
     sequences = {
         n: {"of": 32, "quantiles": sorted(rng.random(5)), "most": excerpts(rng), "least": excerpts(rng)} for n in KINDS
@@ -89,7 +95,10 @@ def study():
 
 
 def excerpts(rng):
-    return [{"text": f"{HOSTILE} excerpt {i}", "alignment": float(rng.random()), "loss": float(rng.gamma(3))} for i in range(2)]
+    return [
+        {"text": f"{HOSTILE} excerpt {i}", "alignment": float(rng.random()), "loss": float(rng.gamma(3))}
+        for i in range(2)
+    ]
 
 
 def shared_text(rng):
@@ -101,7 +110,8 @@ def shared_text(rng):
     return {
         "words": 13,
         "overlap": {
-            n: {t: {"documents": 5 * i, "of": 1234, "covered": 0.0123 * i} for t in TARGETS} for i, n in enumerate(CANDIDATES)
+            n: {t: {"documents": 5 * i, "of": 1234, "covered": 0.0123 * i} for t in TARGETS}
+            for i, n in enumerate(CANDIDATES)
         },
         "clean": {n: {t: clean(i) for t in TARGETS} for i, n in enumerate(CANDIDATES)},
         "warnings": [f"Shared text explains the rank of {HOSTILE}"],
@@ -135,7 +145,8 @@ def seeds(rng, search):
         return {**rows, "all": {**vars(mean), **({"p_lower": below} if p else {})}}
 
     mixtures = {
-        n: {"weights": search["mixtures"][n]["weights"], "same_as": None, "loss": estimates(after[n], False)} for n in names
+        n: {"weights": search["mixtures"][n]["weights"], "same_as": None, "loss": estimates(after[n], False)}
+        for n in names
     }
     mixtures["unimax"] = {**mixtures["uniform"], "same_as": "uniform"}
     versus = {

@@ -15,7 +15,10 @@ RUNS = {
     "noise.py": (["--rows", "8", "--only", "exact", "--probe", "TINY"], "| exact, bfloat16, R=2 | trunk |"),
     "correction.py": (["--corpora", "cpp-headers", "licences", "--draws", "4", "--probe", "TINY"], "| 128 |"),
     "sequential.py": (["--studies", "2"], "| all equal |"),
-    "interval_coverage.py": (["--repetitions", "4", "--pieces", "160", "--corpora", "cpp-headers", "licences", "--probe", "TINY"], "| simulation | 128 |"),
+    "interval_coverage.py": (
+        ["--repetitions", "4", "--pieces", "160", "--corpora", "cpp-headers", "licences", "--probe", "TINY"],
+        "| simulation | 128 |",
+    ),
     "mixtures.py": (["--rows", "500", "--corpora", "4", "--repetitions", "1"], "| 4 | 500 |"),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }

@@ -1,4 +1,5 @@
-"""A configuration is read strictly: what is wrong is refused in one sentence that names the file, the field and a remedy."""
+"""A configuration is read strictly: what is wrong is refused in one sentence that names the file, the field and a
+remedy."""
 
 import pytest
 import yaml
@@ -45,7 +46,9 @@ def test_a_resolved_configuration_survives_the_round_trip_through_yaml(tmp_path)
 
 
 def test_overrides_set_dotted_fields_and_create_missing_sections(tmp_path):
-    config = load_config(write(tmp_path, search={"trials": 3}), {"search.max_epochs": 2, "embedding.draws": 4, "seed": 9})
+    config = load_config(
+        write(tmp_path, search={"trials": 3}), {"search.max_epochs": 2, "embedding.draws": 4, "seed": 9}
+    )
     assert (config.search.trials, config.search.max_epochs, config.embedding.draws, config.seed) == (3, 2.0, 4, 9)
 
 
@@ -65,11 +68,17 @@ def test_a_configuration_cannot_be_changed_after_it_was_validated(tmp_path):
         ({"targets": []}, "field 'targets' is []"),
         ({"candidates": STUDY["candidates"][:1]}, "field 'candidates': list should have at least 2 items"),
         ({"search": {"token_budget": -5}}, "field 'search.token_budget' is -5: input should be greater than 0."),
-        ({"sampling": {"packing": "glue"}}, "field 'sampling.packing' is 'glue': input should be 'pack', 'cut' or 'pad'."),
+        (
+            {"sampling": {"packing": "glue"}},
+            "field 'sampling.packing' is 'glue': input should be 'pack', 'cut' or 'pad'.",
+        ),
         ({"embedding": {"draws": 0}}, "field 'embedding.draws' is 0: input should be greater than 0."),
         ({"targets": [{"name": "a b", "source": "x"}]}, "field 'targets.0.name' is 'a b'"),
         ({"targets": [{"name": "web", "source": "x"}]}, "the name 'web' is used twice; give every"),
-        ({"targets": [{"name": "goal", "source": "x/../code.parquet"}]}, "'goal' and candidate 'code' are the same corpus"),
+        (
+            {"targets": [{"name": "goal", "source": "x/../code.parquet"}]},
+            "'goal' and candidate 'code' are the same corpus",
+        ),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(tmp_path, changes, sentence):
@@ -194,5 +203,11 @@ def test_a_credential_in_a_uri_is_refused_and_not_repeated(tmp_path, field, uri)
 
 
 def test_ordinary_uris_are_taken():
-    for uri in ("s3://bucket/a/b?region=eu-west-1", "hf://owner/name", "installed:licences", "C:/data", "user@host/path"):
+    for uri in (
+        "s3://bucket/a/b?region=eu-west-1",
+        "hf://owner/name",
+        "installed:licences",
+        "C:/data",
+        "user@host/path",
+    ):
         assert without_secret(uri) == uri

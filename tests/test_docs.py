@@ -35,7 +35,8 @@ def prose(page: Path) -> str:
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page: lower case, no punctuation, hyphens for spaces, numbered where repeated."""
+    """What GitHub calls the headings of a page: lower case, no punctuation, hyphens for spaces, numbered where
+    repeated."""
     found: dict[str, int] = {}
     names = set()
     for heading in re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE):
@@ -69,7 +70,8 @@ def test_files_of_the_repository_that_are_named_exist(page):
 
 
 def commands(page: Path) -> list[tuple[str, bool]]:
-    """Every `align-ray ...` of a page, and whether it must be complete: those of fenced blocks without shell variables."""
+    """Every `align-ray ...` of a page, and whether it must be complete: those of fenced blocks without shell
+    variables."""
     found = []
     for block in blocks(page, "", "sh", "bash", "console"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -112,7 +114,8 @@ def is_field(path: str) -> bool:
 
 @over_pages
 def test_every_configuration_is_valid(page):
-    """A whole one by itself; a fragment in the whole one above it on the page, or section by section where there is none."""
+    """A whole one by itself; a fragment in the whole one above it on the page, or section by section where there is
+    none."""
     whole: dict[str, Any] = {}
     for block in blocks(page, "yaml", "yml"):
         values = yaml.safe_load(block)

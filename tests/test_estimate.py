@@ -33,7 +33,8 @@ def test_parameters_are_counted_without_loading_weights_and_embeddings_are_left_
     model = load_model(probe)
     trunk, head = parameters(probe)
     assert head == model.get_output_embeddings().weight.numel()
-    assert trunk + head == model.num_parameters() - model.transformer.wpe.weight.numel()  # tied: the head is the embedding
+    # tied: the head is the embedding
+    assert trunk + head == model.num_parameters() - model.transformer.wpe.weight.numel()
 
 
 def study(config):
@@ -46,11 +47,16 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
     assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
     assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))
     assert work["finetune"].tokens == (2 + 2) * 1024
-    by_loss = {"objective": "loss", "method": "swarm", "proxy_tokens": 512}  # a swarm fits losses: any other objective is refused
+    # a swarm fits losses: any other objective is refused
+    by_loss = {"objective": "loss", "method": "swarm", "proxy_tokens": 512}
     swarm = config.model_copy(update={"search": config.search.model_copy(update=by_loss)})
     assert planned_work(study(swarm))["search"].tokens - work["search"].tokens == 6 * 512
-    mixmin = config.model_copy(update={"search": config.search.model_copy(update={"objective": "mixmin", "proxy_tokens": 512})})
-    assert planned_work(study(mixmin))["search"].tokens - work["search"].tokens == 2 * 1024, "as fine-tuned on each alone"
+    mixmin = config.model_copy(
+        update={"search": config.search.model_copy(update={"objective": "mixmin", "proxy_tokens": 512})}
+    )
+    assert planned_work(study(mixmin))["search"].tokens - work["search"].tokens == 2 * 1024, (
+        "as fine-tuned on each alone"
+    )
 
 
 def test_the_samples_of_the_report_are_as_many_batches_as_hold_32_sequences(small_config, tmp_path):

@@ -24,7 +24,9 @@ def test_the_notebook_is_stored_without_outputs_and_names_no_machine():
 def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the kernel starts in a folder of its own
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
 
     out = tmp_path / "runs" / "quickstart"
     weights = json.loads((out / "recipe.json").read_text())["weights"]

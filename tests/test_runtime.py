@@ -1,4 +1,5 @@
-"""The Ray that a run starts: beside another on the machine each run keeps to its own, and a container's quota is kept to."""
+"""The Ray that a run starts: beside another on the machine each run keeps to its own, and a container's quota is
+kept to."""
 
 import subprocess
 import sys
@@ -29,7 +30,10 @@ assert ray.get(state.remote()) == [ray.get_runtime_context().get_node_id()]
 
 
 def test_a_worker_asks_its_own_ray_for_its_state_where_two_run():
-    both = [subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for process in both:
         while (line := process.stdout.readline()) and line.strip() != "ready":
             time.sleep(0)

@@ -97,9 +97,16 @@ def test_a_ray_that_align_ray_starts_answers_nobody_without_its_token(local_ray)
     jobs = f"http://{local_ray.worker.get_dashboard_url()}/api/jobs/"
     with pytest.raises(urllib.error.HTTPError, match="401|403"):
         urllib.request.urlopen(jobs, timeout=10)
-    command = [str(Path(sys.executable).with_name("ray")), "status", "--address", local_ray.get_runtime_context().gcs_address]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "status",
+        "--address",
+        local_ray.get_runtime_context().gcs_address,
+    ]
     asked = {
-        mode: subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True, timeout=60)
+        mode: subprocess.run(
+            command, env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True, timeout=60
+        )
         for mode in ("token", "disabled")
     }
     assert asked["token"].returncode == 0 and "CPU" in asked["token"].stdout, asked["token"].stderr
@@ -131,7 +138,13 @@ def test_code_that_comes_with_a_model_runs_when_asked_for_and_never_else(model, 
     refused = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml")])
     assert refused.exit_code == 2 and "trust_remote_code" in refused.stderr and "Traceback" not in refused.stderr
     assert not marker.exists()
-    ours("run", str(tmp_path / "study.yaml"), "--set", "probe.trust_remote_code=true", env={"HF_HOME": str(tmp_path / "hub")})
+    ours(
+        "run",
+        str(tmp_path / "study.yaml"),
+        "--set",
+        "probe.trust_remote_code=true",
+        env={"HF_HOME": str(tmp_path / "hub")},
+    )
     assert marker.exists(), "the planted code would have run"
 
 
@@ -158,7 +171,9 @@ def test_pickled_weights_are_never_opened(model, small_config, tmp_path, beside)
             load_model(locate_probe(ProbeName(str(folder))))
     else:
         weights.unlink()
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out", probe={"model": str(folder)})))
+        (tmp_path / "study.yaml").write_text(
+            yaml.safe_dump(small_config(tmp_path / "out", probe={"model": str(folder)}))
+        )
         done = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml")])
         assert done.exit_code == 2 and "pickle is refused" in done.stderr and done.stderr.count("\n") == 1
     assert not marker.exists()
@@ -221,7 +236,9 @@ def test_a_credential_in_the_wrong_place_is_not_repeated_either(tmp_path, wrong)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | wrong))
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "study.yaml")
-    assert not any(part in str(caught.value) for part in ("zq", "q7", "7x", "xw")) and next(iter(wrong)) in str(caught.value)
+    assert not any(part in str(caught.value) for part in ("zq", "q7", "7x", "xw")) and next(iter(wrong)) in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +294,9 @@ def recipe(name: str) -> dict:
 def test_a_recipe_cannot_lead_an_exporter_out_of_the_data_folder(tmp_path, name):
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(recipe("a")))
-    assert all("/data/b" in EXPORTERS[kind].write(read_recipe(file), "/data") for kind in ("megatron", "olmo", "levanter"))
+    assert all(
+        "/data/b" in EXPORTERS[kind].write(read_recipe(file), "/data") for kind in ("megatron", "olmo", "levanter")
+    )
     file.write_text(json.dumps(recipe(name)))
     done = CliRunner().invoke(app, ["export", str(file), "--format", "megatron", "--data", "/data"])
     assert done.exit_code == 2 and "recipe" in done.stderr and "Traceback" not in done.stderr
@@ -289,6 +308,8 @@ def test_a_recipe_cannot_lead_an_exporter_out_of_the_data_folder(tmp_path, name)
 )
 def test_a_recipe_that_does_not_fit_together_is_refused_in_a_sentence(tmp_path, change):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe("a") | change))
-    with pytest.raises(ConfigError, match=next(iter(change)) if "corpora" not in change else "different corpora") as caught:
+    with pytest.raises(
+        ConfigError, match=next(iter(change)) if "corpora" not in change else "different corpora"
+    ) as caught:
         read_recipe(tmp_path / "recipe.json")
     assert "\n" not in str(caught.value)

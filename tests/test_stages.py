@@ -1,5 +1,5 @@
-"""Results are kept by what determines them, the rows on disk included: another answer does not replace the first, and none is
-found beside a sample it was not made from."""
+"""Results are kept by what determines them, the rows on disk included: another answer does not replace the first,
+and none is found beside a sample it was not made from."""
 
 import json
 
@@ -47,7 +47,9 @@ def test_another_budget_is_another_answer_beside_the_first(study_of, finished):
     last = json.loads(finished.store.read_bytes("search.json"))
     assert last["caps"] == second.caps, "the file for people is the last answer"
     pipeline.report(finished)
-    assert json.loads(finished.store.read_bytes("search.json"))["caps"] == first.caps, "beside a report are its own files"
+    assert json.loads(finished.store.read_bytes("search.json"))["caps"] == first.caps, (
+        "beside a report are its own files"
+    )
     assert finished.store.read_json("recipe.json")["token_budget"] == 10_000
 
 

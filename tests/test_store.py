@@ -22,7 +22,11 @@ def test_an_embedding_is_read_back_as_it_was_written(store):
     write_unit(store, "key", "u1", Unit({"trunk": trunk, "head": head}, {"trunk": variance}, **scalars))
     found = read_unit(store, "key", "u1")
     assert list(found.blocks) == ["trunk", "head"] and list(found.variances) == ["trunk"]
-    for written, read in [(trunk, found.blocks["trunk"]), (variance, found.variances["trunk"]), (head, found.blocks["head"])]:
+    for written, read in [
+        (trunk, found.blocks["trunk"]),
+        (variance, found.variances["trunk"]),
+        (head, found.blocks["head"]),
+    ]:
         np.testing.assert_array_equal(written, read)
         assert read.dtype == np.float32
     assert {name: getattr(found, name) for name in scalars} == scalars
@@ -71,7 +75,9 @@ def test_an_output_that_cannot_be_written_is_refused_by_name(tmp_path, uri):
     uri = uri.format(tmp_path)
     with pytest.raises(ConfigError) as caught:
         Store(uri).check_writable()
-    assert f"field 'output': cannot write to {uri}" in str(caught.value) and "choose a writable folder" in str(caught.value)
+    assert f"field 'output': cannot write to {uri}" in str(caught.value) and "choose a writable folder" in str(
+        caught.value
+    )
 
 
 def test_a_local_store_tells_the_paths_of_its_files(store, tmp_path):

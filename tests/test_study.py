@@ -18,8 +18,8 @@ from tests.stored_study import typed
 
 @pytest.fixture(scope="module")
 def finished(whole_study, local_ray):
-    """The finished study, in the current folder: its output, what the run printed, its configuration. Commands that follow are given
-    in this process."""
+    """The finished study, in the current folder: its output, what the run printed, its configuration. Commands that
+    follow are given in this process."""
     folder, printed, config = whole_study
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -75,7 +75,9 @@ def test_the_recipe_says_what_a_trainer_must_know_and_is_exported(finished):
     out, _, config = finished
     recipe = stored(out, "recipe")
     assert recipe["weights"] == stored(out, "search")["mixtures"]["recommended"]["weights"]
-    assert recipe["unit"] == "share of tokens" and recipe["tokenizer"]["model"] == "embedded" and recipe["probe"]["digest"]
+    assert (
+        recipe["unit"] == "share of tokens" and recipe["tokenizer"]["model"] == "embedded" and recipe["probe"]["digest"]
+    )
     done = align_ray("export", out / "recipe.json", "--format", "megatron")
     assert done.exit_code == 0 and "megatron_blend.txt" in done.stdout
 
@@ -86,7 +88,9 @@ def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finishe
     done = align_ray("validate", config, "--mixture", "by kl")
     assert done.exit_code == 0, done.output
     result = stored(out, "validation")
-    assert {"recommended", "uniform", "proportional", "unimax", "best_single", "dsir", "mixmin", "bad", "by kl"} <= set(result["mixtures"])
+    assert {"recommended", "uniform", "proportional", "unimax", "best_single", "dsir", "mixmin", "bad", "by kl"} <= set(
+        result["mixtures"]
+    )
     losses = {name: m["loss"]["target"]["value"] for name, m in result["mixtures"].items()}
     assert losses["bad"] == max(losses.values()) and losses["recommended"] < losses["bad"]
     for a, rows in result["versus"].items():
@@ -122,11 +126,15 @@ def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished):
     assert [kinds.count(k) for k in ("alignment", "trial", "finetune")] == [3, trials, 5]
     names = {a.path for a in client.list_artifacts(known["run_id"])}
     assert {"report.html", "config.yaml", "alignment.json", "recipe"} <= names
-    assert {i.dataset.digest for i in parent.inputs.dataset_inputs} == {c["sample_digest"] for c in stored(out, "corpora").values()}
+    assert {i.dataset.digest for i in parent.inputs.dataset_inputs} == {
+        c["sample_digest"] for c in stored(out, "corpora").values()
+    }
     best = [m.value for m in client.get_metric_history(known["run_id"], "search/best_penalised")]
     assert len(best) == trials and best == sorted(best)
     trained = [c for c in children if c.data.tags["align_ray.kind"] == "finetune"]
-    assert all(len(client.get_metric_history(c.info.run_id, "training_loss")) == 4 for c in trained), "1024 tokens are 4 steps"
+    assert all(len(client.get_metric_history(c.info.run_id, "training_loss")) == 4 for c in trained), (
+        "1024 tokens are 4 steps"
+    )
     registered = client.get_model_version_by_alias("mixture-study", "recommended")
     assert registered.run_id == known["run_id"]
 
@@ -155,7 +163,8 @@ def test_the_noise_floor_says_what_reaches_a_floor(finished):
     done = align_ray("align", config, "--noise-floor", "0.05")
     assert done.exit_code == 0, done.stderr
     noise = stored(finished[0], "alignment")["noise"]["licences"]
-    row = [line for line in done.stdout.splitlines() if line.startswith("licences")][-1]  # the table below the ranking's
+    # the table below the ranking's
+    row = [line for line in done.stdout.splitlines() if line.startswith("licences")][-1]
     assert f"{noise['floor']['value']:.4f}" in row and str(needed(noise, 0.05)["draws"]) in row.split()
 
 

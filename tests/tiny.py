@@ -34,9 +34,13 @@ MODELS = {
     ),
     "llama": lambda v, tied: LlamaForCausalLM(LlamaConfig(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
     "qwen2": lambda v, tied: Qwen2ForCausalLM(Qwen2Config(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
-    "gemma2": lambda v, tied: Gemma2ForCausalLM(Gemma2Config(vocab_size=v, head_dim=4, tie_word_embeddings=tied, **GROUPED)),
+    "gemma2": lambda v, tied: Gemma2ForCausalLM(
+        Gemma2Config(vocab_size=v, head_dim=4, tie_word_embeddings=tied, **GROUPED)
+    ),
     "qwen2moe": lambda v, tied: Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(vocab_size=v, num_experts=4, moe_intermediate_size=8, shared_expert_intermediate_size=8, **GROUPED)
+        Qwen2MoeConfig(
+            vocab_size=v, num_experts=4, moe_intermediate_size=8, shared_expert_intermediate_size=8, **GROUPED
+        )
     ),
     "neox": lambda v, tied: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=v, tie_word_embeddings=tied, **GROUPED)),
 }
@@ -53,8 +57,8 @@ def tiny_model(family, vocabulary=29, tied=True, dtype=torch.float64):
 
 
 def train_tiny_probe(folder, texts, steps=40):
-    """Write a GPT-2 of two layers of width 32 with the embedded probe's tokenizer, trained until it knows which tokens are common;
-    returns the folder's path."""
+    """Write a GPT-2 of two layers of width 32 with the embedded probe's tokenizer, trained until it knows which
+    tokens are common; returns the folder's path."""
     import shutil
 
     from align_ray.config import Probe
@@ -67,7 +71,15 @@ def train_tiny_probe(folder, texts, steps=40):
     threads, end = torch.get_num_threads(), tokenizer.eos_token_id
     torch.set_num_threads(1)
     model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end)
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=512,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):

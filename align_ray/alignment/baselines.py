@@ -1,4 +1,5 @@
-"""Cheap measures of how close a corpus is to a target, for comparison with alignment: no probe, or one that is not trained.
+"""Cheap measures of how close a corpus is to a target, for comparison with alignment: no probe, or one that is not
+trained.
 
 Every function takes the candidate's and the target's sample and gives a score, higher for closer. They see the same
 sequences as the Fisher embeddings do.
@@ -17,8 +18,8 @@ import numpy as np
 from align_ray.errors import ProbeError
 
 PRIOR = 100
-"""Tokens of the background added to a corpus' counts, so that an unseen token has a probability. Anything from 10 to 1,000
-does as well."""
+"""Tokens of the background added to a corpus' counts, so that an unseen token has a probability. Anything from 10 to
+1,000 does as well."""
 BACK_OFF = 20
 """Tokens of the unigram model added to the counts after every token."""
 BUCKETS = 10_000
@@ -47,8 +48,8 @@ def token_distribution(rows: np.ndarray, background: np.ndarray) -> np.ndarray:
 def discounted_distribution(counts: np.ndarray, background: np.ndarray, discount: float) -> np.ndarray:
     """Unigram distribution with the probability of unseen tokens that Good and Turing's argument gives, float64 [V].
 
-    Every seen token's count is lowered by `discount` (see `ney_discount`) and the sum given to the background. A mixture's
-    cross-entropy needs this: with too little for unseen tokens, mixing in any corpus seems to help.
+    Every seen token's count is lowered by `discount` (see `ney_discount`) and the sum given to the background. A
+    mixture's cross-entropy needs this: with too little for unseen tokens, mixing in any corpus seems to help.
     """
     return (np.maximum(counts - discount, 0) + np.minimum(counts, discount).sum() * background) / counts.sum()
 
@@ -75,7 +76,8 @@ def unigram_kl(candidate: np.ndarray, target: np.ndarray, background: np.ndarray
 
 
 def bigram_cross_entropy(candidate: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
-    """Minus the cross-entropy of the target's tokens under the candidate's bigram model, nats per token; int [n, T] each.
+    """Minus the cross-entropy of the target's tokens under the candidate's bigram model, nats per token; int [n, T]
+    each.
 
     p(v | u) = (n(u, v) + BACK_OFF p(v)) / (n(u) + BACK_OFF), p(v) the candidate's unigram model (Dirichlet back-off).
     """
@@ -118,7 +120,8 @@ def dsir_weights(candidates: dict[str, list[str]], targets: list[str], count: in
     """Shares of the candidates, float64 [K], among `count` texts that DSIR selects for the targets' texts.
 
     Importance resampling (Xie et al. 2023): a text's weight is the ratio of its probability under the target's n-gram
-    distribution to that under all candidates'; Gumbel noise and top-k draw without replacement in proportion to the weights.
+    distribution to that under all candidates'; Gumbel noise and top-k draw without replacement in proportion to the
+    weights.
     """
     smooth = lambda p: (p + 1e-8) / (1 + 1e-8 * BUCKETS)  # noqa: E731
     features = [(k, ngram_counts([t])) for k, texts in enumerate(candidates.values()) for t in texts]
@@ -131,8 +134,8 @@ def dsir_weights(candidates: dict[str, list[str]], targets: list[str], count: in
 
 
 def gzip_alignment(candidate: list[str], target: list[str]) -> float:
-    """ZIP-FIT's alignment (Obbad et al. 2024): mean over pairs of texts of 1 - NCD, NCD = (C(ab) - min) / max, C the length
-    under gzip."""
+    """ZIP-FIT's alignment (Obbad et al. 2024): mean over pairs of texts of 1 - NCD, NCD = (C(ab) - min) / max, C the
+    length under gzip."""
     a, b = ([t.encode("utf-8", errors="replace") for t in texts[:GZIP_TEXTS]] for texts in (candidate, target))
     alone = {text: len(gzip.compress(text)) for text in {*a, *b}}
     values = []
@@ -163,7 +166,8 @@ def _sentence_encoder():
 
 
 def sentence_embedding(texts: list[str]) -> np.ndarray:
-    """Mean of the first SENTENCE_TEXTS texts' unit all-MiniLM-L6-v2 embeddings (mean over tokens, at most 256), float64 [384].
+    """Mean of the first SENTENCE_TEXTS texts' unit all-MiniLM-L6-v2 embeddings (mean over tokens, at most 256), float64
+    [384].
 
     Raises ProbeError where the package with the model is not installed.
     """

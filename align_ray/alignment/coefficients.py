@@ -20,9 +20,10 @@ from align_ray.fisher.unit import Unit
 def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Estimate:
     """1 - d of the mean embeddings (pooled form), from batch embeddings [n, D] and [m, D], n, m >= 2.
 
-    Noise of the means, from labels and from the choice of text alike, makes d too large: by about c / n + c' / m on the scale
-    v = d / (1 - d). The jackknife over batches removes that and gives the variance, both sides apart. What is estimated is
-    the alignment of the corpora's expected embeddings: 1 for a corpus with itself (single estimates may lie above).
+    Noise of the means, from labels and from the choice of text alike, makes d too large: by about c / n + c' / m on the
+    scale v = d / (1 - d). The jackknife over batches removes that and gives the variance, both sides apart. What is
+    estimated is the alignment of the corpora's expected embeddings: 1 for a corpus with itself (single estimates may
+    lie above).
     """
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     whole = relative_variance(scaled_cosine_distance(source.mean(0), target.mean(0), absolute))
@@ -41,8 +42,8 @@ def pooled_alignment(source: np.ndarray, target: np.ndarray, absolute: float | N
 
 
 def block_sets(units: list[Unit]) -> dict[str, tuple[str, ...]]:
-    """The blocks behind each coefficient that these embeddings give, the main one first: trunk rows before head rows; of
-    the reference procedure all rows as published, then trunk and vocabulary apart."""
+    """The blocks behind each coefficient that these embeddings give, the main one first: trunk rows before head
+    rows; of the reference procedure all rows as published, then trunk and vocabulary apart."""
     blocks = tuple(units[0].blocks)
     apart: dict[str, tuple[str, ...]] = {name: (name,) for name in sorted(blocks, key=lambda name: name != "trunk")}
     return {"published": blocks, **apart} if "vocabulary" in blocks else apart
@@ -55,7 +56,9 @@ def main_blocks(units: list[Unit]) -> tuple[str, ...]:
 
 def batch_matrix(units: list[Unit], blocks: tuple[str, ...]) -> np.ndarray:
     """Batch embeddings, float32 [n, D]: means over the label draws, blocks joined."""
-    return np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units]).astype(np.float32)
+    return np.stack([np.concatenate([u.blocks[b].mean(0, dtype=np.float64) for b in blocks]) for u in units]).astype(
+        np.float32
+    )
 
 
 def draws_left_out(units: list[Unit], blocks: tuple[str, ...]) -> list[np.ndarray]:
@@ -75,10 +78,10 @@ def align_corpora(embeddings: Mapping[str, list[Unit]], targets: list[str], abso
     """Everything the report shows of alignment, as a JSON value. `absolute`: epsilon of the distance, default relative.
 
     `measure`: the main one; of it, `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal;
-    `ranking[target]`: candidates from most to least aligned (see `comparison.ranking`); `diversity` by corpus, also `corrected` for
-    label noise; `ceiling[target]`: 1 - div(T), what a candidate of the target's very distribution reaches. `others`: the
-    same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats per token; `skipped`:
-    [batch, sequence] of those left out because their embedding is not finite.
+    `ranking[target]`: candidates from most to least aligned (see `comparison.ranking`); `diversity` by corpus, also
+    `corrected` for label noise; `ceiling[target]`: 1 - div(T), what a candidate of the target's very distribution
+    reaches. `others`: the same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats
+    per token; `skipped`: [batch, sequence] of those left out because their embedding is not finite.
     """
     kinds = block_sets(next(iter(embeddings.values())))
     results = {kind: _align(embeddings, blocks, targets, absolute) for kind, blocks in kinds.items()}
@@ -96,7 +99,9 @@ def align_corpora(embeddings: Mapping[str, list[Unit]], targets: list[str], abso
     }
 
 
-def _align(embeddings: Mapping[str, list[Unit]], blocks: tuple[str, ...], targets: list[str], absolute: float | None) -> dict:
+def _align(
+    embeddings: Mapping[str, list[Unit]], blocks: tuple[str, ...], targets: list[str], absolute: float | None
+) -> dict:
     """`matrix`, `ranking`, `diversity` and `ceiling` of one measure."""
     names = list(embeddings)
     rows = {name: batch_matrix(units, blocks) for name, units in embeddings.items()}
@@ -116,7 +121,10 @@ def _align(embeddings: Mapping[str, list[Unit]], blocks: tuple[str, ...], target
     for a, b in raw:
         if a == b:
             own, free = one_sample_mean(raw[a, a]), corrected(a, a)
-            diversity[a] = {**dataclasses.asdict(own), "corrected": _json(None if free is None else one_sample_mean(free))}
+            diversity[a] = {
+                **dataclasses.asdict(own),
+                "corrected": _json(None if free is None else one_sample_mean(free)),
+            }
             matrix[a][a] = dataclasses.asdict(complement(own))
         else:
             matrix[a][b] = dataclasses.asdict(two_sample_mean(1 - raw[a, b]))
@@ -130,7 +138,12 @@ def _align(embeddings: Mapping[str, list[Unit]], blocks: tuple[str, ...], target
             row["corrected"] = _json(None if free is None else two_sample_mean(1 - free))
             row["pooled"] = _json(pooled_alignment(rows[name], rows[target], absolute))
         rankings[target] = ranked
-    return {"matrix": matrix, "ranking": rankings, "diversity": diversity, "ceiling": {t: matrix[t][t] for t in targets}}
+    return {
+        "matrix": matrix,
+        "ranking": rankings,
+        "diversity": diversity,
+        "ceiling": {t: matrix[t][t] for t in targets},
+    }
 
 
 def complement(estimate: Estimate) -> Estimate:

@@ -1,8 +1,10 @@
-"""Which candidate is more aligned with a target: probabilities adjusted for many candidates, and the batches that settle it.
+"""Which candidate is more aligned with a target: probabilities adjusted for many candidates, and the batches that
+settle it.
 
-The alignments of K candidates with one target are means of matrices [n_k, m] of alignments between batches. The target's
-m batches are shared, so that their noise is common to all candidates and largely cancels in differences. The estimates are
-taken as jointly normal with the covariance of their Hajek projections, with the degrees of freedom of the smallest sample.
+The alignments of K candidates with one target are means of matrices [n_k, m] of alignments between batches. The
+target's m batches are shared, so that their noise is common to all candidates and largely cancels in differences. The
+estimates are taken as jointly normal with the covariance of their Hajek projections, with the degrees of freedom of the
+smallest sample.
 """
 
 import dataclasses
@@ -62,8 +64,8 @@ def p_above(c: Contrasts) -> np.ndarray:
 
 
 def p_above_adjusted(c: Contrasts, seed: int = 0) -> np.ndarray:
-    """The same with the chance taken into account that some of the K (K - 1) / 2 comparisons come out by luck: 1 - p of the
-    one-sided maximum-t test (Westfall and Young's single step), [K, K]; 0 where i is not above j."""
+    """The same with the chance taken into account that some of the K (K - 1) / 2 comparisons come out by luck: 1 - p
+    of the one-sided maximum-t test (Westfall and Young's single step), [K, K]; 0 where i is not above j."""
     noise = _simulate(c, seed)
     scale = np.sqrt(np.maximum(variances(c), 1e-300))
     t = (c.values[:, None] - c.values[None, :]) / scale
@@ -78,8 +80,9 @@ def p_best(c: Contrasts, seed: int = 0) -> np.ndarray:
 
 
 def batches_to_separate(c: Contrasts) -> np.ndarray:
-    """Batches per corpus (candidates and target alike) with which i and j would be told apart with a power of 80%, at 95%
-    confidence divided among all K (K - 1) orders, if the present gap is the true one; float [K, K], inf for no gap."""
+    """Batches per corpus (candidates and target alike) with which i and j would be told apart with a power of 80%,
+    at 95% confidence divided among all K (K - 1) orders, if the present gap is the true one; float [K, K], inf for
+    no gap."""
     gaps = np.abs(c.values[:, None] - c.values[None, :])
     diagonal = np.diag(c.shared)
     of_target = diagonal[:, None] + diagonal[None, :] - 2 * c.shared
@@ -92,9 +95,9 @@ def batches_to_separate(c: Contrasts) -> np.ndarray:
 
 
 def unsettled(c: Contrasts, looks: int, seed: int = 0) -> list[int]:
-    """Candidates whose rank is not settled: an adjacent one in the ranking is not surely above or below. `looks`: how often
-    the question is asked in all; the error of 5% is divided among them (Bonferroni), so that the chance of any wrong
-    decision stays below 5%."""
+    """Candidates whose rank is not settled: an adjacent one in the ranking is not surely above or below. `looks`:
+    how often the question is asked in all; the error of 5% is divided among them (Bonferroni), so that the chance of
+    any wrong decision stays below 5%."""
     sure = p_above_adjusted(c, seed)
     order = np.argsort(-c.values)
     needed = 1 - (1 - CONFIDENCE) / looks
@@ -105,9 +108,9 @@ def unsettled(c: Contrasts, looks: int, seed: int = 0) -> list[int]:
 def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[dict[str, Any]]:
     """Candidates from best to worst, as JSON values, from the matrices [n_k, m] of their batches with the target's.
 
-    Each row: `candidate`, the mean with its interval, `p_best`; against the next one `p_above_next` (that it is better), the
-    same `adjusted` for all comparisons among the candidates, and `separate`, the batches per corpus that would tell the two
-    apart (None where the gap is 0). `lowest_first`: low values are good.
+    Each row: `candidate`, the mean with its interval, `p_best`; against the next one `p_above_next` (that it is
+    better), the same `adjusted` for all comparisons among the candidates, and `separate`, the batches per corpus that
+    would tell the two apart (None where the gap is 0). `lowest_first`: low values are good.
     """
     names = list(values)
     c = contrasts([-v if lowest_first else v for v in values.values()])
@@ -116,7 +119,9 @@ def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[d
     result = []
     for i, j in zip(order, [*order[1:], None], strict=True):
         row = {"candidate": names[i], **dataclasses.asdict(two_sample_mean(values[names[i]])), "p_best": float(best[i])}
-        row |= {key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))}
+        row |= {
+            key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))
+        }
         row["separate"] = None if j is None or np.isinf(needed[i, j]) else int(needed[i, j])
         result.append(row)
     return result

@@ -1,8 +1,9 @@
 """Distances and similarities of Fisher embeddings.
 
 The paper's distance (Task2Vec's symmetric normalised cosine, arXiv 1902.03545): with u = a/(a+b) and v = b/(a+b) entry
-by entry, d = 1 - <u,v> / (|u||v|). It depends on the ratio of the entries alone, so that every row counts alike, however
-small its Fisher information. Two independent noisy draws of one embedding, relative variance v, are v/(1+v) apart.
+by entry, d = 1 - <u,v> / (|u||v|). It depends on the ratio of the entries alone, so that every row counts alike,
+however small its Fisher information. Two independent noisy draws of one embedding, relative variance v, are v/(1+v)
+apart.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import numba
 import numpy as np
 
 EPSILON = 1e-6
-"""Added to a+b, relative to the mean of a+b. The published 1e-8 is absolute and of the size of the data (method 1.4)."""
+"""Added to a+b, relative to the mean of a+b. The published 1e-8 is absolute and of the size of the data (method
+1.4)."""
 BLOCK = 2048
 """Entries of a pair taken at once in `distance_matrix`."""
 
@@ -31,11 +33,13 @@ def scaled_cosine_distance(a: np.ndarray, b: np.ndarray, absolute: float | None 
 def distance_matrix(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
     """d of all pairs (see `scaled_cosine_distance`): [n, D] and [m, D] give float64 [n, m].
 
-    Entries are float32, block sums float64 (error about 1e-7). Compiled on first use and run on all cores. Memory beside the input:
-    24 n m bytes.
+    Entries are float32, block sums float64 (error about 1e-7). Compiled on first use and run on all cores. Memory
+    beside the input: 24 n m bytes.
     """
     a, b = (np.ascontiguousarray(x, dtype=np.float32) for x in (a, b))
-    epsilons = [EPSILON * x.mean(1, dtype=np.float64) if absolute is None else np.full(len(x), absolute / 2) for x in (a, b)]
+    epsilons = [
+        EPSILON * x.mean(1, dtype=np.float64) if absolute is None else np.full(len(x), absolute / 2) for x in (a, b)
+    ]
     sums = np.zeros((len(a), len(b), 3))
     _accumulate(a, b, *(e.astype(np.float32) for e in epsilons), sums)
     return 1 - sums[..., 2] / np.sqrt(sums[..., 0] * sums[..., 1])
@@ -75,14 +79,14 @@ def similarity_gradient(h: np.ndarray, target: np.ndarray, absolute: float | Non
 
 
 def scaled_cosine(a: np.ndarray, b: np.ndarray, absolute: float | None = None) -> np.ndarray:
-    """1 - d of all pairs, the paper's: [n, D] and [m, D] give float64 [n, m] in [0, 1]; symmetric. A common factor of both
-    cancels (but not with an `absolute` epsilon), a factor of one alone does not."""
+    """1 - d of all pairs, the paper's: [n, D] and [m, D] give float64 [n, m] in [0, 1]; symmetric. A common factor
+    of both cancels (but not with an `absolute` epsilon), a factor of one alone does not."""
     return 1 - distance_matrix(a, b, absolute)
 
 
 def hellinger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Hellinger affinity sum sqrt(p q) of the embeddings as distributions p, q over rows (each scaled to sum 1): all pairs,
-    [n, m] in [0, 1]; symmetric, free of scale; large rows count most."""
+    """Hellinger affinity sum sqrt(p q) of the embeddings as distributions p, q over rows (each scaled to sum 1): all
+    pairs, [n, m] in [0, 1]; symmetric, free of scale; large rows count most."""
     p, q = _distributions(a), _distributions(b)
     return np.sqrt(p) @ np.sqrt(q).T
 
@@ -100,9 +104,11 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def log_centred_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of the logarithms, each centred on its own mean (the correlation of the logarithms), EPSILON of the mean added:
-    all pairs, [n, m] in [-1, 1]; symmetric, free of scale; every row counts alike."""
-    x, y = (np.log(e + EPSILON * e.mean(-1, keepdims=True)) for e in (np.asarray(a, np.float64), np.asarray(b, np.float64)))
+    """Cosine of the logarithms, each centred on its own mean (the correlation of the logarithms), EPSILON of the
+    mean added: all pairs, [n, m] in [-1, 1]; symmetric, free of scale; every row counts alike."""
+    x, y = (
+        np.log(e + EPSILON * e.mean(-1, keepdims=True)) for e in (np.asarray(a, np.float64), np.asarray(b, np.float64))
+    )
     return _unit(x - x.mean(-1, keepdims=True)) @ _unit(y - y.mean(-1, keepdims=True)).T
 
 

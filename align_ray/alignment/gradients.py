@@ -5,9 +5,10 @@ With g_T the gradient of the target's loss (true labels) and u the direction in 
     L_T(theta - h u) - L_T(theta)  ~  -h <g_T, u> + h^2 / 2 sum_i F_T[i] u[i]^2,     u = m / sqrt(v)
 
 with m and v the first and second moments of the candidate's mini-batch gradients and F_T the diagonal of the target's
-(empirical) Fisher information in place of its Hessian. The first term is gradient agreement (LESS, arXiv 2402.04333); the
-second is what a step breaks: without it a narrow corpus with consistent gradients looks good for everyone. The diagonal
-leaves out most of the curvature, so that h has no meaning of its own: both terms are scaled to the same mean size.
+(empirical) Fisher information in place of its Hessian. The first term is gradient agreement (LESS, arXiv 2402.04333);
+the second is what a step breaks: without it a narrow corpus with consistent gradients looks good for everyone. The
+diagonal leaves out most of the curvature, so that h has no meaning of its own: both terms are scaled to the same mean
+size.
 
 One forward and one full backward pass over a sample; no training. Vectors of the size of the model are kept as count
 sketches, whose inner products are unbiased: sum_i a_i b_i = E <sketch(a), sketch(b)>, error about |a| |b| / sqrt(SIZE).
@@ -42,8 +43,8 @@ class Sketches:
 
 
 def sketch(vector: Tensor, seed: int, size: int = SIZE) -> Tensor:
-    """Count sketch of a vector [n]: every entry is added, with a random sign, to a random one of `size` sums. Position and
-    sign are functions of (seed, entry) alone."""
+    """Count sketch of a vector [n]: every entry is added, with a random sign, to a random one of `size` sums.
+    Position and sign are functions of (seed, entry) alone."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(2 * size, (len(vector),), generator=generator)
     signs = (drawn & 1).mul_(2).sub_(1).to(vector)
@@ -51,8 +52,8 @@ def sketch(vector: Tensor, seed: int, size: int = SIZE) -> Tensor:
 
 
 def corpus_sketches(model: nn.Module, ids: np.ndarray, size: int = SIZE) -> Sketches:
-    """Sketches of a corpus from sequences int [n, T] (negative: right padding, not scored), n a multiple of MINI_BATCH and at
-    least twice it; `model` in float32."""
+    """Sketches of a corpus from sequences int [n, T] (negative: right padding, not scored), n a multiple of
+    MINI_BATCH and at least twice it; `model` in float32."""
     parameters = dict(model.named_parameters())
     vocabulary = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     model.requires_grad_(True)
@@ -84,9 +85,3 @@ def predicted_change(candidate: Sketches, target: Sketches, blocks: tuple[str, .
     gain = sum(float(target.gradient[b] @ candidate.update[b]) for b in blocks)
     damage = sum(float(target.fisher[b] @ candidate.update_squared[b]) for b in blocks)
     return gain, damage
-
-
-
-
-
-

@@ -1,6 +1,8 @@
-"""All measures of a predictive study side by side: scores of (candidate, target) pairs, higher for closer, with their cost.
+"""All measures of a predictive study side by side: scores of (candidate, target) pairs, higher for closer, with their
+cost.
 
-Every measure sees the same sequences: the candidate's batches and the target's, never the text on which losses are taken.
+Every measure sees the same sequences: the candidate's batches and the target's, never the text on which losses are
+taken.
 """
 
 import dataclasses
@@ -24,11 +26,12 @@ class Measure:
 
     name: str
     family: str
-    """`alignment`, `gradient`, `combined`, `baseline` (cheap, the ones to beat), `model` (needs the base) or `oracle` (needs
-    training)."""
+    """`alignment`, `gradient`, `combined`, `baseline` (cheap, the ones to beat), `model` (needs the base) or
+    `oracle` (needs training)."""
     scores: np.ndarray
     seconds: float
-    """Per corpus, on one core of this machine or one actor; comparison of stored features is not counted for alignment."""
+    """Per corpus, on one core of this machine or one actor; comparison of stored features is not counted for
+    alignment."""
 
 
 def alignment_measures(
@@ -38,8 +41,8 @@ def alignment_measures(
     suffix: str = "",
     absolute: float | None = None,
 ) -> list[Measure]:
-    """Alignment by every similarity, block of rows, and form: means over pairs of batches, and of the pooled embeddings.
-    `absolute`: epsilon of the scaled cosine, default relative."""
+    """Alignment by every similarity, block of rows, and form: means over pairs of batches, and of the pooled
+    embeddings. `absolute`: epsilon of the scaled cosine, default relative."""
     seconds = float(np.median([sum(u.seconds for u in units) for units in embeddings.values()]))
     found = set(next(iter(embeddings.values()))[0].blocks)
     choices = {"trunk": ("trunk",), "head": ("head",), "trunk+head": ("trunk", "head")}
@@ -49,7 +52,9 @@ def alignment_measures(
             continue
         rows = {corpus: batch_matrix(units, names) for corpus, units in embeddings.items()}
         means = {corpus: r.mean(0, dtype=np.float64) for corpus, r in rows.items()}
-        for similarity, function in (SIMILARITIES | {"scaled-cosine": partial(scaled_cosine, absolute=absolute)}).items():
+        for similarity, function in (
+            SIMILARITIES | {"scaled-cosine": partial(scaled_cosine, absolute=absolute)}
+        ).items():
             pairs = np.array([[function(rows[c], rows[t]).mean() for t in targets] for c in candidates])
             pooled = function(np.stack([means[c] for c in candidates]), np.stack([means[t] for t in targets]))
             for form, scores in (("pairwise", pairs), ("pooled", pooled)):
@@ -60,7 +65,8 @@ def alignment_measures(
 def gradient_measures(
     sketches: dict[str, Sketches], seconds: dict[str, float], candidates: list[str], targets: list[str]
 ) -> list[Measure]:
-    """The predicted change of loss (see `alignment/gradients.py`) to first and to second order, by block of parameters."""
+    """The predicted change of loss (see `alignment/gradients.py`) to first and to second order, by block of
+    parameters."""
     cost = float(np.median(list(seconds.values())))
     result = []
     for label, blocks in {"all": BLOCKS, **{b: (b,) for b in BLOCKS}}.items():
@@ -96,9 +102,9 @@ def combined_measures(measures: list[Measure]) -> list[Measure]:
 def baseline_measures(
     candidates: dict[str, np.ndarray], targets: dict[str, np.ndarray], tokenizer: Any, loss: dict[str, float]
 ) -> list[Measure]:
-    """The cheap baselines. `candidates`, `targets`: token ids [n, T] by name; `loss`: the base's on every candidate, nats
-    per token (a score that knows nothing of the target). Sentence embeddings are left out where their model is not installed
-    (see `baselines.sentence_model`)."""
+    """The cheap baselines. `candidates`, `targets`: token ids [n, T] by name; `loss`: the base's on every candidate,
+    nats per token (a score that knows nothing of the target). Sentence embeddings are left out where their model is
+    not installed (see `baselines.sentence_model`)."""
     background = baselines.background_distribution(list(candidates.values()), len(tokenizer))
     texts = {
         n: tokenizer.batch_decode([row[row >= 0].tolist() for row in ids], skip_special_tokens=True)

@@ -1,8 +1,8 @@
 """The noise of Fisher embeddings: how far apart two embeddings of the same batch are, and what would bring that down.
 
-Entries with independent noise of relative variance v are d = v / (1 + v) apart (method 1.2). R label draws averaged and B
-sequences in a batch each divide v. A distance d between two batches of one corpus is v / (1 + v) too, with v from labels
-and from the choice of text together; the label's share of it is noise that more draws would remove.
+Entries with independent noise of relative variance v are d = v / (1 + v) apart (method 1.2). R label draws averaged and
+B sequences in a batch each divide v. A distance d between two batches of one corpus is v / (1 + v) too, with v from
+labels and from the choice of text together; the label's share of it is noise that more draws would remove.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ def relative_variance(distance: Value) -> Value:
 def corrected_distances(distances: np.ndarray, without: list[np.ndarray]) -> np.ndarray:
     """Distances freed of label noise by the jackknife over draws, of any shape.
 
-    `distances`: from R averaged draws; `without`: R arrays, each with one draw left out on both sides. Label noise adds c / R
-    to v = d / (1 - d) (closely for embeddings of equal means, to first order for others), so that
-    R v_R - (R - 1) mean(v_{R-1}) is free of it. The correction is unbiased, not clipped: single values may be below 0.
+    `distances`: from R averaged draws; `without`: R arrays, each with one draw left out on both sides. Label noise adds
+    c / R to v = d / (1 - d) (closely for embeddings of equal means, to first order for others), so that R v_R - (R - 1)
+    mean(v_{R-1}) is free of it. The correction is unbiased, not clipped: single values may be below 0.
     """
     draws = len(without)
     v = draws * relative_variance(distances) - (draws - 1) * np.mean([relative_variance(w) for w in without], axis=0)
@@ -40,10 +40,10 @@ def corpus_noise(units: list[Unit], blocks: tuple[str, ...], diversity: float, a
     """Label noise of a corpus' batch embeddings, as a JSON value. `diversity`: div of the corpus by the same blocks;
     `absolute`: epsilon of the distance, default relative.
 
-    `floor`: d between the same batch under new labels, at the R draws stored (an Estimate over batches; None where R = 1
-    leaves nothing to compare); `draw_variance`: v of a single draw; `share`: of the distance between two batches of the
-    corpus, on the scale of v, how much is label noise; `draws`, `sequences` (B of a batch) as stored. A block without
-    label noise, such as the head's, has floor 0.
+    `floor`: d between the same batch under new labels, at the R draws stored (an Estimate over batches; None where R =
+    1 leaves nothing to compare); `draw_variance`: v of a single draw; `share`: of the distance between two batches of
+    the corpus, on the scale of v, how much is label noise; `draws`, `sequences` (B of a batch) as stored. A block
+    without label noise, such as the head's, has floor 0.
     """
     draws = max(len(u.blocks[b]) for u in units for b in blocks)
     size = units[0].sequences
@@ -71,8 +71,8 @@ def _between_draws(unit: Unit, blocks: tuple[str, ...], draws: int, absolute: fl
 
 
 def needed(noise: dict, floor: float) -> dict[str, int]:
-    """What brings a corpus' noise floor down to `floor` (between 0 and 1): label draws at its batch size, or sequences a
-    batch at its draws."""
+    """What brings a corpus' noise floor down to `floor` (between 0 and 1): label draws at its batch size, or
+    sequences a batch at its draws."""
     v = floor / (1 - floor)
     draws = max(1, math.ceil(noise["draw_variance"] / v))
     sequences = max(1, math.ceil(noise["sequences"] * noise["draw_variance"] / noise["draws"] / v))

@@ -18,9 +18,9 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, background: 
     """Jackknife pseudo-values [n, m] of the target's cross-entropy under the candidate, nats per token.
 
     `candidate`: token ids [n, B, T] of n batches, n >= 2; `target`: [m, B, T]; negative ids are padding; `background`:
-    float64 [V], the prior. Their mean estimates the cross-entropy under the candidate's whole distribution: under a model
-    counted on few batches it is too high by about c / n, which the jackknife removes. Rows and columns are independent
-    units, as those of a matrix of alignments.
+    float64 [V], the prior. Their mean estimates the cross-entropy under the candidate's whole distribution: under a
+    model counted on few batches it is too high by about c / n, which the jackknife removes. Rows and columns are
+    independent units, as those of a matrix of alignments.
     """
     n = len(candidate)
     counts = np.stack([_counts(batch, len(background)) for batch in candidate])
@@ -34,9 +34,11 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, background: 
     return n * under(whole[None]) - (n - 1) * under(whole - counts)
 
 
-def rank_by_cross_entropy(batches: Mapping[str, np.ndarray], targets: list[str], vocabulary: int) -> dict[str, list[dict]]:
-    """Candidates of every target from lowest to highest cross-entropy, as `comparison.ranking` gives them, values in nats
-    per token. `batches`: token ids [n, B, T] by corpus; those that are no targets are candidates."""
+def rank_by_cross_entropy(
+    batches: Mapping[str, np.ndarray], targets: list[str], vocabulary: int
+) -> dict[str, list[dict]]:
+    """Candidates of every target from lowest to highest cross-entropy, as `comparison.ranking` gives them, values in
+    nats per token. `batches`: token ids [n, B, T] by corpus; those that are no targets are candidates."""
     candidates = [name for name in batches if name not in targets]
     background = background_distribution([batches[c] for c in candidates], vocabulary)
     return {

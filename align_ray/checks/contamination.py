@@ -1,7 +1,8 @@
-"""Contamination: which candidate documents hold text of a target, by hashed n-grams of 13 words (as GPT-3's and later filters).
+"""Contamination: which candidate documents hold text of a target, by hashed n-grams of 13 words (as GPT-3's and later
+filters).
 
-All documents of every corpus are read once more, by Ray Data tasks that keep counts alone. A candidate's alignment with a target is
-then taken again without the documents of its sample that share an n-gram with it.
+All documents of every corpus are read once more, by Ray Data tasks that keep counts alone. A candidate's alignment with
+a target is then taken again without the documents of its sample that share an n-gram with it.
 """
 
 import hashlib
@@ -29,11 +30,12 @@ from align_ray.progress import counted
 
 WORDS = 13
 UNSPACED = (
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
 )
-"""Scripts without spaces between words: Han, Hiragana, Katakana; Thai, Lao, Myanmar, Khmer. Each of their characters counts as a
-word, since a run of thirteen of what `\\w+` finds there would be thirteen sentences."""
+"""Scripts without spaces between words: Han, Hiragana, Katakana; Thai, Lao, Myanmar, Khmer. Each of their characters
+counts as a word, since a run of thirteen of what `\\w+` finds there would be thirteen sentences."""
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 MOST_NGRAMS = 20_000_000
 """Kept of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
@@ -67,8 +69,8 @@ def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
-    """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes. Adds to `lost`, by
-    corpus, the parts of its files that vanished."""
+    """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes.
+    Adds to `lost`, by corpus, the parts of its files that vanished."""
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
@@ -89,8 +91,9 @@ def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dict[str, dict[str, dict[str, Any]]]:
-    """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents in all, and
-    `covered`, the share of the target's n-grams that occur in the candidate. `lost`: as for `target_ngrams`."""
+    """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents
+    in all, and `covered`, the share of the target's n-grams that occur in the candidate. `lost`: as for
+    `target_ngrams`."""
     import ray
 
     shipped = ray.put(known)
@@ -127,7 +130,9 @@ def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dic
         hits[row["name"]].update(json.loads(row["hits"]))
         lost[row["name"]] += row["vanished"]
         edges = np.cumsum(np.asarray(row["sizes"]))[:-1]
-        for target, part in zip(json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True):
+        for target, part in zip(
+            json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True
+        ):
             covered[row["name"]][target].append(part)
     return {
         name: {
@@ -151,10 +156,10 @@ def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.
 def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     """The overlaps of all documents, and every candidate's rank again without what its sample shares with a target.
 
-    Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences that hold an
-    n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one (None where fewer than
-    two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked text explains a rank or files
-    vanished.
+    Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences
+    that hold an n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one
+    (None where fewer than two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked
+    text explains a rank or files vanished.
     """
     config, tokenizer = study.config, study.tokenizer
     study.say("reading every document again, for n-grams shared with the targets")
@@ -164,14 +169,18 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     batches, rows = evidence.batches, evidence.rows
     size = config.sampling.batch_size
     leaked = {
-        (c.name, t): leaked_sequences(_rows(batches[c.name]), tokenizer, known[t]) for c in config.candidates for t in known
+        (c.name, t): leaked_sequences(_rows(batches[c.name]), tokenizer, known[t])
+        for c in config.candidates
+        for t in known
     }
     kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
     study.say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
     embed_batches(study, kept.values(), evidence.dtype)
     clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
     for t in known:
-        whole = rank_by_cross_entropy({n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer))[t]
+        whole = rank_by_cross_entropy(
+            {n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer)
+        )[t]
         cleaned = {c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}
         enough = {n: b for n, b in cleaned.items() if len(b) > 1} | {t: batches[t]}
         after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t] if len(enough) > 1 else []

@@ -43,7 +43,9 @@ def measure_outcomes(study: Study) -> list[Outcome]:
         for tokens, rate, seed in plan:
             for name in names:
                 rows = _draw(
-                    training[name], tokens // config.sampling.sequence_length, [config.seed, seed, zlib.crc32(name.encode())]
+                    training[name],
+                    tokens // config.sampling.sequence_length,
+                    [config.seed, seed, zlib.crc32(name.encode())],
                 )
                 jobs.append(Job(rows, rate, seed))
         done = train_jobs(study, heldout, jobs)

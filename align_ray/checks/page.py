@@ -46,7 +46,8 @@ def versus_lines(result: Prediction, tokens: str) -> list[str]:
     gap, own = against.difference[best], setting.results[reading][best].spearman
     how = "chosen on the design targets" if reading == "heldout" else "chosen on these very targets"
     return [
-        f"The best of ours, {how}: **{best}**, rank correlation {own.value:.2f} ({READINGS[reading]}); less the best cheap "
+        f"The best of ours, {how}: **{best}**, rank correlation {own.value:.2f} ({READINGS[reading]}); less the best "
+        "cheap "
         f"baseline there ({against.baseline}): {gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}], p = {gap.p:.2g}.",
         "",
     ]
@@ -61,9 +62,11 @@ def study_markdown(result: Prediction) -> str:
         lines += [
             f"## {tokens} tokens",
             "",
-            f"Learning rate {setting.learning_rate:g} (validation loss by rate: {tried}). The best candidate lowers a target's "
+            f"Learning rate {setting.learning_rate:g} (validation loss by rate: {tried}). The best candidate lowers a "
+            "target's "
             f"loss by {gain.mean():.3f} nats per token on average; standard error of a mean loss over seeds "
-            f"{setting.seed_error:.4f}. One training: {setting.seconds:.1f} s. Rank correlation of one seed's losses with "
+            f"{setting.seed_error:.4f}. One training: {setting.seconds:.1f} s. Rank correlation of one seed's losses "
+            "with "
             f"the others': {setting.reliability:.3f}.",
             "",
             *versus_lines(result, tokens),
@@ -76,8 +79,9 @@ def study_markdown(result: Prediction) -> str:
 def measure_table(result: Prediction, tokens: str, names: list[str] | None = None) -> list[str]:
     """Lines of a Markdown table of measures (default: all), by rank correlation without the own corpus, best first.
 
-    The first columns are within-target rank correlations; design and held-out targets, Pearson, regret and the correlation
-    after row and column means are removed are without the own corpus as well; the pooled r² is over all pairs.
+    The first columns are within-target rank correlations; design and held-out targets, Pearson, regret and the
+    correlation after row and column means are removed are without the own corpus as well; the pooled r² is over all
+    pairs.
     """
     setting = result.settings[tokens]
     results, versus = setting.results, setting.versus
@@ -151,7 +155,9 @@ def losses_plot(result: Prediction, tokens: str, name: str = PAPER) -> Any:
     scores, losses = np.array(result.measures[name].scores), np.array(setting.loss)
     columns = min(4, len(targets))
     rows = -(-len(targets) // columns)
-    figure, panels = pyplot.subplots(rows, columns, figsize=(2.6 * columns, 2.3 * rows), layout="constrained", squeeze=False)
+    figure, panels = pyplot.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.3 * rows), layout="constrained", squeeze=False
+    )
     for i, panel in enumerate(panels.flat):
         panel.set_visible(i < len(targets))
         if i >= len(targets):

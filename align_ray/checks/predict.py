@@ -1,8 +1,8 @@
 """Does alignment predict the loss? Every measure against real trainings, in the open (`align-ray study`).
 
-Outcomes: every target's loss after training on every candidate (`checks/outcomes.py`). Measures: alignment in all its forms and
-the cheap baselines, on the same sequences (`alignment/measures.py`). Judged within targets, with and without the target's own corpus
-(`checks/prediction.py`), on the targets a measure was chosen on and on the others.
+Outcomes: every target's loss after training on every candidate (`checks/outcomes.py`). Measures: alignment in all its
+forms and the cheap baselines, on the same sequences (`alignment/measures.py`). Judged within targets, with and without
+the target's own corpus (`checks/prediction.py`), on the targets a measure was chosen on and on the others.
 """
 
 import dataclasses
@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from align_ray.alignment.baselines import sentence_model
-from align_ray.alignment.measures import Measure, alignment_measures, baseline_measures, combined_measures, gradient_measures
+from align_ray.alignment.measures import (
+    Measure,
+    alignment_measures,
+    baseline_measures,
+    combined_measures,
+    gradient_measures,
+)
 from align_ray.checks.outcomes import Outcome, measure_outcomes
 from align_ray.checks.prediction import FEWEST, difference, quality, reliability
 from align_ray.config import Config
@@ -29,8 +35,8 @@ ORACLE_SHARE = 10
 
 
 def check_predictable(study: Study) -> None:
-    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to compare, and
-    ProbeError for a further probe that cannot be one."""
+    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to
+    compare, and ProbeError for a further probe that cannot be one."""
     config = study.config
     most = max(config.predict.tokens)
     if most > config.finetune.tokens:
@@ -40,7 +46,9 @@ def check_predictable(study: Study) -> None:
         )
     names = {c.name for c in config.candidates}
     if all(len(names - set(config.predict.related.get(t.name, []))) < FEWEST for t in config.targets):
-        raise ConfigError(f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora.")
+        raise ConfigError(
+            f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora."
+        )
     for name in config.predict.probes:
         check_model(_further_probe(config, name))
 
@@ -54,8 +62,9 @@ def predictive_study(study: Study, evidence: Evidence) -> dict[str, Any]:
 
     `measures[name]`: family, seconds, scores [K][M]; `settings[tokens]`: learning rates tried and chosen, `before` [M],
     `loss` [K][M] (mean over seeds), `reliability`, and `results[reading][name]`: Quality, where reading is `all` (every
-    pair), `others` (the target's related candidates left out), and `design` and `heldout` (as `others`, on the targets a
-    measure was chosen on and on the rest). `versus[reading][name]`: rank correlation less that of the best cheap baseline.
+    pair), `others` (the target's related candidates left out), and `design` and `heldout` (as `others`, on the targets
+    a measure was chosen on and on the rest). `versus[reading][name]`: rank correlation less that of the best cheap
+    baseline.
     """
     config = study.config
     measures = measure_all(study, evidence)

@@ -1,8 +1,8 @@
 """How well scores of (candidate, target) pairs predict the losses after training: statistics that pooling cannot fool.
 
-Correlating all pairs at once mixes targets of different intrinsic entropy: a score that only tells easy targets from hard
-ones looks good (method 2.1: the paper's pooled r^2 of 0.837 is 0.06 without its three in-domain evaluation sets). Here
-candidates are compared within a target, and intervals resample targets, which are the independent units.
+Correlating all pairs at once mixes targets of different intrinsic entropy: a score that only tells easy targets from
+hard ones looks good (method 2.1: the paper's pooled r^2 of 0.837 is 0.06 without its three in-domain evaluation sets).
+Here candidates are compared within a target, and intervals resample targets, which are the independent units.
 
 K candidates, M targets; scores are oriented so that higher predicts a lower loss; NaN in a loss leaves the pair out.
 """
@@ -64,8 +64,8 @@ def quality(scores: np.ndarray, losses: np.ndarray, seed: int = 0) -> Quality:
 
 
 def difference(by_target: list[float], other: list[float], seed: int = 0) -> dict[str, float]:
-    """Paired comparison of two scores' rank correlations over the same targets: mean difference, bootstrap interval, and
-    the p value of a sign-flip test (two-sided)."""
+    """Paired comparison of two scores' rank correlations over the same targets: mean difference, bootstrap interval,
+    and the p value of a sign-flip test (two-sided)."""
     gaps = np.array(by_target) - np.array(other)
     random = np.random.default_rng(seed)
     found = _bootstrap(gaps, random.integers(len(gaps), size=(RESAMPLES, len(gaps))))
@@ -75,8 +75,8 @@ def difference(by_target: list[float], other: list[float], seed: int = 0) -> dic
 
 
 def reliability(losses: np.ndarray) -> float:
-    """The rank correlation within a target that the losses of one seed reach with the mean of the others' (mean over seeds
-    and targets): no score can be expected to do much better. `losses`: [K, M, S]."""
+    """The rank correlation within a target that the losses of one seed reach with the mean of the others' (mean over
+    seeds and targets): no score can be expected to do much better. `losses`: [K, M, S]."""
     seeds = range(losses.shape[2])
     values = [
         _safe(stats.spearmanr, losses[keep, t, s], np.delete(losses, s, axis=2)[keep, t].mean(-1))

@@ -45,10 +45,15 @@ def reanalyse() -> dict[str, Any]:
             "without_in_domain": _pearson(alignment[:, outside], loss[:, outside]),
             "within": _pearson(*within),
             "by_evaluation": {e: _pearson(alignment[:, i], loss[:, i])["r"] for i, e in enumerate(table["evaluation"])},
-            "picks": {e: bool(alignment[:, i].argmax() == loss[:, i].argmin()) for i, e in enumerate(table["evaluation"])},
+            "picks": {
+                e: bool(alignment[:, i].argmax() == loss[:, i].argmin()) for i, e in enumerate(table["evaluation"])
+            },
         },
         "gzip": {
-            run: {"all": _pearson(score, np.array(losses)), "without_own": _pearson(score[others], np.array(losses)[others])}
+            run: {
+                "all": _pearson(score, np.array(losses)),
+                "without_own": _pearson(score[others], np.array(losses)[others]),
+            }
             for run, losses in gzip["losses"].items()
         },
     }

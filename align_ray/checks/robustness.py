@@ -1,8 +1,8 @@
 """Does the ranking of candidates depend on choices that should not matter? Rank agreement over variants of a study.
 
-Every axis varies one choice: the seed, the batch size, the sequence length, the probe, the rows of the embedding (trunk or
-head, early or late layers), the estimator. Agreement is Kendall's W of the candidates' ranks: 1 where all variants rank
-alike, about 1 / (number of variants) for rankings by chance.
+Every axis varies one choice: the seed, the batch size, the sequence length, the probe, the rows of the embedding (trunk
+or head, early or late layers), the estimator. Agreement is Kendall's W of the candidates' ranks: 1 where all variants
+rank alike, about 1 / (number of variants) for rankings by chance.
 """
 
 import dataclasses
@@ -40,9 +40,10 @@ def kendall_w(scores: np.ndarray) -> float:
 def robustness(study: Study, probes: list[str], reference: bool) -> dict[str, Any]:
     """Embed all variants and compare their rankings; returns a JSON value.
 
-    `axes[axis]`: `variants` (labels), `w` by target, `least` (the lowest rank correlation of any variant with the study's
-    own setting) and `alignment[label][target]` by candidate. `probes`: further probes; `reference`: the published
-    procedure as well, which is slow. Every variant keeps its own folder under OUTPUT/robustness and is not computed twice.
+    `axes[axis]`: `variants` (labels), `w` by target, `least` (the lowest rank correlation of any variant with the
+    study's own setting) and `alignment[label][target]` by candidate. `probes`: further probes; `reference`: the
+    published procedure as well, which is slow. Every variant keeps its own folder under OUTPUT/robustness and is not
+    computed twice.
     """
     config = study.config
     if len(config.candidates) < 3:
@@ -53,14 +54,18 @@ def robustness(study: Study, probes: list[str], reference: bool) -> dict[str, An
     with study.store.locked():
         own = _embedded(study, config)
         base = _scores(config, own.rows)
-        axes = {axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")}
+        axes = {
+            axis: {"as configured": base} for axis in ("seed", "batch size", "sequence length", "probe", "estimator")
+        }
         for axis, label, variant in _variants(study, probes, reference):
             study.say(f"{axis}: {label}")
             axes[axis][label] = _scores(variant, _embedded(study, variant).rows)
     axes["rows"] = {label: _scores(config, _matrices(own, blocks)) for label, blocks in _row_sets(own).items()}
     layers = _layers(study)
     trunk = _matrices(own, ("trunk",)) if layers else {}
-    axes["layers"] = {label: _scores(config, {n: m[:, kept] for n, m in trunk.items()}) for label, kept in layers.items()}
+    axes["layers"] = {
+        label: _scores(config, {n: m[:, kept] for n, m in trunk.items()}) for label, kept in layers.items()
+    }
     return {"axes": {axis: _agreement(found) for axis, found in axes.items() if len(found) > 1}}
 
 
@@ -68,13 +73,18 @@ def _variants(study: Study, probes: list[str], reference: bool) -> list[tuple[st
     """Axis, label and configuration."""
     config = study.config
     size, length, batches = config.sampling.batch_size, config.sampling.sequence_length, config.sampling.batches
-    result = [("seed", f"seed {config.seed + k}", config.model_copy(update={"seed": config.seed + k})) for k in range(1, SEEDS)]
+    result = [
+        ("seed", f"seed {config.seed + k}", config.model_copy(update={"seed": config.seed + k}))
+        for k in range(1, SEEDS)
+    ]
     for other in (max(2, size // 2), size * 2):  # the same number of sequences in all
         changed = study.changed(sampling={"batch_size": other, "batches": max(2, size * batches // other)})
         result.append(("batch size", f"B = {other}", changed.config))
     for other in (max(8, length // 2), length * 2):
         if other <= study.probe.context:
-            result.append(("sequence length", f"T = {other}", study.changed(sampling={"sequence_length": other}).config))
+            result.append(
+                ("sequence length", f"T = {other}", study.changed(sampling={"sequence_length": other}).config)
+            )
     result += [("probe", name, study.changed(probe={"model": name, "revision": None}).config) for name in probes]
     result.append(("estimator", "head", study.changed(embedding={"estimator": "head"}).config))
     if reference:
@@ -130,16 +140,26 @@ def _layers(study: Study) -> dict[str, np.ndarray]:
         rows += [int(number.group(1)) if number else 0] * count
     layer = np.array(rows)
     edges = np.linspace(0, layer.max() + 1, 4)
-    thirds = {"early layers": (edges[0], edges[1]), "middle layers": (edges[1], edges[2]), "late layers": (edges[2], edges[3])}
+    thirds = {
+        "early layers": (edges[0], edges[1]),
+        "middle layers": (edges[1], edges[2]),
+        "late layers": (edges[2], edges[3]),
+    }
     chosen = {label: (layer >= low) & (layer < high) for label, (low, high) in thirds.items()}
-    return {"all layers": np.ones(len(layer), dtype=bool), **{label: kept for label, kept in chosen.items() if kept.any()}}
+    return {
+        "all layers": np.ones(len(layer), dtype=bool),
+        **{label: kept for label, kept in chosen.items() if kept.any()},
+    }
 
 
 def _scores(config: Config, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Alignment by target and candidate, from batch embeddings [N, D] by corpus; `config`: that by which they were made."""
+    """Alignment by target and candidate, from batch embeddings [N, D] by corpus; `config`: that by which they were
+    made."""
     epsilon = config.embedding.epsilon
     return {
-        t.name: {c.name: float(1 - distance_matrix(rows[c.name], rows[t.name], epsilon).mean()) for c in config.candidates}
+        t.name: {
+            c.name: float(1 - distance_matrix(rows[c.name], rows[t.name], epsilon).mean()) for c in config.candidates
+        }
         for t in config.targets
     }
 

@@ -1,4 +1,5 @@
-"""What all commands share: their arguments, the study a configuration gives, what is shown where, and how a command ends."""
+"""What all commands share: their arguments, the study a configuration gives, what is shown where, and how a command
+ends."""
 
 import contextlib
 import json
@@ -24,7 +25,8 @@ lines = out
 
 Path_ = Annotated[Path, typer.Argument(help="The study's configuration (YAML).", metavar="CONFIG")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, for example search.trials=8.")
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, for example search.trials=8."),
 ]
 
 
@@ -63,7 +65,9 @@ def study_of(config: Path | None, overrides: list[str] | None, write: bool = Tru
         try:
             values[field] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"--set {field}: the value is not valid YAML ({str(error).splitlines()[0]}); quote it.") from None
+            raise ConfigError(
+                f"--set {field}: the value is not valid YAML ({str(error).splitlines()[0]}); quote it."
+            ) from None
     config_ = load_config(config, values)
     return open_study(config_, say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write)
 

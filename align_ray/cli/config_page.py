@@ -2,7 +2,8 @@
 
     python -m align_ray.cli.config_page > docs/configuration.md
 
-It reads pydantic's JSON schema: types, defaults and bounds as they are validated, descriptions from the fields' docstrings.
+It reads pydantic's JSON schema: types, defaults and bounds as they are validated, descriptions from the fields'
+docstrings.
 """
 
 import json
@@ -26,10 +27,10 @@ candidates:
 ```
 
 - Relative paths are taken from the current directory.
-- `--set FIELD=VALUE` overrides a field on the command line, sections by dots: `--set search.token_budget=5000000`. The value is
-  YAML.
-- An unknown field, a value out of bounds and fields that contradict each other are refused before anything is computed, in one
-  sentence that names the field.
+- `--set FIELD=VALUE` overrides a field on the command line, sections by dots: `--set search.token_budget=5000000`. The
+  value is YAML.
+- An unknown field, a value out of bounds and fields that contradict each other are refused before anything is computed,
+  in one sentence that names the field.
 - The resolved configuration, defaults included, is kept as `config.yaml` in the output folder.
 - Credentials do not belong here: a URI that carries one is refused. See [running](running.md#credentials).
 
@@ -45,8 +46,8 @@ def reference() -> str:
 
 
 def _sections(model: dict[str, Any], models: dict[str, Any], above: str) -> dict[str, dict[str, Any]]:
-    """The models that a model's fields hold, by the field's dotted path, in the order of the fields, nested ones after their
-    parent; a model met twice is listed once."""
+    """The models that a model's fields hold, by the field's dotted path, in the order of the fields, nested ones
+    after their parent; a model met twice is listed once."""
     found: dict[str, dict[str, Any]] = {}
     for name, field in model["properties"].items():
         for reference in _references(field):

@@ -25,7 +25,8 @@ def init(
         typer.Option(metavar="[NAME=]SOURCE", help=f"What the model will be evaluated on: {SOURCE}; repeatable."),
     ] = None,
     candidate: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]SOURCE", help="A corpus to choose from; repeatable, two or more.")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]SOURCE", help="A corpus to choose from; repeatable, two or more."),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -48,7 +49,8 @@ def init(
 
 
 def _init(
-    path: Path, target: list[str], candidate: list[str], column: list[str], output: str | None, probe: str, tokens: int | None,
+    path: Path, target: list[str], candidate: list[str], column: list[str], output: str | None, probe: str,
+    tokens: int | None,
     force: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from align_ray.cli.starter import look, proposed_name, write
@@ -60,7 +62,8 @@ def _init(
     missing = not target or len(candidate) < 2
     if missing and ask is None:
         raise ConfigError(
-            "name what to compare with --target SOURCE and two or more --candidate SOURCE; there is no terminal to ask on."
+            "name what to compare with --target SOURCE and two or more --candidate SOURCE; there is no terminal to "
+            "ask on."
         )
     columns = dict(_pair(item) for item in column)
     corpora: dict[str, list[dict[str, str]]] = {"targets": [], "candidates": []}

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from align_ray.context import Study
 
 app = typer.Typer(
-    cls=OptionsAnywhere, add_completion=True, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    cls=OptionsAnywhere,
+    add_completion=True,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
 )
 app.callback(help=__doc__)(set_output)
 
@@ -47,7 +51,11 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         if aligned := stored(study, pipeline.align):
             show_ranking(aligned, stored(study, pipeline.finetune))
         raise
-    aligned, mixture, trained = need(study, pipeline.align), stored(study, pipeline.search), stored(study, pipeline.finetune)
+    aligned, mixture, trained = (
+        need(study, pipeline.align),
+        stored(study, pipeline.search),
+        stored(study, pipeline.finetune),
+    )
     show_ranking(aligned, trained)
     if mixture:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
@@ -130,7 +138,9 @@ def align(
     noise_floor: Annotated[
         float | None,
         typer.Option(
-            min=1e-6, max=0.999, help="Show how much of the distances is label noise too, and what reaches this floor of d."
+            min=1e-6,
+            max=0.999,
+            help="Show how much of the distances is label noise too, and what reaches this floor of d.",
         ),
     ] = None,
     set_: Set = None,
@@ -203,6 +213,7 @@ def report(config: Path_, set_: Set = None) -> None:
 
     Example: [b]align-ray report study.yaml[/b]
     """
+
     def work() -> dict[str, str]:
         from align_ray import pipeline
 
@@ -267,7 +278,9 @@ def robustness(
 @app.command()
 def study(
     config: Annotated[Path | None, typer.Argument(help="The study's configuration (YAML).")] = None,
-    published: Annotated[bool, typer.Option("--published", help="Analyse the paper's published points instead.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Analyse the paper's published points instead.")
+    ] = False,
     set_: Set = None,
 ) -> None:
     """Does alignment predict the loss? Train on every candidate, compare all measures and cheap baselines.
@@ -309,7 +322,9 @@ for command in COMMANDS:
 def job(stage: str) -> None:
     """Entry point of jobs/STAGE.py: `--config FILE [--set FIELD=VALUE ...]` runs `align-ray STAGE FILE ...`."""
 
-    def command(config: Annotated[Path, typer.Option(help="The study's configuration (YAML).")], set_: Set = None) -> None:
+    def command(
+        config: Annotated[Path, typer.Option(help="The study's configuration (YAML).")], set_: Set = None
+    ) -> None:
         if stage == "run":
             guard(lambda: _run(config, set_))
         else:

@@ -26,9 +26,13 @@ def export(
     ],
     data: Annotated[
         str,
-        typer.Option(help="Folder with the trainer's copies of the corpora by name (trl, axolotl: the materialised shards)."),
+        typer.Option(
+            help="Folder with the trainer's copies of the corpora by name (trl, axolotl: the materialised shards)."
+        ),
     ] = "",
-    file: Annotated[Path | None, typer.Option("--out", help="Default: the format's usual name, beside the recipe.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Default: the format's usual name, beside the recipe.")
+    ] = None,
     tokenizer: Tokenizer = None,
     force: Force = False,
 ) -> None:
@@ -112,7 +116,9 @@ def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None) -> None:
         from align_ray.mixture.surrogates import SURROGATES, cross_validated, default_surrogate
 
         runs = _runs(mixtures, metrics, metric)
-        found = {m: {kind: cross_validated(runs.weights, v, kind) for kind in SURROGATES} for m, v in runs.metrics.items()}
+        found = {
+            m: {kind: cross_validated(runs.weights, v, kind) for kind in SURROGATES} for m, v in runs.metrics.items()
+        }
         default = default_surrogate(len(runs.ids))
         table = plain_table(f"{len(runs.ids)} runs, {len(runs.domains)} domains: rank correlation on runs left out")
         table.add_column("metric", overflow="fold")
@@ -122,11 +128,14 @@ def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None) -> None:
             table.add_row(name, *(f"{quality[kind]:.3f}" for kind in SURROGATES))
         out.print(table)
         if runs.renormalised:
-            out.print(f"{runs.renormalised} runs had weights that did not sum to 1 within 0.1%; renormalised", highlight=False)
+            out.print(
+                f"{runs.renormalised} runs had weights that did not sum to 1 within 0.1%; renormalised", highlight=False
+            )
         out.print(f"default for so many runs: {default}", highlight=False)
         correlations = {name: _or_none(quality) for name, quality in found.items()}
         return {
-            "runs": len(runs.ids), "domains": runs.domains, "renormalised": runs.renormalised, "rank_correlation": correlations,
+            "runs": len(runs.ids), "domains": runs.domains, "renormalised": runs.renormalised,
+            "rank_correlation": correlations,
             "default": default,
         }  # fmt: skip
 
@@ -143,7 +152,8 @@ def propose(
     study: Annotated[
         Path | None,
         typer.Option(
-            help="A study whose candidates and constraints are used, and whose embeddings join the weights as content coordinates; "
+            help="A study whose candidates and constraints are used, and whose embeddings join the weights as content "
+            "coordinates; "
             "it must hold the runs' domains."
         ),
     ] = None,
@@ -177,7 +187,10 @@ def propose(
         out.print(table)
         quality = proposal.quality[proposal.surrogate]
         for name, value in proposal.predicted.items():
-            out.print(f"{name}: predicted {value:.4f} (rank correlation on runs left out {quality[name]:.3f})", highlight=False)
+            out.print(
+                f"{name}: predicted {value:.4f} (rank correlation on runs left out {quality[name]:.3f})",
+                highlight=False,
+            )
         return {
             "surrogate": proposal.surrogate, "runs": len(runs.ids), "weights": weights, "predicted": proposal.predicted,
             "rank_correlation": _or_none(quality),

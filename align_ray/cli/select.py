@@ -96,13 +96,16 @@ def show_selection(result: dict[str, Any], where: str) -> None:
     table.add_row("selected", f"{taken['documents']:,}", f"{taken['tokens']:,}", f"{after:.4f}")
     out.print(table)
     left_out = [
-        f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items() if n and reason not in ("documents", "scored")
+        f"{n:,} {reason.replace('_', ' ')}"
+        for reason, n in counts.items()
+        if n and reason not in ("documents", "scored")
     ]
     lines = [f"read: {counts['documents']:,} documents; left out: {', '.join(left_out) or 'none'}"]
     lines.append(f"threshold: {result['threshold']:.4f}; lowest alignment taken: {result['alignment']['lowest']:.4f}")
     if match := result["match"]:
         lines.append(
-            f"Kolmogorov-Smirnov distance to the scores of {match['documents']:,} held-out documents of {settings['target']}: "
+            f"Kolmogorov-Smirnov distance to the scores of {match['documents']:,} held-out documents of "
+            f"{settings['target']}: "
             f"{match['before']:.3f} before, {match['after']:.3f} after"
         )
     if (work := result["work"])["computed"]:

@@ -130,16 +130,21 @@ def show_plan(study: "Study", plan: dict[str, Any]) -> None:
     for stage, row in plan["stages"].items():
         table.add_row(f"{stage} (if asked for)" if stage == "validate" else stage, f"{row['tokens']:,}", *_spent(row))
     total = {
-        k: sum(r[k] or 0 for s, r in plan["stages"].items() if s != "validate") for k in ("tokens", "worker_seconds", "cost")
+        k: sum(r[k] or 0 for s, r in plan["stages"].items() if s != "validate")
+        for k in ("tokens", "worker_seconds", "cost")
     }
     table.add_row(
-        "run", f"{total['tokens']:,}", *_spent(total | ({} if config.cost.price_per_hour else {"cost": None})), style="bold"
+        "run",
+        f"{total['tokens']:,}",
+        *_spent(total | ({} if config.cost.price_per_hour else {"cost": None})),
+        style="bold",
     )
     out.print(table)
     rate = plan["rate"]
     cap = f"; stops at {config.cost.max_cost:g} {plan['currency']}" if config.cost.max_cost else ""
     out.print(
-        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, {rate['source']}){cap}\n"
+        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, "
+        f"{rate['source']}){cap}\n"
         f"output: {study.store.uri}",
         highlight=False,
         soft_wrap=True,
@@ -194,7 +199,8 @@ def show_published() -> dict[str, Any]:
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for run, q in found["gzip"].items():
         table.add_row(
-            run, *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2"))
+            run,
+            *(f"{q[k][v]:+.3f}" if v == "r" else f"{q[k][v]:.3f}" for k in ("all", "without_own") for v in ("r", "r2")),
         )
     out.print(table)
     return found

@@ -18,23 +18,28 @@ TEXT_COLUMNS = ("text", "content")
 FEW_FILES = 32
 """So many plain-text files or fewer are read by paragraph: a file each would give too few documents."""
 SPLITS = {"targets": ("test", "validation", "train"), "candidates": ("train",)}
-"""Splits of a hub data set, the first that it has is taken: what a model is evaluated on is seldom the training split."""
+"""Splits of a hub data set, the first that it has is taken: what a model is evaluated on is seldom the training
+split."""
 
 SPLIT_NAMES = {"train", "test", "validation", "valid", "dev", "data"}
 """Names of files that say less than the folder's name."""
 
 T = TypeVar("T")
 Ask = Callable[[str, str | None, Callable[[str], T]], T]
-"""Put a question with a default answer; gives what the check makes of the answer, and asks again when that raises UserError."""
+"""Put a question with a default answer; gives what the check makes of the answer, and asks again when that raises
+UserError."""
 
 NAMED = re.compile(r"([^/\\:*?=]+)=(.+)", re.DOTALL)
 
 
-def look(given: str, role: Literal["targets", "candidates"], taken: Collection[str], columns: dict[str, str], ask: Ask | None):
+def look(
+    given: str, role: Literal["targets", "candidates"], taken: Collection[str], columns: dict[str, str], ask: Ask | None
+):
     """The fields of one corpus from SOURCE or NAME=SOURCE (a source with "=" in its first part is written ./a=b).
 
-    `taken`: names in use. `columns`: by name, the column or template to take. `ask`: asked where more than one column, split or
-    subset may be meant; None without a terminal. Raises UserError where nothing can be read or it stays open what is meant.
+    `taken`: names in use. `columns`: by name, the column or template to take. `ask`: asked where more than one column,
+    split or subset may be meant; None without a terminal. Raises UserError where nothing can be read or it stays open
+    what is meant.
     """
     named = NAMED.fullmatch(given)
     name, source = named.groups() if named else (proposed_name(given, taken), given)
@@ -89,7 +94,8 @@ def _choice(corpus: dict[str, str], field: str, options: list[str], preferred: t
     if ask is None or len(options) == 1:
         if likely is None:
             raise ConfigError(
-                f"corpus '{corpus['name']}': {corpus['source']} has the {field}s {', '.join(options)}; run align-ray init on a "
+                f"corpus '{corpus['name']}': {corpus['source']} has the {field}s {', '.join(options)}; run align-ray "
+                "init on a "
                 f"terminal to be asked, or write the field '{field}' of a configuration."
             )
         return likely
@@ -123,7 +129,8 @@ def _text_fields(corpus: dict[str, str], wanted: str | None, ask: Ask | None) ->
     template = "\\n".join(f"{{{n}}}" for n in strings if n.isidentifier())
     if ask is None:
         raise ConfigError(
-            f"corpus '{corpus['name']}': {corpus['source']} has the text columns {', '.join(strings)}; say which with --column "
+            f"corpus '{corpus['name']}': {corpus['source']} has the text columns {', '.join(strings)}; say which with "
+            "--column "
             f"'{corpus['name']}={strings[0]}', or a template such as --column '{corpus['name']}={template or '{a}'}'."
         )
     question = f"{corpus['name']} has the text columns {', '.join(strings)}. Which one, or what template of them"
@@ -150,13 +157,16 @@ OPTIONS = {
 
 
 def render(asked: dict[str, Any]) -> str:
-    """The commented YAML of a configuration; `asked`: the fields in use, which the file gives back when it is loaded."""
+    """The commented YAML of a configuration; `asked`: the fields in use, which the file gives back when it is
+    loaded."""
     fields = Config.model_fields
     parts = [HEADER]
     for name in ("name", "output"):
         parts.append(_shown(fields[name], name, asked[name]))
     parts += [_shown(fields[n], n, fields[n].default, "#") for n in OPTIONS[""] if n not in asked]
-    corpus = [f"{n}: {summary(f)}" for n, f in Corpus.model_fields.items() if n not in ("name", "source") and f.description]
+    corpus = [
+        f"{n}: {summary(f)}" for n, f in Corpus.model_fields.items() if n not in ("name", "source") and f.description
+    ]
     parts.append("\n" + "".join(_comment(line) for line in ("Fields of a corpus beside `name` and `source`:", *corpus)))
     for role in ("targets", "candidates"):
         parts.append(f"{role}:\n" + textwrap.indent(to_yaml(asked[role]), "  "))

@@ -39,8 +39,11 @@ def _serve(study: Path, port: int) -> None:
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; choose another port.") from None
     page = ""
-    if store.exists("mlflow-run.json"):  # MLflow opens on its pages for chat applications unless the link says otherwise
-        page = f"/#/experiments/{store.read_json('mlflow-run.json')['experiment_id']}/runs?workflowType=machine_learning"
+    # MLflow opens on its pages for chat applications unless the link says otherwise
+    if store.exists("mlflow-run.json"):
+        page = (
+            f"/#/experiments/{store.read_json('mlflow-run.json')['experiment_id']}/runs?workflowType=machine_learning"
+        )
     out.print(f"MLflow: http://{HOST}:{port}{page}\nstore: {uri}", highlight=False, soft_wrap=True)
     server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     server += ["--artifacts-destination", str(Path(uri.partition(":///")[2]).parent / "mlartifacts"), "--workers", "1"]
@@ -57,5 +60,7 @@ def local_tracking(config: Path) -> str:
     if kind != "sqlite":
         raise ConfigError(f"{config}: this study is tracked at {uri} (field 'tracking.uri'); open its pages there.")
     if not Path(path).is_file():
-        raise ConfigError(f"{config}: {path} does not exist yet; run a stage first, for example align-ray run {config}.")
+        raise ConfigError(
+            f"{config}: {path} does not exist yet; run a stage first, for example align-ray run {config}."
+        )
     return uri

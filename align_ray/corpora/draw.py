@@ -1,8 +1,8 @@
 """Draw documents and cut them into batches of token sequences.
 
 Documents are drawn by a keyed hash of their content: those with the smallest keys are the sample. The sample therefore
-depends on (seed, content) alone, not on file order, block layout or number of workers, and exact duplicates, which share
-a key, count once. Batches share no document, so that they are independent units for an interval.
+depends on (seed, content) alone, not on file order, block layout or number of workers, and exact duplicates, which
+share a key, count once. Batches share no document, so that they are independent units for an interval.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ def smallest(pairs: Iterable[tuple[bytes, str]], characters: int, count: int = 0
 def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int) -> Iterator[tuple[Corpus, Drawn]]:
     """Draw enough documents for `tokens` tokens of every (corpus, tokens), one corpus after the other.
 
-    All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of its
-    part; the driver holds the sample of one corpus at a time.
+    All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of
+    its part; the driver holds the sample of one corpus at a time.
     """
     length = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
     characters = [tokens * CHARACTERS_PER_TOKEN for _, tokens in wanted]
@@ -83,7 +83,9 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
         texts = documents(wanted[index][0], fragments, counts)
         kept, error = [], ""
         try:
-            kept = smallest(((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index])
+            kept = smallest(
+                ((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index]
+            )
         except CorpusError as reason:  # returned, not raised: Ray would wrap it in the worker's traceback
             error = named(reason)
         return {
@@ -122,8 +124,8 @@ def make_batches(
     int32 [batches, B, T]. No two batches share a document.
 
     `pack` joins documents with the end-of-text token between them; what is left of a document when its batch is full is
-    dropped. `cut` takes the first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up. `sampled_tokens` and
-    `sampled_bytes` count all documents looked at, for an estimate of the corpus' size in tokens.
+    dropped. `cut` takes the first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up.
+    `sampled_tokens` and `sampled_bytes` count all documents looked at, for an estimate of the corpus' size in tokens.
     """
     length, size = sampling.sequence_length, sampling.batch_size
     separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []

@@ -133,7 +133,8 @@ def _distributions() -> list[importlib.metadata.Distribution]:
 
 
 def package_descriptions() -> Iterator[str]:
-    """Descriptions (Markdown, reStructuredText) of the installed packages but this one, whose README would change the demo."""
+    """Descriptions (Markdown, reStructuredText) of the installed packages but this one, whose README would change
+    the demo."""
     for distribution in _distributions():
         if distribution.metadata["Name"] == "align-ray":
             continue

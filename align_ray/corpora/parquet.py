@@ -1,4 +1,5 @@
-"""Read text columns of Parquet files that nobody vouches for: broken in places, or small files that stand for gigabytes."""
+"""Read text columns of Parquet files that nobody vouches for: broken in places, or small files that stand for
+gigabytes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
 def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dict[str, str | None]]:
     """Yield the records (column -> text or None) of an open Parquet file, one row group after the other.
 
-    Rows left out are counted: `unreadable` (of a broken row group, or not UTF-8; 1 for a file without a footer), `oversized`
-    (a value above MAX_RECORD_BYTES; all rows of a row group that is a compression bomb) and `missing_column` (all rows, where a
-    column is not there or not of strings; one record with every column's name and None is still given). Raises OSError where
-    the file system fails.
+    Rows left out are counted: `unreadable` (of a broken row group, or not UTF-8; 1 for a file without a footer),
+    `oversized` (a value above MAX_RECORD_BYTES; all rows of a row group that is a compression bomb) and
+    `missing_column` (all rows, where a column is not there or not of strings; one record with every column's name and
+    None is still given). Raises OSError where the file system fails.
     """
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
@@ -37,8 +38,8 @@ def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dic
     for group in range(parquet.num_row_groups):
         metadata, seen = parquet.metadata.row_group(group), 0
         try:
-            # Opens the columns without reading a row: in a broken footer that is an error here, but where pyarrow is asked for a
-            # column's metadata a C++ exception that ends the process.
+            # Opens the columns without reading a row: in a broken footer that is an error here, but where pyarrow is
+            # asked for a column's metadata a C++ exception that ends the process.
             next(parquet.reader.iter_batches(0, row_groups=[group], column_indices=leaves), None)
             size = _rows_at_once([metadata.column(i) for i in leaves])
             if size == 0:
@@ -60,7 +61,8 @@ def first_rows(file: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _counter(error: Exception) -> str:
-    """The counter for what pyarrow cannot parse; raises again what is no fault of the content (a system's error number)."""
+    """The counter for what pyarrow cannot parse; raises again what is no fault of the content (a system's error
+    number)."""
     if getattr(error, "errno", None):
         raise error
     return "unreadable"
@@ -76,13 +78,14 @@ def _is_text(schema: pa.Schema, name: str) -> bool:
 
 
 def _rows_at_once(columns: list[Any]) -> int:
-    """Rows of a row group to decode together, so that a batch stays below BATCH_BYTES; 0 for a compression bomb. `columns`: the
-    metadata of those that are read."""
+    """Rows of a row group to decode together, so that a batch stays below BATCH_BYTES; 0 for a compression bomb.
+    `columns`: the metadata of those that are read."""
     rows = 1024
     for column in columns:
         if column.total_uncompressed_size > limits.most_inflated(column.total_compressed_size):
             return 0
-        if any("DICTIONARY" in e or "DELTA" in e for e in column.encodings):  # no value is longer than all pages together
+        # no value is longer than all pages together
+        if any("DICTIONARY" in e or "DELTA" in e for e in column.encodings):
             rows = min(rows, limits.BATCH_BYTES // max(1, column.total_uncompressed_size))
     return max(1, rows)
 

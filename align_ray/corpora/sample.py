@@ -1,6 +1,5 @@
 """What a study uses of every corpus: batches to embed, rows to train on, rows held out; drawn once and stored."""
 
-
 import dataclasses
 import hashlib
 from collections import Counter
@@ -69,7 +68,9 @@ def sample_corpora(study: Study) -> dict[str, Any]:
             _sequences(heldout, tokenizer, config, tune.eval_tokens),
         )
         if is_target and len(sample.heldout) == 0:
-            raise CorpusError(f"target '{corpus.name}' is too small to hold out text for its loss; give more documents.")
+            raise CorpusError(
+                f"target '{corpus.name}' is too small to hold out text for its loss; give more documents."
+            )
         _write_sample(store, corpus.name, sample)
         ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
         report[corpus.name] = {
@@ -89,7 +90,8 @@ def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: 
     if len(batches) < 2:
         need = 2 * config.sampling.batch_size * config.sampling.sequence_length
         raise CorpusError(
-            f"corpus '{corpus.name}' gives {len(batches)} batches ({counts['documents']} documents were read, {len(documents)} "
+            f"corpus '{corpus.name}' gives {len(batches)} batches ({counts['documents']} documents were read, "
+            f"{len(documents)} "
             f"different ones drawn), an interval needs 2 ({need} tokens); give more text or lower sampling.batch_size."
         )
     return batches

@@ -1,8 +1,9 @@
 """Read corpora: from files, hub data sets or the installed default to one stream of documents.
 
-A corpus is planned into fragments (a byte range of a JSONL file, the row groups of a Parquet file, a shard of a hub data
-set), small enough to be read by one Ray Data task each and never whole into the driver. A record that cannot be read is
-counted and left out; only a corpus without a single readable document is an error. docs/bad-data.md has every case.
+A corpus is planned into fragments (a byte range of a JSONL file, the row groups of a Parquet file, a shard of a hub
+data set), small enough to be read by one Ray Data task each and never whole into the driver. A record that cannot be
+read is counted and left out; only a corpus without a single readable document is an error. docs/bad-data.md has every
+case.
 """
 
 import dataclasses
@@ -54,7 +55,9 @@ def plan_fragments(corpus: Corpus) -> list[Fragment]:
     scheme, _, rest = corpus.source.partition(":")
     if scheme == "installed":
         if rest not in INSTALLED:
-            raise CorpusError(f"corpus '{corpus.name}': no installed corpus '{rest}'; choose one of {', '.join(INSTALLED)}.")
+            raise CorpusError(
+                f"corpus '{corpus.name}': no installed corpus '{rest}'; choose one of {', '.join(INSTALLED)}."
+            )
         return [Fragment("installed", rest, 0, 1, 0)]
     if corpus.source.startswith("hf://"):
         shards = _hub_dataset(corpus).num_shards if corpus.streaming else 1
@@ -65,10 +68,11 @@ def plan_fragments(corpus: Corpus) -> list[Fragment]:
 def documents(corpus: Corpus, fragments: list[Fragment], counts: Counter) -> Iterator[str]:
     """Yield the texts of `fragments` in order and count into `counts`.
 
-    Counted: `documents` and `bytes` (UTF-8) read; left out `empty` (nothing but white space), `unreadable` (broken JSON,
-    invalid UTF-8, a truncated Parquet or compressed file), `oversized` (above MAX_RECORD_BYTES, or a compression bomb),
-    `missing_column` (a column of the text or template absent, null or not a string) and `vanished` (fragments whose file is gone,
-    or shorter than when it was planned). Raises CorpusError where a file that is there cannot be read.
+    Counted: `documents` and `bytes` (UTF-8) read; left out `empty` (nothing but white space), `unreadable` (broken
+    JSON, invalid UTF-8, a truncated Parquet or compressed file), `oversized` (above MAX_RECORD_BYTES, or a compression
+    bomb), `missing_column` (a column of the text or template absent, null or not a string) and `vanished` (fragments
+    whose file is gone, or shorter than when it was planned). Raises CorpusError where a file that is there cannot be
+    read.
     """
     for fragment in fragments:
         for record in _records(corpus, fragment, counts):
@@ -92,7 +96,8 @@ def check_corpus(corpus: Corpus) -> None:
             raise CorpusError(f"corpus '{corpus.name}': field 'template' is not a format string ({error}).") from None
         if not named or not all(name.isidentifier() for name in named):
             raise CorpusError(
-                f"corpus '{corpus.name}': field 'template' must name columns in braces, such as '{{informal}}', and nothing "
+                f"corpus '{corpus.name}': field 'template' must name columns in braces, such as '{{informal}}', and "
+                "nothing "
                 "else."
             )
     counts: Counter = Counter()
@@ -115,7 +120,9 @@ def check_corpus(corpus: Corpus) -> None:
     labels = {"unreadable": "unreadable records", "oversized": "oversized", "vanished": "vanished while being read"}
     detail = ", ".join(f"{counts[name]} {label}" for name, label in labels.items() if counts[name])
     detail = f" ({detail})" if detail else ""
-    raise CorpusError(f"corpus '{corpus.name}': {corpus.source} is empty{detail}; give a source with at least one document.")
+    raise CorpusError(
+        f"corpus '{corpus.name}': {corpus.source} is empty{detail}; give a source with at least one document."
+    )
 
 
 def first_records(corpus: Corpus, count: int = 20) -> list[dict[str, Any]]:
@@ -157,7 +164,9 @@ def _filesystem(corpus: Corpus) -> tuple[pafs.FileSystem, str]:
         try:
             return pafs.FileSystem.from_uri(corpus.source)
         except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"corpus '{corpus.name}': cannot open {corpus.source} ({error}); check the URI.") from None
+            raise CorpusError(
+                f"corpus '{corpus.name}': cannot open {corpus.source} ({error}); check the URI."
+            ) from None
     try:
         return pafs.LocalFileSystem(), str(Path(corpus.source).expanduser().resolve())
     except (RuntimeError, ValueError) as error:  # an unknown user's home, a NUL
@@ -203,7 +212,9 @@ def _listed(corpus: Corpus) -> list[pafs.FileInfo]:
         is_folder = info.type == pafs.FileType.Directory
         infos = fs.get_file_info(pafs.FileSelector(path, recursive=True)) if is_folder else [info]
     hidden = (".", "_")  # names below the root that are no data: .cache, _SUCCESS
-    infos = [i for i in infos if i.is_file and not any(p.startswith(hidden) for p in Path(i.path).relative_to(root).parts)]
+    infos = [
+        i for i in infos if i.is_file and not any(p.startswith(hidden) for p in Path(i.path).relative_to(root).parts)
+    ]
     if not infos:
         raise CorpusError(f"corpus '{corpus.name}': no file at {corpus.source}; check the field 'source'.")
     return sorted(infos, key=lambda i: i.path)
@@ -250,8 +261,8 @@ def _records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[di
 def _lines(corpus: Corpus, fragment: Fragment) -> Iterator[bytes | str]:
     """Lines that begin within the fragment's byte range; a compressed file is one fragment.
 
-    In place of a line above MAX_RECORD_BYTES, or of the rest of a file that breaks off, inflates without end or has become
-    shorter, the name of the counter for it.
+    In place of a line above MAX_RECORD_BYTES, or of the rest of a file that breaks off, inflates without end or has
+    become shorter, the name of the counter for it.
     """
     fs, _ = _filesystem(corpus)
     path = fragment.path
@@ -333,7 +344,8 @@ def _text_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterat
 
 
 def _joined(lines: Iterator[bytes | str], paragraphs: bool) -> Iterator[bytes | str]:
-    """All lines as one document, or the paragraphs; the name of a counter where a part of one is left out or it is too long."""
+    """All lines as one document, or the paragraphs; the name of a counter where a part of one is left out or it is
+    too long."""
     text, left_out = bytearray(), ""
     for line in lines:
         if isinstance(line, str):

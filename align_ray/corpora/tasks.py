@@ -19,7 +19,8 @@ MOST_TASKS = 8192
 
 
 def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
-    """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as JSON."""
+    """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as
+    JSON."""
     return [
         {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
         for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)
@@ -28,7 +29,8 @@ def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
 
 
 def on_tasks(tasks: list[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """The Ray Data set of what `read` makes of rows such as those of `read_tasks`, each in a batch of its own and a task."""
+    """The Ray Data set of what `read` makes of rows such as those of `read_tasks`, each in a batch of its own and a
+    task."""
     import ray
 
     return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
@@ -47,7 +49,8 @@ def grouped_fragments(corpora: list[Corpus]) -> list[list[list[Fragment]]]:
 
 
 def group_fragments(fragments: list[Fragment], most: int) -> list[list[Fragment]]:
-    """Consecutive fragments together up to `most` bytes, so that ten thousand small files are not ten thousand tasks."""
+    """Consecutive fragments together up to `most` bytes, so that ten thousand small files are not ten thousand
+    tasks."""
     groups: list[list[Fragment]] = []
     size = most
     for fragment in fragments:

@@ -22,9 +22,9 @@ CHUNK = pa.schema(
         "counts": pa.string(),
     }
 )
-"""A row of the data set that is scored, one chunk of sequences: the file its scores go to; the name of the target embeddings
-they are taken against; ids, int32 [n, T] as bytes, PADDING on the right (empty: already scored); of every document its key,
-text and number of tokens; and what was counted while reading, as JSON."""
+"""A row of the data set that is scored, one chunk of sequences: the file its scores go to; the name of the target
+embeddings they are taken against; ids, int32 [n, T] as bytes, PADDING on the right (empty: already scored); of every
+document its key, text and number of tokens; and what was counted while reading, as JSON."""
 
 
 def chunk_of(
@@ -53,7 +53,9 @@ def scored_schema(targets: int) -> pa.Schema:
     return pa.schema({**columns, "alignment": pa.list_(pa.float64(), targets)})
 
 
-def chunk_to_score(folder: str, found: list[tuple[bytes, str]], stored: set[str], tokenizer: Any, length: int) -> pa.Table:
+def chunk_to_score(
+    folder: str, found: list[tuple[bytes, str]], stored: set[str], tokenizer: Any, length: int
+) -> pa.Table:
     """A row of CHUNK for documents (key, text); without text and token ids where its scores are stored."""
     name = f"{digest([key.hex() for key, _ in found], 32)}.parquet"
     if name in stored:

@@ -41,7 +41,8 @@ class Lazy(Mapping[str, Value], Generic[Value]):
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known of every corpus, targets first: N batches of B sequences of T tokens; D rows of the main measure."""
+    """What is known of every corpus, targets first: N batches of B sequences of T tokens; D rows of the main
+    measure."""
 
     batches: Mapping[str, np.ndarray]
     """int32 [N, B, T], those that are embedded."""
@@ -56,8 +57,8 @@ class Evidence:
 
 
 def read_evidence(study: Study, embedded: Any) -> Evidence:
-    """The study's evidence. `embedded`: what the embedding gave, with `key`, `dtype` and, where not all batches were embedded,
-    `used`, their number by corpus. Raises StoreError where a unit that is asked for is missing."""
+    """The study's evidence. `embedded`: what the embedding gave, with `key`, `dtype` and, where not all batches were
+    embedded, `used`, their number by corpus. Raises StoreError where a unit that is asked for is missing."""
     used, key, names = embedded["used"] or {}, embedded["key"], [c.name for c in study.config.corpora]
     batches = Lazy(names, lambda name: read_sample(study.store, name).batches[: used.get(name)])
     units = Lazy(names, lambda name: units_of(study.store, key, batches[name]))

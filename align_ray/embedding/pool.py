@@ -1,7 +1,8 @@
-"""A pool of actors that hold the probe: what is embedded or scored goes through here, a row of a Ray Data set at a time.
+"""A pool of actors that hold the probe: what is embedded or scored goes through here, a row of a Ray Data set at a
+time.
 
-A row is one batch (or one chunk of documents), so that what it holds never depends on Ray's blocks. Its result is in the store
-before the actor returns, so nothing finished is lost, and what is there already is not computed again.
+A row is one batch (or one chunk of documents), so that what it holds never depends on Ray's blocks. Its result is in
+the store before the actor returns, so nothing finished is lost, and what is there already is not computed again.
 """
 
 import dataclasses
@@ -34,16 +35,18 @@ class Work(Protocol):
     def receipt(self, row: dict[str, Any]) -> dict[str, Any]:
         """What comes back of a row whether or not it was computed."""
 
-    def __call__(self, probe: Callable[[], Any], row: dict[str, Any], step: int | None) -> tuple[dict[str, Any], int | None]:
-        """The counts of a row, and the sequences per pass that the memory held (`step`: those of the row before). `probe` gives
-        the model, loading it the first time."""
+    def __call__(
+        self, probe: Callable[[], Any], row: dict[str, Any], step: int | None
+    ) -> tuple[dict[str, Any], int | None]:
+        """The counts of a row, and the sequences per pass that the memory held (`step`: those of the row before).
+        `probe` gives the model, loading it the first time."""
 
 
 class ProbeActor:
     """Holds the probe; does `work` on one row per call.
 
-    A ProbeError or StoreError is returned, not raised: it is the user's to fix, and Ray would wrap it in the worker's traceback.
-    After `until` (seconds since the epoch) nothing is computed any more.
+    A ProbeError or StoreError is returned, not raised: it is the user's to fix, and Ray would wrap it in the worker's
+    traceback. After `until` (seconds since the epoch) nothing is computed any more.
     """
 
     def __init__(self, located: Located, folder: Folder, store: Store, work: Work, until: float | None = None):
@@ -66,7 +69,8 @@ class ProbeActor:
 
 
 def on_pool(study: Study, rows: Any, folder: Folder, work: Work, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """Do `work` on every row of a Ray Data set, on as many actors as the cluster holds, at most `most`; yields what each gave.
+    """Do `work` on every row of a Ray Data set, on as many actors as the cluster holds, at most `most`; yields what
+    each gave.
 
     Raises the ProbeError or StoreError that an actor met, and CapReached where `cost.max_cost` is used up.
     """
@@ -113,11 +117,15 @@ class Embed:
     def receipt(self, row: dict[str, Any]) -> dict[str, Any]:
         return {}
 
-    def __call__(self, probe: Callable[[], Any], row: dict[str, Any], step: int | None) -> tuple[dict[str, Any], int | None]:
+    def __call__(
+        self, probe: Callable[[], Any], row: dict[str, Any], step: int | None
+    ) -> tuple[dict[str, Any], int | None]:
         from align_ray.fisher.estimators import embed_batch
 
         ids = np.frombuffer(row["ids"], "<i4").reshape(row["shape"]).copy()  # torch wants it writable
-        unit, step = embed_batch(probe(), ids, self.settings, self.settings.seed_of(self.seed, row["number"]), self.pad, step)
+        unit, step = embed_batch(
+            probe(), ids, self.settings, self.settings.seed_of(self.seed, row["number"]), self.pad, step
+        )
         write_unit(self.store, self.key, row["unit"], unit)
         return {"tokens": unit.tokens, "computed": 1, "seconds": unit.seconds}, step
 
@@ -126,7 +134,9 @@ def embed_missing(study: Study, used: dict[str, int] | None = None) -> dict[str,
     """Compute the units that the store does not hold, of the first `used[name]` batches of every corpus (default: all);
     returns what `embed_batches` does."""
     used = used or {}
-    return embed_batches(study, [read_sample(study.store, c.name).batches[: used.get(c.name)] for c in study.config.corpora])
+    return embed_batches(
+        study, [read_sample(study.store, c.name).batches[: used.get(c.name)] for c in study.config.corpora]
+    )
 
 
 def say_if_inert(study: Study) -> None:
@@ -137,7 +147,8 @@ def say_if_inert(study: Study) -> None:
 
 
 def embedded_so_far(study: Study) -> dict[str, Any]:
-    """What `embed_batches` returns, of the leading batches of every corpus that are stored: their number is in `used`."""
+    """What `embed_batches` returns, of the leading batches of every corpus that are stored: their number is in
+    `used`."""
     folder = unit_folder(study)
     done = stored_units(study.store, folder.key)
     batches = {c.name: [unit_id(b) for b in read_sample(study.store, c.name).batches] for c in study.config.corpora}
@@ -147,11 +158,11 @@ def embedded_so_far(study: Study) -> dict[str, Any]:
 
 
 def embed_batches(study: Study, by_corpus: Iterable[Iterable[np.ndarray]], dtype: str | None = None) -> dict[str, Any]:
-    """Compute the units of batches (int32 [B, T] each, in their corpus' order) that the store does not hold whole; `dtype` of the
-    probe: default, what `auto` means on the cluster as it is now.
+    """Compute the units of batches (int32 [B, T] each, in their corpus' order) that the store does not hold whole;
+    `dtype` of the probe: default, what `auto` means on the cluster as it is now.
 
-    Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units (`key`).
-    Raises CapReached where `cost.max_cost` is used up.
+    Returns counts: units planned, computed, tokens, actor seconds; the dtype of the probe and the folder of the units
+    (`key`). Raises CapReached where `cost.max_cost` is used up.
     """
     import ray
 

@@ -1,10 +1,11 @@
-"""Alignment of single sequences with the targets: what documents are selected by, and what the report shows of a corpus.
+"""Alignment of single sequences with the targets: what documents are selected by, and what the report shows of a
+corpus.
 
-The score of a sequence s with a target T is 1 - d(f_s, f_T): f_s its Fisher embedding averaged over the label draws, f_T the
-mean of the target's stored batch embeddings, d the scaled cosine distance, rows those of the main measure
-(`coefficients.block_sets`). It is no alignment coefficient: one sequence is far noisier than a batch, so that scores lie lower than
-`align` and are to be compared with each other alone. They also grow with the number of tokens, since what a short document says
-of its distribution is little.
+The score of a sequence s with a target T is 1 - d(f_s, f_T): f_s its Fisher embedding averaged over the label draws,
+f_T the mean of the target's stored batch embeddings, d the scaled cosine distance, rows those of the main measure
+(`coefficients.block_sets`). It is no alignment coefficient: one sequence is far noisier than a batch, so that scores
+lie lower than `align` and are to be compared with each other alone. They also grow with the number of tokens, since
+what a short document says of its distribution is little.
 """
 
 import dataclasses
@@ -92,13 +93,22 @@ def score_targets(study: Study, evidence: Evidence) -> ScoreTargets:
 
 
 def sequence_scores(
-    model: nn.Module, ids: np.ndarray, settings: Embedding, seed: int, block: str, targets: np.ndarray, step: int | None = None
+    model: nn.Module,
+    ids: np.ndarray,
+    settings: Embedding,
+    seed: int,
+    block: str,
+    targets: np.ndarray,
+    step: int | None = None,
 ) -> SequenceScores:
-    """Score sequences `ids` (int32 [n, T], negative at right padding) against mean embeddings `targets` (float64 [M, D]) of the
-    rows `block` ("trunk" or "head"). With the pooling `unit` a sequence is scaled to unit sum, as in a batch."""
+    """Score sequences `ids` (int32 [n, T], negative at right padding) against mean embeddings `targets` (float64 [M,
+    D]) of the rows `block` ("trunk" or "head"). With the pooling `unit` a sequence is scaled to unit sum, as in a
+    batch."""
     real = ids >= 0
     longest = max(1, int(real.sum(1).max()))
-    result = fisher_embeddings(model, ids[:, :longest], settings.draws if settings.estimator == "exact" else 0, seed, step)
+    result = fisher_embeddings(
+        model, ids[:, :longest], settings.draws if settings.estimator == "exact" else 0, seed, step
+    )
     rows = result.trunk if block == "trunk" else result.head[None]
     means = pooled_rows(rows, settings.pooling).mean(0, dtype=torch.float64).cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):  # a sequence without a token has an embedding of zeros
@@ -122,7 +132,9 @@ class Score:
     def receipt(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"file": row["file"], "documents": len(row["keys"]), "counts": row["counts"]}
 
-    def __call__(self, probe: Callable[[], Any], row: dict[str, Any], step: int | None) -> tuple[dict[str, Any], int | None]:
+    def __call__(
+        self, probe: Callable[[], Any], row: dict[str, Any], step: int | None
+    ) -> tuple[dict[str, Any], int | None]:
         if not row["ids"]:
             return {}, step
         n, targets = len(row["keys"]), self.against[row["against"]]
@@ -130,7 +142,8 @@ class Score:
         scores = sequence_scores(probe(), ids, self.settings, self.seed, self.block, targets, step)
         if n > 1 and not np.isfinite(scores.alignment).any() and (ids >= 0).any():
             raise ProbeError(
-                "the probe gives no finite Fisher embedding for a whole chunk of documents; its weights or dtype are unusable."
+                "the probe gives no finite Fisher embedding for a whole chunk of documents; its weights or dtype are "
+                "unusable."
             )
         columns = [row["keys"], row["texts"], row["tokens"], scores.loss, list(np.round(scores.alignment, DECIMALS))]
         self.store.write_table(row["file"], pa.table(columns, schema=scored_schema(len(targets))))
@@ -140,9 +153,10 @@ class Score:
 def score_chunks(
     study: Study, chunks: Any, reference: ScoreTargets, against: dict[str, np.ndarray] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`, `documents`, how many
-    of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D] by name; default: their means as
-    "". Raises ProbeError, StoreError, and CapReached where `cost.max_cost` is used up."""
+    """Score a Ray Data set with the columns CHUNK on a pool of actors; yields a receipt a chunk: `file`,
+    `documents`, how many of them were `computed`, `counts` and actor `seconds`. `against`: target embeddings [M, D]
+    by name; default: their means as "". Raises ProbeError, StoreError, and CapReached where `cost.max_cost` is used
+    up."""
     config = study.config
     work = Score(study.store, config.embedding, config.seed, reference.block, against or {"": reference.means()})
     return on_pool(study, chunks, Folder("", reference.dtype, reference.head), work)
@@ -152,8 +166,8 @@ def score_samples(study: Study, evidence: Evidence) -> dict[str, Any]:
     """The most and least aligned of each corpus' first sequences: samples.json, by corpus.
 
     `role`, and by target: `of`, sequences scored (the first batches, SAMPLES sequences at least); `quantiles` of their
-    alignment (minimum, quartiles, maximum); `most` and `least`, SHOWN each with `text`, `alignment` and `loss` (None below two
-    tokens). A target's own sequences are scored against the mean of its other batches.
+    alignment (minimum, quartiles, maximum); `most` and `least`, SHOWN each with `text`, `alignment` and `loss` (None
+    below two tokens). A target's own sequences are scored against the mean of its other batches.
     """
     import ray
 
@@ -194,7 +208,9 @@ def _samples(table: pa.Table, targets: list[str]) -> dict[str, dict[str, Any]]:
     rows = table.to_pylist()
     result = {}
     for j, target in enumerate(targets):
-        ranked = sorted((r for r in rows if np.isfinite(r["alignment"][j])), key=lambda r: (-r["alignment"][j], r["text"]))
+        ranked = sorted(
+            (r for r in rows if np.isfinite(r["alignment"][j])), key=lambda r: (-r["alignment"][j], r["text"])
+        )
         shown = [
             {"text": r["text"], "alignment": r["alignment"][j], "loss": r["loss"] if np.isfinite(r["loss"]) else None}
             for r in ranked

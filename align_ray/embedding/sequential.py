@@ -17,7 +17,8 @@ from align_ray.embedding.evidence import read_evidence
 from align_ray.embedding.pool import embed_missing
 
 FIRST = 8
-"""Batches of every corpus at the first look: fewer leave so few degrees of freedom that hardly anything can be settled."""
+"""Batches of every corpus at the first look: fewer leave so few degrees of freedom that hardly anything can be
+settled."""
 
 
 def embed_until_settled(study: Study) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def embed_until_settled(study: Study) -> dict[str, Any]:
 def open_corpora(
     rows: Mapping[str, np.ndarray], targets: list[str], looks: int, absolute: float | None = None
 ) -> set[str]:
-    """The candidates whose rank for some target is not settled, and those targets; `rows`: batch embeddings [N, D] by corpus;
-    `absolute`: epsilon of the distance, default relative."""
+    """The candidates whose rank for some target is not settled, and those targets; `rows`: batch embeddings [N, D]
+    by corpus; `absolute`: epsilon of the distance, default relative."""
     candidates = [name for name in rows if name not in targets]
     waiting: set[str] = set()
     for target in targets:

@@ -31,7 +31,9 @@ def gradient_sketches(study: Study) -> tuple[dict[str, Sketches], dict[str, floa
     task = ray.remote(**room.resources)(_sketch_task)
     ray.get([task.remote(located, store, key, ids) for key, ids in todo])
     found = {name: _read(store, key) for name, (key, _) in keys.items()}
-    return {name: sketches for name, (sketches, _) in found.items()}, {name: seconds for name, (_, seconds) in found.items()}
+    return {name: sketches for name, (sketches, _) in found.items()}, {
+        name: seconds for name, (_, seconds) in found.items()
+    }
 
 
 def _sketch_task(located: Located, store: Store, key: str, ids: np.ndarray) -> None:
@@ -43,7 +45,9 @@ def _sketch_task(located: Located, store: Store, key: str, ids: np.ndarray) -> N
     start = time.perf_counter()
     sketches = corpus_sketches(load_model(located, "cuda" if torch.cuda.is_available() else "cpu"), ids)
     tensors = {f"{v}/{b}": values for v in VECTORS for b, values in getattr(sketches, v).items()}
-    store.write_bytes(f"gradients/{key}.safetensors", save({**tensors, "seconds": np.array([time.perf_counter() - start])}))
+    store.write_bytes(
+        f"gradients/{key}.safetensors", save({**tensors, "seconds": np.array([time.perf_counter() - start])})
+    )
 
 
 def _read(store: Store, key: str) -> tuple[Sketches, float]:

@@ -1,4 +1,5 @@
-"""Stored embeddings: the folder of those that belong together, the digest that names each batch's, and the file it is in.
+"""Stored embeddings: the folder of those that belong together, the digest that names each batch's, and the file it is
+in.
 
 A unit is a Parquet file of its own, OUTPUT/embeddings/KEY/UNIT.parquet, with a checksum over all it holds.
 """

@@ -23,8 +23,9 @@ def embed_batch(
 ) -> tuple[Unit, int | None]:
     """Embed one batch, int [B, T] with negative numbers at padding, by the estimator the settings name.
 
-    The model is left as it was. Returns the unit and the sequences per pass that the memory held (see `fisher_embeddings`). Sequences whose embedding
-    is not finite are left out and named in `Unit.skipped`; raises ProbeError where none is left.
+    The model is left as it was. Returns the unit and the sequences per pass that the memory held (see
+    `fisher_embeddings`). Sequences whose embedding is not finite are left out and named in `Unit.skipped`; raises
+    ProbeError where none is left.
     """
     start = time.perf_counter()
     if settings.estimator == "reference":
@@ -40,8 +41,9 @@ def embed_batch(
 
 
 def pooled_rows(rows: Tensor, pooling: str) -> Tensor:
-    """Embeddings [..., n, D] whose mean over n is the batch's embedding: as they are (`mean`, the paper's), or normalised
-    to unit sum (`unit`): per-sequence embeddings are heavy-tailed, so that one outlier can dominate a mean."""
+    """Embeddings [..., n, D] whose mean over n is the batch's embedding: as they are (`mean`, the paper's), or
+    normalised to unit sum (`unit`): per-sequence embeddings are heavy-tailed, so that one outlier can dominate a
+    mean."""
     return rows / rows.sum(-1, keepdim=True) if pooling == "unit" else rows
 
 
@@ -52,7 +54,8 @@ def _pooled(result: Any, settings: Estimator) -> dict[str, Any]:
         log.warning("left out sequences %s of a batch: their Fisher embeddings are not finite", skipped)
     if not finite.any():
         raise ProbeError(
-            "the probe gives no finite Fisher embedding for any sequence of a batch; its weights or its dtype are not usable."
+            "the probe gives no finite Fisher embedding for any sequence of a batch; its weights or its dtype are not "
+            "usable."
         )
     rows = {"trunk": result.trunk[:, finite], "head": result.head[None, finite]}
     pooled = {name: pooled_rows(r, settings.pooling) for name, r in rows.items() if r.numel()}
@@ -71,7 +74,9 @@ def _reference(model: nn.Module, ids: np.ndarray, settings: Estimator, seed: int
     draws = [reference_embedding(model, tokens, mask, pad, s, settings.quirks) for s in seeds]
     parts = [reference_blocks(model, draw, settings.quirks) for draw in draws]
     if not all(torch.isfinite(draw).all() for draw in draws):
-        raise ProbeError("the reference procedure gives non-finite gradients on a batch; its sequences cannot be told apart.")
+        raise ProbeError(
+            "the reference procedure gives non-finite gradients on a batch; its sequences cannot be told apart."
+        )
     loss = fisher_embeddings(model, ids, 0, seed).loss.mean().item()
     blocks = {name: _array(torch.stack([part[name] for part in parts])) for name in parts[0]}
     return {"blocks": blocks, "variances": {}, "loss": loss, "skipped": ()}

@@ -1,7 +1,7 @@
 """Tuning the vocabulary head before the Fisher pass (arXiv 2501.08496, section on Task2Vec; method 1.2 step 4).
 
-Unlike the published code the trunk is frozen and in evaluation mode, so that the head's inputs are computed once, and the
-head is untied, so that the input embedding stays as it is.
+Unlike the published code the trunk is frozen and in evaluation mode, so that the head's inputs are computed once, and
+the head is untied, so that the input embedding stays as it is.
 """
 
 import copy
@@ -20,7 +20,9 @@ def tuned_head(model: nn.Module, ids: np.ndarray) -> Tensor:
     tokens = torch.as_tensor(ids, dtype=torch.long, device=device)
     with torch.no_grad():
         parts = tokens.clamp(min=0).split(ROWS)
-        hidden = torch.cat([model.base_model(input_ids=p, use_cache=False).last_hidden_state for p in parts])[:, :-1].float()
+        hidden = torch.cat([model.base_model(input_ids=p, use_cache=False).last_hidden_state for p in parts])[
+            :, :-1
+        ].float()
     following = tokens[:, 1:]  # padding (-1) is ignored by the loss
     head = nn.Linear(*model.get_output_embeddings().weight.shape[::-1], bias=False, device=device)
     head.weight.data.copy_(model.get_output_embeddings().weight)
@@ -36,7 +38,8 @@ def tuned_head(model: nn.Module, ids: np.ndarray) -> Tensor:
 
 def with_head(model: nn.Module, weight: Tensor) -> nn.Module:
     """The model with an untied head of this weight; the trunk is shared, not copied."""
-    result = copy.copy(model)  # modules are held in a dict of the object: copy that, so that the original keeps its head
+    # modules are held in a dict of the object: copy that, so that the original keeps its head
+    result = copy.copy(model)
     result._modules = dict(model._modules)
     old = model.get_output_embeddings()
     head = nn.Linear(*weight.shape[::-1], bias=old.bias is not None, device=weight.device, dtype=old.weight.dtype)

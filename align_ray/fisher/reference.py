@@ -1,9 +1,9 @@
 """The published Task2Vec procedure with all its quirks, each of which can be turned off (method 1.2 and 1.4).
 
 Written from the description in the project's method notes. It exists to show what each quirk does to the numbers and to
-compare with published runs; `fisher/trunk.py` is the estimator to use. Per batch of rows: tune the (tied) head by AdamW with
-dropout on, then, per mini-batch of 8 rows, draw one label per position, square the gradient of the mini-batch's mean
-loss, and average the squares over mini-batches and over every axis but the first of each weight.
+compare with published runs; `fisher/trunk.py` is the estimator to use. Per batch of rows: tune the (tied) head by AdamW
+with dropout on, then, per mini-batch of 8 rows, draw one label per position, square the gradient of the mini-batch's
+mean loss, and average the squares over mini-batches and over every axis but the first of each weight.
 
 Cost: (epochs + 1) forward and full backward passes.
 """
@@ -24,7 +24,9 @@ from align_ray.fisher.settings import Quirks
 from align_ray.fisher.trunk import trunk_modules
 
 
-def reference_embedding(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, seed: int, quirks: Quirks = Quirks()) -> Tensor:
+def reference_embedding(
+    model: nn.Module, ids: Tensor, mask: Tensor, pad: int, seed: int, quirks: Quirks = Quirks()
+) -> Tensor:
     """Embedding of one batch, [E] in the model's dtype. `model` and the global random states are left as they were.
 
     `ids`, `mask`: int64 [n, T], right-padded with `pad`. E is 134,993 for GPT-2 small.
@@ -55,7 +57,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def reference_blocks(model: nn.Module, embedding: Tensor, quirks: Quirks = Quirks()) -> dict[str, Tensor]:
-    """The parts of an embedding [E]: `vocabulary` (token embedding rows, the known confounder, where kept) and `trunk`."""
+    """The parts of an embedding [E]: `vocabulary` (token embedding rows, the known confounder, where kept) and
+    `trunk`."""
     sizes = [len(m.weight) if quirks.axis_0 else _outputs(m) for _, m in _kept_modules(model, quirks)]
     tokens = [m is model.get_input_embeddings() for _, m in _kept_modules(model, quirks)]
     parts = list(zip(embedding.split(sizes), tokens, strict=True))
@@ -82,7 +85,8 @@ def _tune_head(probe: nn.Module, rows: TensorDataset, pad: int, quirks: Quirks) 
 
 
 def _with_progress_bar(loader: DataLoader) -> DataLoader:
-    """The loader, after what the published progress bar does to it: one more iterator, which advances torch's random state."""
+    """The loader, after what the published progress bar does to it: one more iterator, which advances torch's random
+    state."""
     iter(loader)
     return loader
 
@@ -90,9 +94,12 @@ def _with_progress_bar(loader: DataLoader) -> DataLoader:
 def _squared_gradients(probe: nn.Module, rows: TensorDataset, pad: int, quirks: Quirks) -> dict[str, Tensor]:
     """Mean over mini-batches of the squared gradient of every module's weight, by module name."""
     loader = DataLoader(rows, batch_size=quirks.mini_batch, shuffle=False)
-    weights = {name: m.weight for name, m in probe.named_modules() if isinstance(getattr(m, "weight", None), nn.Parameter)}
+    weights = {
+        name: m.weight for name, m in probe.named_modules() if isinstance(getattr(m, "weight", None), nn.Parameter)
+    }
     sums = {name: torch.zeros_like(w) for name, w in weights.items()}
-    batches = len(list(loader))  # the published code counts so after it has seeded (the pass before tuning comes before that)
+    # the published code counts so after it has seeded (the pass before tuning comes before that)
+    batches = len(list(loader))
     for ids, mask in _with_progress_bar(loader):
         probe.zero_grad()
         logits = probe(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -124,7 +131,9 @@ def _kept_modules(probe: nn.Module, quirks: Quirks) -> list[tuple[str, nn.Module
         return [(name, m) for name, m in probe.named_modules() if m in trunk]
     head = probe.get_output_embeddings()
     return [
-        (name, m) for name, m in probe.named_modules() if isinstance(getattr(m, "weight", None), nn.Parameter) and m is not head
+        (name, m)
+        for name, m in probe.named_modules()
+        if isinstance(getattr(m, "weight", None), nn.Parameter) and m is not head
     ]
 
 

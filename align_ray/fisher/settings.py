@@ -1,6 +1,7 @@
 """What the estimators and the probe take: plain values.
 
-The models of the same fields in `align_ray/config.py` validate them, document them (docs/configuration.md) and make these.
+The models of the same fields in `align_ray/config.py` validate them, document them (docs/configuration.md) and make
+these.
 """
 
 import dataclasses
@@ -52,7 +53,8 @@ class Estimator:
 
     @property
     def epsilon(self) -> float | None:
-        """What every distance of the study adds to a + b, in the unit of the entries; None: the relative one (`alignment.distance`)."""
+        """What every distance of the study adds to a + b, in the unit of the entries; None: the relative one
+        (`alignment.distance`)."""
         return PUBLISHED_EPSILON if self.estimator == "reference" and self.quirks.absolute_epsilon else None
 
     def seed_of(self, seed: int, batch: int) -> int:

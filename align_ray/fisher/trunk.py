@@ -1,7 +1,8 @@
 """The Fisher embedding of token sequences: the filter-wise diagonal of a probe's Fisher information.
 
-For a sequence s of T tokens, labels y_t ~ p(. | s_<=t) are drawn at every position and l = -sum_t log p(y_t | s_<=t). For
-output row i of a linear module with inputs x_t and output gradients g_t (method A.1, after Task2Vec, arXiv 1902.03545):
+For a sequence s of T tokens, labels y_t ~ p(. | s_<=t) are drawn at every position and l = -sum_t log p(y_t | s_<=t).
+For output row i of a linear module with inputs x_t and output gradients g_t (method A.1, after Task2Vec, arXiv
+1902.03545):
 
     f_s[m, i] = (1/I) || sum_t g_t[i] x_t ||^2 = (1/I) sum_{t,u} g_t[i] g_u[i] <x_t, x_u>
 
@@ -11,7 +12,6 @@ vocabulary head is a block of its own (`fisher/head.py`).
 
 Cost: one forward pass, and per label draw one backward pass through activations only. Several draws share the forward.
 """
-
 
 import dataclasses
 import hashlib
@@ -90,16 +90,20 @@ def sequences_per_pass(model: nn.Module, length: int, draws: int) -> int:
     free, _ = torch.cuda.mem_get_info(parameter.device)
     free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
     modules = sum(sum(m.weight.shape) for m in trunk_modules(model).values())
-    per_sequence = length * parameter.element_size() * (2 * modules + model.config.get_text_config().hidden_size * (draws + 3))
+    per_sequence = (
+        length * parameter.element_size() * (2 * modules + model.config.get_text_config().hidden_size * (draws + 3))
+    )
     return max(1, int((0.8 * free - 5 * 4 * GPU_CHUNK) // per_sequence))
 
 
-def fisher_embeddings(model: nn.Module, ids: np.ndarray, draws: int, seed: int, step: int | None = None) -> SequenceEmbeddings:
+def fisher_embeddings(
+    model: nn.Module, ids: np.ndarray, draws: int, seed: int, step: int | None = None
+) -> SequenceEmbeddings:
     """Embed sequences `ids` (int [n, T], negative at right padding) by `model`, a causal LM in evaluation mode.
 
-    `draws` is R; 0 gives the head's block alone, for a forward pass. `step`: sequences per pass (default: by the memory);
-    it is halved, with a warning, where memory runs out. Results do not depend on how sequences are grouped, up to
-    rounding. Raises torch.OutOfMemoryError where not even one sequence fits.
+    `draws` is R; 0 gives the head's block alone, for a forward pass. `step`: sequences per pass (default: by the
+    memory); it is halved, with a warning, where memory runs out. Results do not depend on how sequences are grouped, up
+    to rounding. Raises torch.OutOfMemoryError where not even one sequence fits.
     """
     step = step or sequences_per_pass(model, ids.shape[1], draws)
     parts, start = [], 0
@@ -108,7 +112,9 @@ def fisher_embeddings(model: nn.Module, ids: np.ndarray, draws: int, seed: int, 
             parts.append(_embed(model, ids[start : start + step], draws, seed))
         except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, a plain one from the CPU's allocator
             if step == 1 or not (
-                isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+                isinstance(error, torch.OutOfMemoryError)
+                or "not enough memory" in str(error)
+                or "can't allocate" in str(error)
             ):
                 raise
             step = max(1, min(step, len(ids) - start) // 2)
@@ -118,7 +124,9 @@ def fisher_embeddings(model: nn.Module, ids: np.ndarray, draws: int, seed: int, 
             continue
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors of the failed pass
-    trunk, head, loss = (torch.cat(columns, dim=-2 if i < 2 else 0) for i, columns in enumerate(zip(*parts, strict=True)))
+    trunk, head, loss = (
+        torch.cat(columns, dim=-2 if i < 2 else 0) for i, columns in enumerate(zip(*parts, strict=True))
+    )
     return SequenceEmbeddings(trunk, head, loss, step)
 
 
@@ -155,8 +163,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _row_squares_of(model: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
-    """While it is open, every backward pass appends to each trunk module's list the mean squared weight gradients of its
-    rows, [n, O], as soon as the gradient of the module's output is known (it is then freed)."""
+    """While it is open, every backward pass appends to each trunk module's list the mean squared weight gradients of
+    its rows, [n, O], as soon as the gradient of the module's output is known (it is then freed)."""
     squares: dict[nn.Module, list[Tensor]] = {m: [] for m in trunk_modules(model).values()}
     grams: dict[tuple, Tensor] = {}  # by address of the inputs, which the graph keeps: shared by modules and draws
 

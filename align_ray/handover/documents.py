@@ -1,4 +1,5 @@
-"""The scores of a corpus' documents (Ray Data): read, cut into chunks, scored by a pool of actors, stored chunk by chunk.
+"""The scores of a corpus' documents (Ray Data): read, cut into chunks, scored by a pool of actors, stored chunk by
+chunk.
 
 A chunk that is stored is not scored again. The driver reads the scores without the texts, about 40 bytes a document.
 """
@@ -62,9 +63,9 @@ def target_keys(config: Config) -> np.ndarray:
 def score_corpus(study: Study, reference: ScoreTargets, corpus: Corpus) -> tuple[list[str], Counter, dict[str, Any]]:
     """Score every document of a corpus that the store does not have yet.
 
-    Returns the files of its chunks in the store, the counts of what was read (those of `documents`; `in_target`, left out
-    because a target holds the same text; `duplicate`, exact ones met by one task; `in_chunks`, the others) and the work:
-    documents `computed` in how many `chunks`, actor `seconds`, `wall_seconds`.
+    Returns the files of its chunks in the store, the counts of what was read (those of `documents`; `in_target`, left
+    out because a target holds the same text; `duplicate`, exact ones met by one task; `in_chunks`, the others) and the
+    work: documents `computed` in how many `chunks`, actor `seconds`, `wall_seconds`.
     """
     import ray
 
@@ -117,8 +118,9 @@ def score_corpus(study: Study, reference: ScoreTargets, corpus: Corpus) -> tuple
 
 
 def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.ndarray:
-    """Alignment of the target's held-out documents with it, float64 [m]: about TARGET_DOCUMENTS (or all it has), drawn by their
-    keys, odd ones alone, which are never embedded (see `sample_corpora`). Raises CorpusError below FEWEST_DOCUMENTS."""
+    """Alignment of the target's held-out documents with it, float64 [m]: about TARGET_DOCUMENTS (or all it has),
+    drawn by their keys, odd ones alone, which are never embedded (see `sample_corpora`). Raises CorpusError below
+    FEWEST_DOCUMENTS."""
     import ray
 
     config, store, tokenizer = study.config, study.store, study.tokenizer
@@ -144,13 +146,18 @@ def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.
 
 
 def read_scores(store: Store, files: list[str], target: int) -> tuple[Scored, Counter]:
-    """The scores in chunks, with the target in that place of the configuration, without their texts, one of each key; counted
-    are `no_tokens` (the tokenizer makes none of the text) and `non_finite`, left out."""
+    """The scores in chunks, with the target in that place of the configuration, without their texts, one of each
+    key; counted are `no_tokens` (the tokenizer makes none of the text) and `non_finite`, left out."""
     parts = [(np.zeros(0, "S16"), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32))]
     scores = ["key", "tokens", "alignment", "__fragment_index"]
     for batch in store.batches(files, scores) if files else ():
         parts.append(
-            (keys_of(batch), batch["tokens"].to_numpy(), aligned_with(batch, target), batch["__fragment_index"].to_numpy())
+            (
+                keys_of(batch),
+                batch["tokens"].to_numpy(),
+                aligned_with(batch, target),
+                batch["__fragment_index"].to_numpy(),
+            )
         )
     keys, tokens, alignment, file = (np.concatenate(column) for column in zip(*parts, strict=True))
     once = distinct(keys, np.nan_to_num(alignment, nan=-np.inf))

@@ -1,8 +1,9 @@
 """Hand a recipe to a trainer, in the trainer's own field names and units: one function a format.
 
-Every function gives the text of one file from the recipe and `data`, the folder that holds the trainer's copies of the corpora by
-name. Trainers that draw documents get shares of documents; those that draw sequences of a fixed length get shares of tokens. TRL
-and axolotl know no weights: they are given the materialised shards (align-ray materialise), whose rows have the proportions.
+Every function gives the text of one file from the recipe and `data`, the folder that holds the trainer's copies of the
+corpora by name. Trainers that draw documents get shares of documents; those that draw sequences of a fixed length get
+shares of tokens. TRL and axolotl know no weights: they are given the materialised shards (align-ray materialise), whose
+rows have the proportions.
 """
 
 import dataclasses
@@ -68,7 +69,8 @@ def megatron(recipe: dict[str, Any], data: str) -> str:
 
 
 def olmo(recipe: dict[str, Any], data: str) -> str:
-    """OLMo-core's SourceMixtureDatasetConfig; paths are globs of tokenised files. Rounded up, so that the budget can be met."""
+    """OLMo-core's SourceMixtureDatasetConfig; paths are globs of tokenised files. Rounded up, so that the budget can
+    be met."""
     sources = [
         {
             "source_name": n,
@@ -90,14 +92,17 @@ def levanter(recipe: dict[str, Any], data: str) -> str:
 
 def regmix(recipe: dict[str, Any], data: str) -> str:
     """RegMix's mixture file."""
-    return _yaml({"train": {n: float(w) for n, w in recipe["weights"].items()}, "valid": dict.fromkeys(recipe["targets"], 1.0)})
+    return _yaml(
+        {"train": {n: float(w) for n, w in recipe["weights"].items()}, "valid": dict.fromkeys(recipe["targets"], 1.0)}
+    )
 
 
 def doremi(recipe: dict[str, Any], data: str) -> str:
     """DoReMi's domain weights."""
     uniform = 1 / len(recipe["weights"])
     return json.dumps(
-        {"train_domain_weights": recipe["weights"], "eval_domain_weights": dict.fromkeys(recipe["weights"], uniform)}, indent=1
+        {"train_domain_weights": recipe["weights"], "eval_domain_weights": dict.fromkeys(recipe["weights"], uniform)},
+        indent=1,
     )
 
 

@@ -1,8 +1,8 @@
 """Write exactly the mixture: Parquet shards of documents for a token budget, by Ray Data.
 
-A document's place is decided by a keyed hash of its content, its corpus and its pass: the first epochs of a corpus take all its
-documents, a part of an epoch those with the smallest hashes. So the same recipe and seed give the same shards on any cluster,
-whatever the files' order and blocks.
+A document's place is decided by a keyed hash of its content, its corpus and its pass: the first epochs of a corpus take
+all its documents, a part of an epoch those with the smallest hashes. So the same recipe and seed give the same shards
+on any cluster, whatever the files' order and blocks.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, writ
 from align_ray.store import Store
 
 BINS = 2**14
-"""Bins of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS of each corpus, or
-one document."""
+"""Bins of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS
+of each corpus, or one document."""
 MOST_EPOCHS = 16
 """A corpus is not repeated more often: the gain of a repetition is gone long before (see `search.max_epochs`)."""
 
@@ -42,11 +42,12 @@ def materialise(
     seed: int,
     store: Store,
 ) -> dict[str, Any]:
-    """Write `part-NNNNN.parquet` (columns text, corpus, epoch, tokens) and manifest.json to the store; returns the manifest.
+    """Write `part-NNNNN.parquet` (columns text, corpus, epoch, tokens) and manifest.json to the store; returns the
+    manifest.
 
-    Rows are in random order, so that a trainer may read them as they come. Exact duplicates within a corpus are written as often as
-    they occur. Raises ConfigError where a corpus would be repeated more than MOST_EPOCHS times or the folder holds other shards,
-    CorpusError where a corpus changes while it is read.
+    Rows are in random order, so that a trainer may read them as they come. Exact duplicates within a corpus are written
+    as often as they occur. Raises ConfigError where a corpus would be repeated more than MOST_EPOCHS times or the
+    folder holds other shards, CorpusError where a corpus changes while it is read.
     """
     chosen = [c for c in corpora if weights.get(c.name, 0) > 0]
     settings = {"token_budget": budget, "weights": weights, "seed": seed, "tokenizer": located.digest}
@@ -109,7 +110,8 @@ def materialise(
     for name, wanted in due.items():
         if tokens[name] != wanted:
             raise CorpusError(
-                f"corpus '{name}' changed while it was read ({wanted} tokens counted, {tokens[name]} written); run it again."
+                f"corpus '{name}' changed while it was read ({wanted} tokens counted, {tokens[name]} written); run it "
+                "again."
             )
     manifest = {
         **head,
@@ -122,14 +124,9 @@ def materialise(
     return manifest
 
 
-
-
-
-
-
-
 def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict[str, Any]]:
-    """Tokens of every corpus by the hash of its documents, `bins` int64 [2, BINS]: in the first pass, and in a part of one."""
+    """Tokens of every corpus by the hash of its documents, `bins` int64 [2, BINS]: in the first pass, and in a part
+    of one."""
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
@@ -144,7 +141,8 @@ def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict
     for row in on_tasks(read_tasks(corpora), count).iter_rows():
         if row["vanished"]:
             raise CorpusError(
-                f"corpus '{row['name']}': {row['vanished']} parts of its files vanished while they were read; restore them and run "
+                f"corpus '{row['name']}': {row['vanished']} parts of its files vanished while they were read; restore "
+                "them and run "
                 "it again."
             )
         total[row["name"]]["bins"] += np.asarray(row["bins"]).reshape(2, BINS)

@@ -1,4 +1,5 @@
-"""The recipe: the recommended mixture with all a trainer must know to use it, as JSON (recipe.json in the output folder)."""
+"""The recipe: the recommended mixture with all a trainer must know to use it, as JSON (recipe.json in the output
+folder)."""
 
 import json
 from pathlib import Path
@@ -19,8 +20,8 @@ FORMAT = "align-ray recipe 1"
 def make_recipe(study: Study, found: Mixture, sample: Corpora) -> dict[str, Any]:
     """From the stored results of the search and embedding stages.
 
-    Weights are shares of tokens of the probe's tokenizer. `corpora[name]`: how to read it, its documents, tokens (estimated from
-    its bytes) and the epochs the budget takes of it.
+    Weights are shares of tokens of the probe's tokenizer. `corpora[name]`: how to read it, its documents, tokens
+    (estimated from its bytes) and the epochs the budget takes of it.
     """
     config = study.config
     best = found.mixtures["recommended"]
@@ -61,7 +62,8 @@ class _Counts(BaseModel):
 
 
 class _Recipe(BaseModel):
-    """What exporters rely on. Names become parts of paths, so that they are held to the pattern of the configuration."""
+    """What exporters rely on. Names become parts of paths, so that they are held to the pattern of the
+    configuration."""
 
     weights: dict[Name, NonNegativeFloat]
     corpora: dict[Name, _Counts]
@@ -93,7 +95,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "weights"
         raise ConfigError(
-            f"{path}: field {field!r} of the recipe is wrong ({first['msg']}); make the recipe anew with align-ray search."
+            f"{path}: field {field!r} of the recipe is wrong ({first['msg']}); make the recipe anew with align-ray "
+            "search."
         ) from None
     return recipe
 
@@ -103,7 +106,8 @@ def check_tokenizer(recipe: dict[str, Any], model: str, force: bool) -> None:
     if force or vocabulary_digest(load_tokenizer(locate_probe(ProbeName(model)))) == recipe["tokenizer"]["vocabulary"]:
         return
     raise ConfigError(
-        f"--tokenizer {model}: the recipe's weights are shares of tokens of '{recipe['tokenizer']['model']}', which has another "
+        f"--tokenizer {model}: the recipe's weights are shares of tokens of '{recipe['tokenizer']['model']}', which "
+        "has another "
         "vocabulary; run the study with this tokenizer as the probe, or add --force to use the weights as they are."
     )
 

@@ -1,15 +1,16 @@
 """Choose documents of a corpus by their alignment with a target, as Parquet shards (`align-ray select`).
 
-Every document is scored by its first T tokens (`embedding/scores.py`, `documents.py`); another amount, method or target of the
-same study computes no score again. Then `rule.py` says which documents are taken, and Ray Data writes them.
+Every document is scored by its first T tokens (`embedding/scores.py`, `documents.py`); another amount, method or target
+of the same study computes no score again. Then `rule.py` says which documents are taken, and Ray Data writes them.
 
 - `top`: the highest scores. It collapses on what resembles the target's average most, near-duplicates of one good page
   included.
 - `gumbel`: a selection whose scores are distributed as those of the target's own documents (see `rule.py`).
 
-The target's own documents are its held-out half: none of them is in the embeddings that scores are taken against, otherwise
-they would score too high. They are read as documents and scored as the corpus' are, each by its first T tokens; the stored
-held-out sequences would not do, since `pack` fills them with several documents and the score depends on the number of tokens.
+The target's own documents are its held-out half: none of them is in the embeddings that scores are taken against,
+otherwise they would score too high. They are read as documents and scored as the corpus' are, each by its first T
+tokens; the stored held-out sequences would not do, since `pack` fills them with several documents and the score depends
+on the number of tokens.
 """
 
 import dataclasses
@@ -45,8 +46,9 @@ SELECTED = pa.schema({**COLUMNS, "tokens": pa.int64(), "key": pa.string()})
 def write_selection(
     store: Store, files: list[str], target: int, keys: np.ndarray, tokens: np.ndarray, out: Store
 ) -> list[dict[str, Any]]:
-    """Write the documents with these keys (S16 [k], `tokens` each), all of them in `files`, to part-NNNNN.parquet in this
-    order: columns text, alignment (with the target in that place), tokens, key. Returns the manifest's list of shards."""
+    """Write the documents with these keys (S16 [k], `tokens` each), all of them in `files`, to part-NNNNN.parquet in
+    this order: columns text, alignment (with the target in that place), tokens, key. Returns the manifest's list of
+    shards."""
     import ray
 
     shards = max(1, round(tokens.sum() / SHARD_TOKENS))
@@ -78,7 +80,9 @@ def write_selection(
         ordered = group.sort_by([("rank", "ascending"), ("alignment", "descending")])
         first = np.diff(ordered["rank"].to_numpy(), prepend=-1) > 0  # the same text may be in two chunks
         return write_shard(
-            Store(folder), int(group["shard"][0].as_py()), ordered.filter(pa.array(first)).drop_columns(["shard", "rank"])
+            Store(folder),
+            int(group["shard"][0].as_py()),
+            ordered.filter(pa.array(first)).drop_columns(["shard", "rank"]),
         )
 
     tasks = [{"files": json.dumps(files[i : i + FILES_PER_TASK])} for i in range(0, len(files), FILES_PER_TASK)]
@@ -107,12 +111,12 @@ def select(
 ) -> dict[str, Any]:
     """Write the documents of `corpus` most aligned with `target` to `out` by one of METHODS: shards and manifest.json.
 
-    Returns the manifest: `settings`, all that determines the selection; `counts` of the documents read, of those left out by
-    reason and `scored`, what remains, distinct; `available` and `selected`, documents and tokens; `alignment`, means `before`
-    and `after` and the `lowest` taken; `threshold`, the priority of the last one taken; for `gumbel` also `match`, the
-    Kolmogorov-Smirnov distance of the scores before and after to the target's; `notes`; `files`. Beside it `work` and
-    `examples`, the most and least aligned documents scored, `taken` or not. Raises ConfigError for a folder that is in use,
-    ProbeError without a finite score.
+    Returns the manifest: `settings`, all that determines the selection; `counts` of the documents read, of those left
+    out by reason and `scored`, what remains, distinct; `available` and `selected`, documents and tokens; `alignment`,
+    means `before` and `after` and the `lowest` taken; `threshold`, the priority of the last one taken; for `gumbel`
+    also `match`, the Kolmogorov-Smirnov distance of the scores before and after to the target's; `notes`; `files`.
+    Beside it `work` and `examples`, the most and least aligned documents scored, `taken` or not. Raises ConfigError for
+    a folder that is in use, ProbeError without a finite score.
     """
     config, store = study.config, study.store
     reference = score_targets(study, evidence)
@@ -163,7 +167,11 @@ def select(
         },
         "available": {"documents": n, "tokens": int(scored.tokens.sum())},
         "selected": {"documents": len(taken), "tokens": int(scored.tokens[taken].sum())},
-        "alignment": {"before": float(scored.alignment.mean()), "after": float(after.mean()), "lowest": float(after.min())},
+        "alignment": {
+            "before": float(scored.alignment.mean()),
+            "after": float(after.mean()),
+            "lowest": float(after.min()),
+        },
         "threshold": float(priority[len(taken) - 1]),
         "match": match,
         "notes": _notes(amount, corpus, n, int(scored.tokens.sum()), match),
@@ -178,11 +186,13 @@ def _notes(amount: Amount, corpus: Corpus, documents: int, tokens: int, match: d
     held = {"documents": documents, "tokens": tokens, "fraction": 1}[amount.unit]
     if amount.value > held:
         lines.append(
-            f"corpus '{corpus.name}' holds {held:,} {amount.unit}, fewer than the {amount.value:,.0f} asked for: all are taken"
+            f"corpus '{corpus.name}' holds {held:,} {amount.unit}, fewer than the {amount.value:,.0f} asked for: all "
+            "are taken"
         )
     if match and match["after"] > FAR:
         lines.append(
-            f"the selection's scores are {match['after']:.2f} from the target's (Kolmogorov-Smirnov): '{corpus.name}' has too "
+            f"the selection's scores are {match['after']:.2f} from the target's (Kolmogorov-Smirnov): '{corpus.name}' "
+            "has too "
             "few documents like the target's for this amount"
         )
     return lines
@@ -197,6 +207,8 @@ def _examples(store: Store, files: list[str], scored: Scored, taken: np.ndarray)
         return table["text"][table["key"].to_pylist().index(bytes(scored.keys[i]).ljust(16, b"\0"))].as_py()
 
     def shown(places: np.ndarray) -> list[dict[str, Any]]:
-        return [{"text": text(i), "alignment": float(scored.alignment[i]), "taken": i in chosen} for i in places.tolist()]
+        return [
+            {"text": text(i), "alignment": float(scored.alignment[i]), "taken": i in chosen} for i in places.tolist()
+        ]
 
     return {"most": shown(order[:EXAMPLES]), "least": shown(order[::-1][:EXAMPLES])}

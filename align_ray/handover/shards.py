@@ -17,7 +17,9 @@ def check_free(out: Store, settings: dict[str, Any]) -> None:
     manifest = out.find_json("manifest.json")
     held = manifest.get("settings", manifest) if isinstance(manifest, dict) else {}
     if any(name.startswith("part-") for name in out.names("")) and {k: held.get(k) for k in settings} != settings:
-        raise ConfigError(f"--out {out.uri}: the folder holds shards of something else; name another folder or empty it.")
+        raise ConfigError(
+            f"--out {out.uri}: the folder holds shards of something else; name another folder or empty it."
+        )
 
 
 def write_shard(store: Store, shard: int, table: pa.Table) -> dict[str, list]:

@@ -1,7 +1,7 @@
 """The most expensive objective, real loss: proxies are trained on mixtures.
 
-`tune`: Optuna proposes, every trial is a Ray Train run, ASHA stops the bad ones early. `swarm`: all mixtures are designed
-beforehand, and a surrogate of the loss is optimised under the same constraints.
+`tune`: Optuna proposes, every trial is a Ray Train run, ASHA stops the bad ones early. `swarm`: all mixtures are
+designed beforehand, and a surrogate of the loss is optimised under the same constraints.
 """
 
 from typing import Any
@@ -19,7 +19,15 @@ from align_ray.progress import steps
 from align_ray.runtime import capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, experiment
-from align_ray.training.jobs import common_inputs, driver_resources, job_counter, job_key, runs_at_once, scaling, train_jobs
+from align_ray.training.jobs import (
+    common_inputs,
+    driver_resources,
+    job_counter,
+    job_key,
+    runs_at_once,
+    scaling,
+    train_jobs,
+)
 from align_ray.training.loop import train_model
 from align_ray.training.rows import (
     heldout_sequences,
@@ -44,9 +52,10 @@ def combined(config: Config, losses: dict[str, float]) -> float:
 def tune_loss(
     study: Study, tokens: dict[str, int], constraints: Constraints, starts: list[np.ndarray], storage: str
 ) -> list[dict[str, Any]]:
-    """Ray Train inside Ray Tune; resumes, and a proxy trained to its end is kept in the store. Returns the trials that reached the
-    last rung, best first: `weights`, `loss` (`combined`, nats per token on the validation half of the held-out sequences), `losses`
-    by target. Raises RuntimeError where Ray gives one up, CapReached where `cost.max_cost` is used up."""
+    """Ray Train inside Ray Tune; resumes, and a proxy trained to its end is kept in the store. Returns the trials
+    that reached the last rung, best first: `weights`, `loss` (`combined`, nats per token on the validation half of
+    the held-out sequences), `losses` by target. Raises RuntimeError where Ray gives one up, CapReached where
+    `cost.max_cost` is used up."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -58,7 +67,13 @@ def tune_loss(
     heldout = {t: validation_half(rows) for t, rows in heldout_sequences(study).items()}
     fixed, unique = common_inputs(study, heldout), unique_sequences(config, tokens, config.search.proxy_tokens)
     share = scaling(config, room.use_gpu)
-    settings = {**config.finetune.model_dump(), "located": located, "targets": heldout, "store": store, "config": config}
+    settings = {
+        **config.finetune.model_dump(),
+        "located": located,
+        "targets": heldout,
+        "store": store,
+        "config": config,
+    }
 
     def trial(point: dict[str, float]) -> None:
         weights = from_unit_cube(np.array([point[n] for n in names]), constraints)
@@ -81,7 +96,12 @@ def tune_loss(
             ),
         ).fit()
 
-    inputs = [located.digest, {t: r.tolist() for t, r in heldout.items()}, constraints.lower.tolist(), constraints.upper.tolist()]
+    inputs = [
+        located.digest,
+        {t: r.tolist() for t, r in heldout.items()},
+        constraints.lower.tolist(),
+        constraints.upper.tolist(),
+    ]
     what = config.model_dump(mode="json", include={"search", "finetune", "seed"})
     points = [dict(zip(names, to_unit_cube(nearest(w, constraints)).tolist(), strict=True)) for w in starts]
     tuner = experiment(
@@ -160,9 +180,12 @@ def swarm_mixtures(constraints: Constraints, count: int, seed: int) -> np.ndarra
     return np.stack([*rows, *(from_unit_cube(u, constraints) for u in points)])[:count]
 
 
-def run_swarm(study: Study, tokens: dict[str, int], constraints: Constraints) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by target,
-    losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit` reads."""
+def run_swarm(
+    study: Study, tokens: dict[str, int], constraints: Constraints
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by
+    target, losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit`
+    reads."""
     config = study.config
     weights = swarm_mixtures(constraints, config.search.trials, config.seed)
     named = [dict(zip(constraints.names, w.tolist(), strict=True)) for w in weights]
@@ -175,15 +198,3 @@ def run_swarm(study: Study, tokens: dict[str, int], constraints: Constraints) ->
         write_csv(pa.table({"run": range(len(weights)), **columns}), sink)
         study.store.write_bytes(f"{file}.csv", sink.getvalue().to_pybytes())
     return weights, losses
-
-
-
-
-
-
-
-
-
-
-
-

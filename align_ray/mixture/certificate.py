@@ -1,8 +1,9 @@
 """What is known of a mixture that a solver calls the best: how far from it the best can be, and what each bound costs.
 
-At w the objective A is replaced by its tangent, the least of the targets' tangents for the worst target, while the prior's
-penalty is kept as it is. The best of that over all feasible mixtures is above the best F for a concave A. The penalty has a closed
-form there; its own tangent has none where a weight is zero, since the slope of x log x is infinite at 0.
+At w the objective A is replaced by its tangent, the least of the targets' tangents for the worst target, while the
+prior's penalty is kept as it is. The best of that over all feasible mixtures is above the best F for a concave A. The
+penalty has a closed form there; its own tangent has none where a weight is zero, since the slope of x log x is infinite
+at 0.
 """
 
 import dataclasses
@@ -29,13 +30,18 @@ class Certificate:
     """[K] loss of F per unit of a lower bound, at least 0."""
 
 
-def certify(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints, strength: float) -> Certificate:
-    """The certificate of the mixture w [K], float64, under the bounds (`constraints.most` aside) and the penalty strength * KL(w, prior).
+def certify(
+    values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints, strength: float
+) -> Certificate:
+    """The certificate of the mixture w [K], float64, under the bounds (`constraints.most` aside) and the penalty
+    strength * KL(w, prior).
 
     `values` [n] and `slopes` [n, K] at w: of one objective, or of every target where the worst is the goal.
     """
     if only_mixture(constraints) is not None:
-        return _of_the_only_one(slopes[int(np.argmin(values))] - strength * _penalty_slope(w, constraints), w, constraints)
+        return _of_the_only_one(
+            slopes[int(np.argmin(values))] - strength * _penalty_slope(w, constraints), w, constraints
+        )
     if strength == 0:
         return _by_linear_programme(values, slopes, w, constraints)
     share = _shares(values, slopes, w, constraints, strength)
@@ -45,7 +51,9 @@ def certify(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: 
     return Certificate(max(0.0, float(gap)), *_prices(slope, level, level, w, constraints))
 
 
-def _by_linear_programme(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints) -> Certificate:
+def _by_linear_programme(
+    values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints
+) -> Certificate:
     """max t with t <= A_m + g_m (v - w) over feasible v; the prices are its multipliers."""
     k = len(w)
     found = linprog(
@@ -63,7 +71,8 @@ def _by_linear_programme(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, 
 
 
 def _of_the_only_one(slope: np.ndarray, w: np.ndarray, constraints: Constraints) -> Certificate:
-    """Nothing else is feasible. A bound that moves lets weight go to or from the corpus that its own bounds let move."""
+    """Nothing else is feasible. A bound that moves lets weight go to or from the corpus that its own bounds let
+    move."""
     movable = constraints.upper > constraints.lower
     if not movable.any():
         return Certificate(0.0, np.zeros(len(w)), np.zeros(len(w)))
@@ -73,13 +82,16 @@ def _of_the_only_one(slope: np.ndarray, w: np.ndarray, constraints: Constraints)
 def _prices(
     slope: np.ndarray, least: float, most: float, w: np.ndarray, constraints: Constraints
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`shadow` and `price` [K] from F's slope [K] and what a unit of weight is worth elsewhere: given up, and gained."""
+    """`shadow` and `price` [K] from F's slope [K] and what a unit of weight is worth elsewhere: given up, and
+    gained."""
     binds, held = w > constraints.upper - BINDS, (w < constraints.lower + BINDS) & (constraints.lower > 0)
     shadow, price = np.where(binds & (w > 0), slope - least, 0.0), np.where(held, most - slope, 0.0)
     return np.maximum(shadow, 0), np.maximum(price, 0)
 
 
-def _shares(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints, strength: float) -> np.ndarray:
+def _shares(
+    values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: Constraints, strength: float
+) -> np.ndarray:
     """Weights [n] of the tangents, sum 1, at which their sum bounds F most tightly; any bound it."""
     n = len(values)
     if n == 1:
@@ -92,14 +104,21 @@ def _shares(values: np.ndarray, slopes: np.ndarray, w: np.ndarray, constraints: 
 
     one = {"type": "eq", "fun": lambda share: share.sum() - 1, "jac": np.ones_like}
     found = minimize(
-        bound, np.full(n, 1 / n), jac=True, method="SLSQP", bounds=[(0, 1)] * n, constraints=[one], options={"ftol": 1e-15}
+        bound,
+        np.full(n, 1 / n),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * n,
+        constraints=[one],
+        options={"ftol": 1e-15},
     )
     share = np.clip(found.x, 0, None)
     return share / share.sum()
 
 
 def _best_of_tangent(slope: np.ndarray, constraints: Constraints, strength: float) -> tuple[float, float]:
-    """The largest slope @ v - strength * KL(v, prior) of a feasible v, by its dual, and the multiplier of the sum of weights.
+    """The largest slope @ v - strength * KL(v, prior) of a feasible v, by its dual, and the multiplier of the sum of
+    weights.
 
     The dual bounds it whatever the multiplier; so rounding can only make it larger.
     """

@@ -21,8 +21,9 @@ def check_mixtures(
 ) -> dict[str, dict[str, Any]]:
     """Draw sequences in each mixture's proportions, batch them together, embed them, and compare with the prediction.
 
-    Independent text of the same kind: the prediction is from the first half of every corpus' batches, the mixture is drawn from the
-    sequences of the second half. By mixture and target: predicted and measured pooled alignment with intervals.
+    Independent text of the same kind: the prediction is from the first half of every corpus' batches, the mixture is
+    drawn from the sequences of the second half. By mixture and target: predicted and measured pooled alignment with
+    intervals.
     """
     config, rows_of = study.config, evidence.rows
     size, halves = config.sampling.batch_size, {n: len(evidence.batches[n]) // 2 for n in constraints.names}

@@ -1,8 +1,9 @@
-"""Which corpora, where a mixture may have only so many (`search.max_corpora`): every choice while there are few, else exchanges.
+"""Which corpora, where a mixture may have only so many (`search.max_corpora`): every choice while there are few, else
+exchanges.
 
-A choice of corpora is a face of the set of mixtures, and within a face the problem is an ordinary one. Which face is best is
-combinatorial: no condition at one mixture tells. So each is solved, or, where they are too many, the best of what single
-exchanges lead to is taken.
+A choice of corpora is a face of the set of mixtures, and within a face the problem is an ordinary one. Which face is
+best is combinatorial: no condition at one mixture tells. So each is solved, or, where they are too many, the best of
+what single exchanges lead to is taken.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,9 +39,12 @@ def every_choice(face: Face, constraints: Constraints) -> Solved:
     return max((face(kept, None) for kept in choices if _fills(kept, constraints)), key=lambda found: found[0])
 
 
-def exchanged(face: Face, constraints: Constraints, found: Solved, guess: Callable[[np.ndarray], np.ndarray], tries: int | None) -> Solved:
-    """From a mixture of a choice: the first exchange of one corpus for another (or addition, where there is room) that is better is
-    made, until none is. `guess` [n, K] to [n] is F, by which exchanges are ordered; at most `tries` a round are solved."""
+def exchanged(
+    face: Face, constraints: Constraints, found: Solved, guess: Callable[[np.ndarray], np.ndarray], tries: int | None
+) -> Solved:
+    """From a mixture of a choice: the first exchange of one corpus for another (or addition, where there is room)
+    that is better is made, until none is. `guess` [n, K] to [n] is F, by which exchanges are ordered; at most
+    `tries` a round are solved."""
     value, w = found
     while True:
         moves = list(_moves(w, constraints))

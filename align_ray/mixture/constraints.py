@@ -1,4 +1,5 @@
-"""What a mixture must keep to: the simplex with a lower and an upper bound for every corpus, a prior, a number of corpora.
+"""What a mixture must keep to: the simplex with a lower and an upper bound for every corpus, a prior, a number of
+corpora.
 
 Weights are shares of tokens. A corpus may be repeated `max_epochs` times within the token budget, so that
 w_k <= max_epochs * tokens_k / token_budget (method A.5).
@@ -39,7 +40,8 @@ def constraints_of(search: Search, tokens: dict[str, int]) -> Constraints:
     caps = per_token * available
     if caps.sum() < 1 - TINY:
         raise ConfigError(
-            f"field 'search.token_budget' is {search.token_budget}, but the candidates hold {int(available.sum())} tokens, "
+            f"field 'search.token_budget' is {search.token_budget}, but the candidates hold {int(available.sum())} "
+            "tokens, "
             f"{int(search.max_epochs * available.sum())} at max_epochs={search.max_epochs:g}; lower the budget, raise "
             "'search.max_epochs' or add corpora."
         )
@@ -48,7 +50,8 @@ def constraints_of(search: Search, tokens: dict[str, int]) -> Constraints:
     for name, low, cap in zip(names, lower, caps, strict=True):
         if low > cap + TINY:
             raise ConfigError(
-                f"field 'search.weights.{name}' asks for at least {low:g}, but at max_epochs={search.max_epochs:g} the corpus "
+                f"field 'search.weights.{name}' asks for at least {low:g}, but at max_epochs={search.max_epochs:g} "
+                "the corpus "
                 f"fills {cap:.4g} of the token budget; lower the weight or raise 'search.max_epochs'."
             )
     upper = np.minimum(np.minimum(wanted, caps), 1.0)
@@ -64,10 +67,12 @@ def constraints_of(search: Search, tokens: dict[str, int]) -> Constraints:
     most = search.max_corpora
     forced = lower > 0
     if most is not None and (
-        forced.sum() > most or upper[forced].sum() + np.sort(upper[~forced])[::-1][: most - forced.sum()].sum() < 1 - TINY
+        forced.sum() > most
+        or upper[forced].sum() + np.sort(upper[~forced])[::-1][: most - forced.sum()].sum() < 1 - TINY
     ):
         raise ConfigError(
-            f"field 'search.max_corpora' is {most}, but so few corpora cannot fill the budget within the other constraints; "
+            f"field 'search.max_corpora' is {most}, but so few corpora cannot fill the budget within the other "
+            "constraints; "
             "raise it."
         )
     return Constraints(names, lower, upper, caps, _prior(search, names, available), most, per_token)
@@ -99,8 +104,8 @@ def log_ratio(constraints: Constraints, w: np.ndarray) -> np.ndarray:
 
 
 def support(w: np.ndarray, constraints: Constraints) -> np.ndarray:
-    """The corpora to keep, bool [K], at most `constraints.most`: those with a lower bound, then those with most weight, as long as the
-    caps of what is kept can fill the budget."""
+    """The corpora to keep, bool [K], at most `constraints.most`: those with a lower bound, then those with most
+    weight, as long as the caps of what is kept can fill the budget."""
     kept = constraints.lower > 0
     while (slots := (constraints.most or len(w)) - int(kept.sum())) > 0 and not kept.all():
         for i in (i for i in np.argsort(-w, kind="stable") if not kept[i] and constraints.upper[i] > 0):
@@ -115,12 +120,14 @@ def support(w: np.ndarray, constraints: Constraints) -> np.ndarray:
 
 def restricted(constraints: Constraints, kept: np.ndarray) -> Constraints:
     """The corpora that are not kept, bool [K], get no weight."""
-    return dataclasses.replace(constraints, upper=np.where(kept, constraints.upper, 0.0), lower=np.where(kept, constraints.lower, 0.0))
+    return dataclasses.replace(
+        constraints, upper=np.where(kept, constraints.upper, 0.0), lower=np.where(kept, constraints.lower, 0.0)
+    )
 
 
 def only_mixture(constraints: Constraints) -> np.ndarray | None:
-    """The mixture [K] where the bounds, `most` aside, leave one alone; else None. Neither a descent nor a linear programme is
-    sure of a solution there: by the rounding of a sum it may seem to have none."""
+    """The mixture [K] where the bounds, `most` aside, leave one alone; else None. Neither a descent nor a linear
+    programme is sure of a solution there: by the rounding of a sum it may seem to have none."""
     free = constraints.upper > constraints.lower
     if constraints.lower.sum() >= 1 - TINY:
         return filled(constraints.lower, constraints)
@@ -130,8 +137,8 @@ def only_mixture(constraints: Constraints) -> np.ndarray | None:
 
 
 def nearest(w: np.ndarray, constraints: Constraints) -> np.ndarray:
-    """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] -> [K]; of the
-    corpora of `support` where their number is limited."""
+    """The feasible weights clip(s * w, lower, upper), s such that they sum to 1: closest to w >= 0 in KL, [K] ->
+    [K]; of the corpora of `support` where their number is limited."""
     w = np.maximum(np.asarray(w, np.float64), 1e-12)
     if constraints.most is not None and (constraints.upper > 0).sum() > constraints.most:
         constraints = restricted(constraints, support(w, constraints))
@@ -148,8 +155,8 @@ def nearest(w: np.ndarray, constraints: Constraints) -> np.ndarray:
 
 
 def filled(w: np.ndarray, constraints: Constraints) -> np.ndarray:
-    """Weights [K] within the bounds that sum to 1 but for rounding, with what is missing shared out among those above their lower
-    bounds: a quotient by the sum would leave the bounds in the last digit."""
+    """Weights [K] within the bounds that sum to 1 but for rounding, with what is missing shared out among those
+    above their lower bounds: a quotient by the sum would leave the bounds in the last digit."""
     missing = 1 - w.sum()
     room = np.where(w > constraints.lower, constraints.upper - w if missing > 0 else w - constraints.lower, 0.0)
     if room.sum() > 0:
@@ -160,8 +167,8 @@ def filled(w: np.ndarray, constraints: Constraints) -> np.ndarray:
 def from_unit_cube(u: np.ndarray, constraints: Constraints) -> np.ndarray:
     """Weights from a point u of the open unit cube, [K] -> [K]: every point gives a feasible mixture.
 
-    -log u, normalised, of a uniform u is uniform on the simplex (gamma parametrisation of Dirichlet(1)); `nearest` makes it
-    feasible.
+    -log u, normalised, of a uniform u is uniform on the simplex (gamma parametrisation of Dirichlet(1)); `nearest`
+    makes it feasible.
     """
     raw = -np.log(np.clip(u, 1e-9, 1 - 1e-9))
     return nearest(raw / raw.sum(), constraints)
@@ -170,5 +177,3 @@ def from_unit_cube(u: np.ndarray, constraints: Constraints) -> np.ndarray:
 def to_unit_cube(w: np.ndarray) -> np.ndarray:
     """A point u with from_unit_cube(u) = w (feasible w)."""
     return np.exp(-np.clip(w, 1e-6, None))
-
-

@@ -1,4 +1,5 @@
-"""The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to compare with."""
+"""The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to
+compare with."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,12 +17,15 @@ from align_ray.mixture.solver import Goal, Optimum, pareto_front
 
 
 def comparison_mixtures(goal: Goal, constraints: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
-    """What a mixture is compared with. `uniform`, `proportional` and `best_single` ignore the constraints (a corpus may then be
-    repeated more often); `unimax` and `bad`, around the worst corpus, keep to the caps and to the number of corpora."""
+    """What a mixture is compared with. `uniform`, `proportional` and `best_single` ignore the constraints (a corpus
+    may then be repeated more often); `unimax` and `bad`, around the worst corpus, keep to the caps and to the number
+    of corpora."""
     k = len(constraints.names)
     available = np.array(list(tokens.values()), dtype=np.float64)
     single = goal.values(np.eye(k))
-    capped = dataclasses.replace(unconstrained(constraints), upper=np.minimum(constraints.caps, 1.0), most=constraints.most)
+    capped = dataclasses.replace(
+        unconstrained(constraints), upper=np.minimum(constraints.caps, 1.0), most=constraints.most
+    )
     largest, worst = (restricted(capped, support(by, capped)) for by in (capped.upper, -single))
     return {
         "uniform": np.full(k, 1 / k),
@@ -48,7 +52,11 @@ def describe(
             "weights": dict(zip(constraints.names, w.tolist(), strict=True)),
             "value": float(goal.values(w[None])[0]),
             "alignment": mixture_alignment(
-                w, [rows[n] for n in constraints.names], [rows[t.name] for t in config.targets], share, config.embedding.epsilon
+                w,
+                [rows[n] for n in constraints.names],
+                [rows[t.name] for t in config.targets],
+                share,
+                config.embedding.epsilon,
             ),
             "epochs": dict(zip(constraints.names, (w * config.search.token_budget / available).tolist(), strict=True)),
         }
@@ -57,10 +65,14 @@ def describe(
 
 
 def mixture_alignment(
-    w: np.ndarray, batches: list[np.ndarray], targets: list[np.ndarray], share: np.ndarray, absolute: float | None = None
+    w: np.ndarray,
+    batches: list[np.ndarray],
+    targets: list[np.ndarray],
+    share: np.ndarray,
+    absolute: float | None = None,
 ) -> dict[str, float]:
-    """The mixture's pooled alignment 1 - d(f(w), f_T), mean over targets by `share`, w held fixed. `absolute`: epsilon of the
-    distance, default relative.
+    """The mixture's pooled alignment 1 - d(f(w), f_T), mean over targets by `share`, w held fixed. `absolute`: epsilon
+    of the distance, default relative.
 
     Noise of the pooled means makes d too large; the jackknife over the batches of every corpus and target, on the scale
     v = d / (1 - d), removes that and gives the interval (see `alignment.pooled_alignment`).
@@ -76,7 +88,9 @@ def mixture_alignment(
     groups = []
     for k in present:
         mean, n = batches[k].mean(0, dtype=np.float64), len(batches[k])
-        groups.append([v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)] if n > 1 else [])
+        groups.append(
+            [v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)] if n > 1 else []
+        )
     for m, target in enumerate(targets):
         n = len(target)
         groups.append([v(pooled, (m, goals[m] + (goals[m] - row) / (n - 1))) for row in target.astype(np.float64)])
@@ -90,10 +104,9 @@ def mixture_alignment(
     return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
 
 
-
-
 def weight_table(constraints: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
-    """By corpus: the optimum's weight with its interval, what bounds it, and the gain per million more unique tokens."""
+    """By corpus: the optimum's weight with its interval, what bounds it, and the gain per million more unique
+    tokens."""
     result = {}
     for k, name in enumerate(constraints.names):
         w = optimum.weights[k]
@@ -106,8 +119,12 @@ def weight_table(constraints: Constraints, optimum: Optimum, noise: dict[str, An
             "low": float(noise["low"][k]),
             "high": float(noise["high"][k]),
             "binds": binds,
-            "gain_per_million_tokens": float(optimum.shadow[k] * constraints.per_token * 1e6) if binds == "repetition" else 0.0,
-            "price_of_bound": float(optimum.shadow[k] if binds == "upper" else optimum.price[k] if binds == "lower" else 0.0),
+            "gain_per_million_tokens": float(optimum.shadow[k] * constraints.per_token * 1e6)
+            if binds == "repetition"
+            else 0.0,
+            "price_of_bound": float(
+                optimum.shadow[k] if binds == "upper" else optimum.price[k] if binds == "lower" else 0.0
+            ),
         }
     return result
 
@@ -137,7 +154,8 @@ def mixture_warnings(
     lines = []
     if config.search.max_epochs > 4:
         lines.append(
-            f"search.max_epochs is {config.search.max_epochs:g}: beyond about 4 epochs repeated text is worth less and less."
+            f"search.max_epochs is {config.search.max_epochs:g}: beyond about 4 epochs repeated text is worth less "
+            "and less."
         )
     if noise["lead"] and noise["lead"]["low"] <= 0:
         lines.append(
@@ -146,9 +164,15 @@ def mixture_warnings(
         )
     for name, gain in ((n, s) for n, s in zip(constraints.names, optimum.shadow, strict=True) if s > 0):
         k = constraints.names.index(name)
-        if constraints.caps[k] <= constraints.upper[k] + 1e-12 and constraints.caps[k] < 1 and optimum.weights[k] > constraints.upper[k] - 1e-6:
+        if (
+            constraints.caps[k] <= constraints.upper[k] + 1e-12
+            and constraints.caps[k] < 1
+            and optimum.weights[k] > constraints.upper[k] - 1e-6
+        ):
             lines.append(
-                f"Repetition limits {name} to {constraints.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} more unique "
-                f"tokens of it would raise the objective by {gain * constraints.per_token * (tokens[name] // 10 + 1):.4f}."
+                f"Repetition limits {name} to {constraints.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} "
+                "more unique "
+                f"tokens of it would raise the objective by "
+                f"{gain * constraints.per_token * (tokens[name] // 10 + 1):.4f}."
             )
     return lines

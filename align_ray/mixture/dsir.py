@@ -1,5 +1,5 @@
-"""The mixture that DSIR would choose (Data Selection via Importance Resampling, arXiv 2302.03169): the share of every candidate
-among the texts that n-gram importance resampling takes of their pool."""
+"""The mixture that DSIR would choose (Data Selection via Importance Resampling, arXiv 2302.03169): the share of
+every candidate among the texts that n-gram importance resampling takes of their pool."""
 
 import numpy as np
 

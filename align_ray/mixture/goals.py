@@ -53,7 +53,10 @@ def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
         goals = []
         for t in config.targets:
             of_target = resample_weights(len(rows[t.name]), rng)
-            scores = [resample_weights(len(rows[c.name]), rng) @ aligned[c.name, t.name] @ of_target for c in config.candidates]
+            scores = [
+                resample_weights(len(rows[c.name]), rng) @ aligned[c.name, t.name] @ of_target
+                for c in config.candidates
+            ]
             goals.append(linear_objective(np.array(scores)))
         return Goal(goals, target_weights(config))
 
@@ -61,7 +64,8 @@ def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
 
 
 def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabulary: int) -> Builder:
-    """Minus the targets' cross-entropy under the mixture of the candidates' unigram models; batches: token ids [n, B, T]."""
+    """Minus the targets' cross-entropy under the mixture of the candidates' unigram models; batches: token ids [n,
+    B, T]."""
     background = background_distribution([batches[c.name] for c in config.candidates], vocabulary)
     counts = {
         name: np.stack([np.bincount(b[b >= 0], minlength=vocabulary) for b in rows]).astype(np.float32)
@@ -72,14 +76,16 @@ def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabu
     def build(rng: np.random.Generator | None) -> Goal:
         totals = {name: len(c) * resampled_mean(c, rng) for name, c in counts.items()}
         models = [discounted_distribution(totals[c.name], background, discounts[c.name]) for c in config.candidates]
-        return Goal([log_mixture_objective(np.stack(models), totals[t.name]) for t in config.targets], target_weights(config))
+        return Goal(
+            [log_mixture_objective(np.stack(models), totals[t.name]) for t in config.targets], target_weights(config)
+        )
 
     return build
 
 
 def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder:
-    """MixMin (Thudi et al. 2025): minus the cross-entropy of held-out tokens under the mixture of the candidates' fine-tuned
-    models; `probabilities` by target: float32 [K, m, T - 1], of every token of m held-out sequences."""
+    """MixMin (Thudi et al. 2025): minus the cross-entropy of held-out tokens under the mixture of the candidates'
+    fine-tuned models; `probabilities` by target: float32 [K, m, T - 1], of every token of m held-out sequences."""
 
     def build(rng: np.random.Generator | None) -> Goal:
         objectives: list[Objective] = []
@@ -100,7 +106,9 @@ def resample_weights(n: int, rng: np.random.Generator | None) -> np.ndarray:
 def resampled_mean(rows: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """Mean of the rows [n, D], or of as many drawn with replacement, float64 [D]."""
     return (
-        rows.mean(0, dtype=np.float64) if rng is None else (resample_weights(len(rows), rng).astype(np.float32) @ rows).astype(np.float64)
+        rows.mean(0, dtype=np.float64)
+        if rng is None
+        else (resample_weights(len(rows), rng).astype(np.float32) @ rows).astype(np.float64)
     )
 
 

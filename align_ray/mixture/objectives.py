@@ -1,8 +1,9 @@
 """What a mixture is worth to a target: functions of the mixture weights, higher is better, with exact gradients.
 
 Fisher embeddings are additive, so a mixture's is f(w) = sum_k w_k f_k, w in tokens (method A.2); so are unigram
-distributions and, in the sense of MixMin, the predictions of models fine-tuned on one corpus each. Pool, then compare: none
-of these needs a pass over any model. `linear` alone compares first and then pools; its best mixture is always one corpus.
+distributions and, in the sense of MixMin, the predictions of models fine-tuned on one corpus each. Pool, then compare:
+none of these needs a pass over any model. `linear` alone compares first and then pools; its best mixture is always one
+corpus.
 """
 
 import dataclasses
@@ -30,8 +31,8 @@ class Objective:
 
 
 def scaled_cosine_objective(pooled: np.ndarray, target: np.ndarray, absolute: float | None = None) -> Objective:
-    """The paper's: 1 - d(f(w), f_T), pooled embeddings [K, D] and [D]; in [0, 1]. `absolute`: epsilon of the distance, default
-    relative."""
+    """The paper's: 1 - d(f(w), f_T), pooled embeddings [K, D] and [D]; in [0, 1]. `absolute`: epsilon of the
+    distance, default relative."""
     rows, goal = np.ascontiguousarray(pooled, np.float64), np.asarray(target, np.float64)
     fast_rows, fast_goal = rows.astype(np.float32), goal.astype(np.float32)
     means, mean = rows.mean(1), goal.mean()
@@ -51,7 +52,8 @@ def scaled_cosine_objective(pooled: np.ndarray, target: np.ndarray, absolute: fl
 
 @numba.njit(fastmath=True, parallel=True, cache=True)
 def _scaled_cosine_sums(w, rows, target, epsilon, sums):
-    """<u,u>, <v,v>, <u,v> of every mixture with the target, in blocks of rows that stay in the cache, mixture by mixture."""
+    """<u,u>, <v,v>, <u,v> of every mixture with the target, in blocks of rows that stay in the cache, mixture by
+    mixture."""
     block = 512
     for part in numba.prange((len(w) + 15) // 16):
         pooled = np.empty(block, np.float32)
@@ -95,7 +97,9 @@ def hellinger_objective(pooled: np.ndarray, target: np.ndarray) -> Objective:
         affinity = np.sqrt(h) @ root / np.sqrt(total)
         return float(affinity), rows @ (root / np.sqrt(h)) / (2 * np.sqrt(total)) - affinity / (2 * total) * totals
 
-    return Objective(lambda w: _in_chunks(lambda part: np.sqrt(part @ rows) @ root / np.sqrt(part @ totals), w), gradient)
+    return Objective(
+        lambda w: _in_chunks(lambda part: np.sqrt(part @ rows) @ root / np.sqrt(part @ totals), w), gradient
+    )
 
 
 def kl_objective(pooled: np.ndarray, target: np.ndarray) -> Objective:
@@ -110,15 +114,18 @@ def kl_objective(pooled: np.ndarray, target: np.ndarray) -> Objective:
         h, total = w @ rows, w @ totals
         return float(q @ np.log(h) - np.log(total) + entropy), rows @ (q / h) - totals / total
 
-    return Objective(lambda w: _in_chunks(lambda part: np.log(part @ rows) @ q - np.log(part @ totals) + entropy, w), gradient)
+    return Objective(
+        lambda w: _in_chunks(lambda part: np.log(part @ rows) @ q - np.log(part @ totals) + entropy, w), gradient
+    )
 
 
 def log_mixture_objective(probabilities: np.ndarray, counts: np.ndarray) -> Objective:
-    """sum_x c(x) log sum_k w_k p_k(x) / sum c: minus the cross-entropy of the target under the mixture, nats per token; concave.
+    """sum_x c(x) log sum_k w_k p_k(x) / sum c: minus the cross-entropy of the target under the mixture, nats per token;
+    concave.
 
-    `probabilities` [K, N] of N events under each corpus, `counts` [N]. With unigram models and N the vocabulary it is the
-    cross-entropy that ranks candidates; with the candidates' fine-tuned models and N the target's held-out tokens it is
-    MixMin (Thudi et al. 2025).
+    `probabilities` [K, N] of N events under each corpus, `counts` [N]. With unigram models and N the vocabulary it is
+    the cross-entropy that ranks candidates; with the candidates' fine-tuned models and N the target's held-out tokens
+    it is MixMin (Thudi et al. 2025).
     """
     p = np.maximum(np.asarray(probabilities, np.float64), SMALLEST)
     share = counts / counts.sum()

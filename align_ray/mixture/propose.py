@@ -1,7 +1,7 @@
 """Mixtures from trainings on other mixtures: a surrogate of their losses is optimised under the constraints.
 
-The runs are the swarm of a search on real loss, or ones that a user has made elsewhere; then content coordinates can stand for
-the weights of their domains.
+The runs are the swarm of a search on real loss, or ones that a user has made elsewhere; then content coordinates can
+stand for the weights of their domains.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from align_ray.mixture.solver import Goal, solve
 from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, Runs, cross_validated, default_surrogate
 
 CANDIDATE_MIXTURES = 5_000
-"""Feasible mixtures of a round when a surrogate without gradients is optimised; the mean of the best hundred is proposed, as
-RegMix does."""
+"""Feasible mixtures of a round when a surrogate without gradients is optimised; the mean of the best hundred is
+proposed, as RegMix does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """Weights [K], the surrogate used, its prediction of every metric, and the cross-validated rank correlation of every
-    surrogate by metric."""
+    """Weights [K], the surrogate used, its prediction of every metric, and the cross-validated rank correlation of
+    every surrogate by metric."""
 
     weights: np.ndarray
     surrogate: str
@@ -44,12 +44,13 @@ def propose(
     seed: int = 0,
     coordinates: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Proposal:
-    """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the constraints.
+    """Fit a surrogate of every metric (lower is better) and minimise their sum by `share` (None: the largest) under the
+    constraints.
 
-    `weights`: runs' float64 [n, J], metrics [n] each. `prior_strength`: the configuration's, here in units of the spread of the runs' metric. The
-    log-linear law is convex and solved exactly; the others are optimised over many feasible mixtures. `coordinates`: content of the
-    runs' domains [J, q] and of the candidates [K, q], on which surrogates are fitted instead of the weights, so that the runs'
-    domains need not be the candidates.
+    `weights`: runs' float64 [n, J], metrics [n] each. `prior_strength`: the configuration's, here in units of the
+    spread of the runs' metric. The log-linear law is convex and solved exactly; the others are optimised over many
+    feasible mixtures. `coordinates`: content of the runs' domains [J, q] and of the candidates [K, q], on which
+    surrogates are fitted instead of the weights, so that the runs' domains need not be the candidates.
     """
     observed = np.stack(list(metrics.values()))
     strength = prior_strength * float(np.ptp(observed.max(0) if share is None else share @ observed))
@@ -63,7 +64,9 @@ def propose(
         goal = Goal([_on_weights(law.objective(), new) for law in laws], share, strength)
         best = solve(goal, constraints).weights
     else:
-        best = _best_of_many(lambda w: _total(w @ new, fitted, share) + strength * divergence(constraints, w), constraints, seed)
+        best = _best_of_many(
+            lambda w: _total(w @ new, fitted, share) + strength * divergence(constraints, w), constraints, seed
+        )
     predicted = {m: float(law((best @ new)[None])[0]) for m, law in fitted.items()}
     return Proposal(best, chosen, predicted, quality)
 
@@ -74,8 +77,8 @@ def _total(features: np.ndarray, fitted: dict[str, Predict], share: np.ndarray |
 
 
 def _best_of_many(cost: Predict, constraints: Constraints, seed: int) -> np.ndarray:
-    """Mean of the hundred feasible mixtures of least cost, out of sparse and dense ones and, in a second round, of ones around the
-    best of those."""
+    """Mean of the hundred feasible mixtures of least cost, out of sparse and dense ones and, in a second round, of
+    ones around the best of those."""
     rng, k = np.random.default_rng(seed), len(constraints.names)
     concentrations = rng.choice([0.1, 0.3, 1.0], CANDIDATE_MIXTURES)
     tried = np.stack([nearest(rng.dirichlet(np.full(k, c)), constraints) for c in concentrations])
@@ -97,8 +100,9 @@ def _on_weights(objective: Objective, new: np.ndarray) -> Objective:
 
 
 def content_coordinates(pooled: np.ndarray, components: int = 8) -> np.ndarray:
-    """Coordinates of corpora by what they hold, from pooled embeddings float [K, D]: principal components of the rows' ratios to
-    their mean, [K, q]. They are linear in the embedding, so that a mixture's are the mixture of its corpora's."""
+    """Coordinates of corpora by what they hold, from pooled embeddings float [K, D]: principal components of the
+    rows' ratios to their mean, [K, q]. They are linear in the embedding, so that a mixture's are the mixture of its
+    corpora's."""
     ratios = pooled / np.maximum(pooled.mean(0), 1e-30)
     ratios = ratios / np.sqrt(ratios.shape[1])
     centred = ratios - ratios.mean(0)
@@ -108,10 +112,15 @@ def content_coordinates(pooled: np.ndarray, components: int = 8) -> np.ndarray:
 
 
 def propose_from_runs(
-    runs: Runs, surrogate: str | None, prior_strength: float, study: Study | None = None, evidence: Evidence | None = None
+    runs: Runs,
+    surrogate: str | None,
+    prior_strength: float,
+    study: Study | None = None,
+    evidence: Evidence | None = None,
 ) -> tuple[Constraints, Proposal]:
-    """A mixture of the runs' domains without constraints; with a study one of its candidates under its constraints, where the runs'
-    domains must be corpora of the study (candidates or targets), whose embeddings then stand for them."""
+    """A mixture of the runs' domains without constraints; with a study one of its candidates under its constraints,
+    where the runs' domains must be corpora of the study (candidates or targets), whose embeddings then stand for
+    them."""
     if surrogate is not None and surrogate not in SURROGATES:
         raise ConfigError(f"--surrogate {surrogate}: choose one of {', '.join(SURROGATES)}.")
     share = np.full(len(runs.metrics), 1 / len(runs.metrics))
@@ -122,11 +131,14 @@ def propose_from_runs(
     missing = [d for d in runs.domains if d not in rows]
     if missing:
         raise ConfigError(
-            f"--study: the runs' domain '{missing[0]}' is no corpus of the study; add it, so that its content can be compared."
+            f"--study: the runs' domain '{missing[0]}' is no corpus of the study; add it, so that its content can be "
+            "compared."
         )
     constraints = constraints_of(study.config.search, token_counts(study))
     names = list(dict.fromkeys([*runs.domains, *constraints.names]))
     found = dict(zip(names, content_coordinates(np.stack([rows[n].mean(0) for n in names])), strict=True))
     coordinates = np.stack([found[d] for d in runs.domains]), np.stack([found[n] for n in constraints.names])
     strength = study.config.search.prior_strength
-    return constraints, propose(runs.weights, runs.metrics, share, constraints, strength, surrogate, study.config.seed, coordinates)
+    return constraints, propose(
+        runs.weights, runs.metrics, share, constraints, strength, surrogate, study.config.seed, coordinates
+    )

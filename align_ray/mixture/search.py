@@ -51,7 +51,12 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
         described = describe(config, goal, constraints, tokens, evidence.rows, {"recommended": weights})
         result["mixtures"] = {**described, **result["mixtures"]}
         # what is known of the optimum (limits, prices, intervals) is the cross-entropy's, from which the search started
-        result |= {"objective": "loss", "optimum": config.search.method, "effective_corpora": effective_corpora(weights), **found}
+        result |= {
+            "objective": "loss",
+            "optimum": config.search.method,
+            "effective_corpora": effective_corpora(weights),
+            **found,
+        }
     study.say(f"embedding {len(CHECKED)} mixtures to check the prediction")
     result["check"] = check_mixtures(study, evidence, constraints, result["mixtures"])
     return result
@@ -63,13 +68,17 @@ def _search_by_loss(
     """Weights [K], and `trials`, for the swarm also `surrogate`."""
     config = study.config
     if config.search.method == "tune":
-        starts = [np.array(list(cheap["mixtures"][n]["weights"].values())) for n in ("recommended", "unimax", "proportional")]
+        starts = [
+            np.array(list(cheap["mixtures"][n]["weights"].values())) for n in ("recommended", "unimax", "proportional")
+        ]
         trials = tune_loss(study, tokens, constraints, starts, storage)
         # the mean of the best few, for the same reason as the near-optimal set's: the least loss is in part luck
         best = np.mean([list(t["weights"].values()) for t in trials[: max(1, len(trials) // 8)]], axis=0)
         return nearest(best, constraints), {"trials": trials}
     weights, losses = run_swarm(study, tokens, constraints)
-    proposal = propose(weights, losses, target_weights(config), constraints, config.search.prior_strength, seed=config.seed)
+    proposal = propose(
+        weights, losses, target_weights(config), constraints, config.search.prior_strength, seed=config.seed
+    )
     named = [dict(zip(constraints.names, w.tolist(), strict=True)) for w in weights]
     trials = [{"weights": w, "losses": {t: float(v[i]) for t, v in losses.items()}} for i, w in enumerate(named)]
     for trial in trials:
@@ -79,13 +88,16 @@ def _search_by_loss(
 
 
 def by_other_objectives(study: Study, constraints: Constraints, evidence: Evidence) -> dict[str, np.ndarray]:
-    """The optimum of every other objective that needs no training, under the same constraints and prior, [K] by name."""
+    """The optimum of every other objective that needs no training, under the same constraints and prior, [K] by
+    name."""
     result = {}
     for objective in ("cross-entropy", "scaled-cosine", "hellinger", "kl", "linear"):
         if objective != study.config.search.objective:
             other = study.changed(search={"objective": objective}).config
             goal = goal_builder(other, evidence.rows, evidence.batches, len(study.tokenizer), dict)(None)
-            result[f"by {objective}"] = solve(with_prior(goal, constraints, other.search.prior_strength), constraints).weights
+            result[f"by {objective}"] = solve(
+                with_prior(goal, constraints, other.search.prior_strength), constraints
+            ).weights
     return result
 
 
@@ -99,13 +111,13 @@ def search_mixture(
 ) -> dict[str, Any]:
     """Find weights that maximise the goal under the constraints; returns a JSON value.
 
-    `rows`: batch embeddings [N, D] by corpus; `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps its
-    state; `others`: further mixtures to show.
-    `mixtures[name]`: `weights`, `value` of the objective (nats for cross-entropy and mixmin: minus the cross-entropy), the
-    pooled `alignment` (the paper's, freed of bias, with its interval) and `epochs` of every corpus at the token budget. Names:
-    `recommended` (the mean of the near-optimal set), `closed_form` or `search` (the optimum), `unconstrained`, `uniform`,
-    `proportional`, `unimax` (uniform within the caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the
-    optimum's weight, what limits it and prices.
+    `rows`: batch embeddings [N, D] by corpus; `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps
+    its state; `others`: further mixtures to show. `mixtures[name]`: `weights`, `value` of the objective (nats for
+    cross-entropy and mixmin: minus the cross-entropy), the pooled `alignment` (the paper's, freed of bias, with its
+    interval) and `epochs` of every corpus at the token budget. Names: `recommended` (the mean of the near-optimal set),
+    `closed_form` or `search` (the optimum), `unconstrained`, `uniform`, `proportional`, `unimax` (uniform within the
+    caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the optimum's weight, what limits it
+    and prices.
     """
     constraints, plain = constraints_of(config.search, tokens), build(None)
     goal = with_prior(plain, constraints, config.search.prior_strength)
@@ -117,7 +129,10 @@ def search_mixture(
         best = max(trials, key=lambda t: t["penalised"])
         gap = optimum.penalised - best["penalised"]
         if gap < -1e-9:
-            optimum, found = solve(goal, constraints, np.array([best["weights"][n] for n in constraints.names])), "search"
+            optimum, found = (
+                solve(goal, constraints, np.array([best["weights"][n] for n in constraints.names])),
+                "search",
+            )
     free = solve(plain, unconstrained(constraints))
     noise = _bootstrap(config, build, goal, constraints, optimum)
     recommended = near_optimal_average(goal, constraints, optimum, noise["slack"], config.seed)
@@ -146,9 +161,12 @@ def search_mixture(
     }
 
 
-def _bootstrap(config: Config, build: Builder, goal: Goal, constraints: Constraints, optimum: Optimum) -> dict[str, Any]:
+def _bootstrap(
+    config: Config, build: Builder, goal: Goal, constraints: Constraints, optimum: Optimum
+) -> dict[str, Any]:
     """Resample the evidence of the goal and solve again: spread of the optimum's weights and value, and how far it
-    falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other mixtures)."""
+    falls behind each resample's own optimum (`slack`: root mean square, the standard error of its lead over other
+    mixtures)."""
     weights, values, behind, lead = [], [], [], []
     singles = np.eye(len(constraints.names))
     feasible = [w for w in singles if (w <= constraints.upper + 1e-9).all() and (w >= constraints.lower - 1e-9).all()]

@@ -1,8 +1,8 @@
 """The best mixture under constraints, in closed form: no model, no training, seconds.
 
-Maximised is F(w) = sum_m c_m A_m(w) - strength * KL(w, prior), or the worst target's A_m in place of the sum. Beside the
-optimum: how far it can be from the true one, what each constraint costs, and the middle of all mixtures that are as good
-within one standard error.
+Maximised is F(w) = sum_m c_m A_m(w) - strength * KL(w, prior), or the worst target's A_m in place of the sum. Beside
+the optimum: how far it can be from the true one, what each constraint costs, and the middle of all mixtures that are as
+good within one standard error.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ from align_ray.mixture.objectives import Objective
 CHAINS = 32
 """Walkers of the near-optimal set."""
 FEW = 3
-"""Exchanges of corpora that are solved in a round where a start is given, as in every resample: those that look best."""
+"""Exchanges of corpora that are solved in a round where a start is given, as in every resample: those that look
+best."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Optimum:
     penalised: float
     """With it: F."""
     gap: float | None
-    """KKT residual: no feasible mixture is better by more to first order; for a concave objective, none is at all. None where
-    `max_corpora` binds: nothing of the kind holds over all choices of corpora."""
+    """KKT residual: no feasible mixture is better by more to first order; for a concave objective, none is at all.
+    None where `max_corpora` binds: nothing of the kind holds over all choices of corpora."""
     gap_within: float
     """The same among mixtures of the corpora that have a weight, where `max_corpora` binds."""
     choice: Literal["exhaustive", "exchange"] | None
@@ -75,8 +76,8 @@ class Optimum:
 
 
 def with_prior(goal: Goal, constraints: Constraints, prior_strength: float) -> Goal:
-    """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between the best and
-    the worst single corpus, so that one strength means the same for nats and for similarities."""
+    """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between
+    the best and the worst single corpus, so that one strength means the same for nats and for similarities."""
     spread = float(np.ptp(goal.values(np.eye(len(constraints.names)))))
     return dataclasses.replace(goal, strength=prior_strength * spread)
 
@@ -84,9 +85,9 @@ def with_prior(goal: Goal, constraints: Constraints, prior_strength: float) -> G
 def solve(goal: Goal, constraints: Constraints, start: np.ndarray | None = None) -> Optimum:
     """Maximise F over the constraints by sequential least squares with exact gradients.
 
-    Starts: the prior, uniform, and the best corpus (as far as feasible); or `start` alone. Where the best mixture has more corpora
-    than `max_corpora`, every choice of so many is solved, or, of more than MANY choices and from a `start`, those that exchanges
-    lead to.
+    Starts: the prior, uniform, and the best corpus (as far as feasible); or `start` alone. Where the best mixture has
+    more corpora than `max_corpora`, every choice of so many is solved, or, of more than MANY choices and from a
+    `start`, those that exchanges lead to.
     """
     every = dataclasses.replace(constraints, most=None)
     found = _climb(goal, every, start)
@@ -118,7 +119,11 @@ def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np
     if only is not None:
         return only
     k = len(constraints.names)
-    starts = [nearest(start, constraints)] if start is not None else [nearest(constraints.prior, constraints), nearest(np.ones(k), constraints)]
+    starts = (
+        [nearest(start, constraints)]
+        if start is not None
+        else [nearest(constraints.prior, constraints), nearest(np.ones(k), constraints)]
+    )
     if start is None:
         best = int(np.argmax(goal.values(np.eye(k))))
         starts.append(nearest(np.eye(k)[best] + 0.01, constraints))
@@ -150,8 +155,8 @@ def _smaller(goal: Goal, constraints: Constraints, part: np.ndarray) -> tuple[Go
 
 
 def _fewer(face: Face, constraints: Constraints, w: np.ndarray) -> np.ndarray:
-    """A first choice, bool [K], from the best mixture [K] of more corpora: those with least weight are left out, half of what is too
-    many at a time."""
+    """A first choice, bool [K], from the best mixture [K] of more corpora: those with least weight are left out,
+    half of what is too many at a time."""
     assert constraints.most is not None
     while (present := int((w > 0).sum())) > constraints.most:
         fewer = max(constraints.most, present - max(1, (present - constraints.most) // 2))
@@ -173,7 +178,13 @@ def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarr
             return -value, -gradient
 
         found = minimize(
-            loss, start, jac=True, method="SLSQP", bounds=bounds, constraints=[simplex], options={"maxiter": 500, "ftol": 1e-13}
+            loss,
+            start,
+            jac=True,
+            method="SLSQP",
+            bounds=bounds,
+            constraints=[simplex],
+            options={"maxiter": 500, "ftol": 1e-13},
         )
         return _tidy(found.x, constraints)
 
@@ -220,7 +231,9 @@ def _penalised(goal: Goal, constraints: Constraints, w: np.ndarray) -> tuple[flo
     return float(value - cost), share @ np.stack([g for _, g in parts]) - by_cost
 
 
-def _described(goal: Goal, constraints: Constraints, w: np.ndarray, choice: Literal["exhaustive", "exchange"] | None) -> Optimum:
+def _described(
+    goal: Goal, constraints: Constraints, w: np.ndarray, choice: Literal["exhaustive", "exchange"] | None
+) -> Optimum:
     """The mixture [K] with its certificate: among those of its own corpora where they were chosen."""
     parts = [o.gradient(w) for o in goal.objectives]
     values, slopes = np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
@@ -236,12 +249,12 @@ def _described(goal: Goal, constraints: Constraints, w: np.ndarray, choice: Lite
 
 
 def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum, slack: float, seed: int) -> np.ndarray:
-    """The mean of all feasible mixtures of the optimum's corpora with F >= F* - slack, [K]: as good within the error, and
-    steadier than the argmax.
+    """The mean of all feasible mixtures of the optimum's corpora with F >= F* - slack, [K]: as good within the error,
+    and steadier than the argmax.
 
-    By hit-and-run: CHAINS walkers start between the optimum and random feasible mixtures, inside the set; a step takes a random
-    direction within the simplex and a uniform point of the line's part that lies in the set, found by shrinking. Mixtures are
-    evaluated together.
+    By hit-and-run: CHAINS walkers start between the optimum and random feasible mixtures, inside the set; a step takes
+    a random direction within the simplex and a uniform point of the line's part that lies in the set, found by
+    shrinking. Mixtures are evaluated together.
     """
     w, k = optimum.weights, len(optimum.weights)
     free = np.flatnonzero((constraints.upper > constraints.lower) & ((w > 0) | (constraints.most is None)))
@@ -288,12 +301,17 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
     return nearest(total / count, inner)
 
 
-def pareto_front(objectives: list[Objective], constraints: Constraints, points: int = 11) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Best mixtures for trade-offs between targets: (target weights [M], mixture [K]), the corners and what lies between
-    each pair of targets in equal steps."""
+def pareto_front(
+    objectives: list[Objective], constraints: Constraints, points: int = 11
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Best mixtures for trade-offs between targets: (target weights [M], mixture [K]), the corners and what lies
+    between each pair of targets in equal steps."""
     m = len(objectives)
     shares = [
-        np.eye(m)[i] * (1 - t) + np.eye(m)[j] * t for i in range(m) for j in range(i + 1, m) for t in np.linspace(0, 1, points)
+        np.eye(m)[i] * (1 - t) + np.eye(m)[j] * t
+        for i in range(m)
+        for j in range(i + 1, m)
+        for t in np.linspace(0, 1, points)
     ]
     unique = [s for i, s in enumerate(shares) if not any(np.allclose(s, other) for other in shares[:i])]
     return [(s, solve(Goal(objectives, s), constraints).weights) for s in unique]

@@ -1,7 +1,8 @@
 """From runs to a mixture: surrogates of the loss as a function of the weights, judged by cross-validation.
 
-`log-linear`: the mixing law c + exp(b + t w) of every metric (Ye et al. 2024; the regression of Olmix); `ridge`: on sqrt(w);
-`lightgbm`: gradient-boosted trees (RegMix, Liu et al. 2024). Runs may carry content coordinates beside the weights.
+`log-linear`: the mixing law c + exp(b + t w) of every metric (Ye et al. 2024; the regression of Olmix); `ridge`: on
+sqrt(w); `lightgbm`: gradient-boosted trees (RegMix, Liu et al. 2024). Runs may carry content coordinates beside the
+weights.
 """
 
 import dataclasses
@@ -24,7 +25,14 @@ MANY_RUNS = 200
 FOLDS = 5
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Ridge penalties tried, by leave-one-out error, in the unit of the features' variance."""
-TREES = {"n_estimators": 300, "learning_rate": 0.05, "num_leaves": 15, "min_child_samples": 5, "verbose": -1, "n_jobs": 1}
+TREES = {
+    "n_estimators": 300,
+    "learning_rate": 0.05,
+    "num_leaves": 15,
+    "min_child_samples": 5,
+    "verbose": -1,
+    "n_jobs": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +48,15 @@ class Runs:
 
 
 def read_runs(mixtures: Path, metrics: Path) -> Runs:
-    """The two-table format of RegMix and Olmix: the first column of each file names the run, each further column is a domain's
-    weight or a metric. Rows are matched by run and weights renormalised. Raises ConfigError naming file and column."""
+    """The two-table format of RegMix and Olmix: the first column of each file names the run, each further column is
+    a domain's weight or a metric. Rows are matched by run and weights renormalised. Raises ConfigError naming file
+    and column."""
     ratios, results = _table(mixtures), _table(metrics)
     common = ratios.index[ratios.index.isin(results.index)]
     if len(common) < 2 * FOLDS:
         raise ConfigError(
-            f"{mixtures} and {metrics} have {len(common)} runs in common; at least {2 * FOLDS} are needed: the first column of "
+            f"{mixtures} and {metrics} have {len(common)} runs in common; at least {2 * FOLDS} are needed: the first "
+            "column of "
             "both must hold the same run ids."
         )
     weights = np.ascontiguousarray(ratios.loc[common])  # a row beside a row: sums have one order
@@ -90,7 +100,8 @@ def _table(path: Path) -> pd.DataFrame:
     if len(unusable):
         row, column = unusable[0]
         raise ConfigError(
-            f"{path}: column '{columns[column]}' of run '{numbers.index[row]}' is not a finite number; fix it or leave the "
+            f"{path}: column '{columns[column]}' of run '{numbers.index[row]}' is not a finite number; fix it or "
+            "leave the "
             "run out."
         )
     return numbers.astype(float)

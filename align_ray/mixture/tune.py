@@ -18,7 +18,8 @@ SETTLED = 8
 
 
 def mixtures_around(point: dict[str, float], constraints: Constraints, seed: int) -> np.ndarray:
-    """The mixtures of a trial, feasible, float64 [AROUND, K]; `point`: a number of the unit cube by corpus, and `concentration`."""
+    """The mixtures of a trial, feasible, float64 [AROUND, K]; `point`: a number of the unit cube by corpus, and
+    `concentration`."""
     u = np.array([point[n] for n in constraints.names])
     centre = from_unit_cube(u, constraints)
     rng = np.random.default_rng([seed, *(u * 2**32).astype(np.int64)])
@@ -34,11 +35,13 @@ def sampler(config: Config) -> Any:
     return optuna.samplers.TPESampler(seed=config.seed)
 
 
-def tune_search(config: Config, goal: Goal, constraints: Constraints, optimum: Optimum, storage: str) -> list[dict[str, Any]]:
+def tune_search(
+    config: Config, goal: Goal, constraints: Constraints, optimum: Optimum, storage: str
+) -> list[dict[str, Any]]:
     """Run, or resume, the Tune experiment; its name is the digest of what it depends on.
 
-    Warm-started from the closed form, the prior and uniform; stops when the best trials stay the same. Returns the trials in
-    the order they finished: best `weights` of each, its `value` and `penalised` objective.
+    Warm-started from the closed form, the prior and uniform; stops when the best trials stay the same. Returns the
+    trials in the order they finished: best `weights` of each, its `value` and `penalised` objective.
     """
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -73,9 +76,13 @@ def tune_search(config: Config, goal: Goal, constraints: Constraints, optimum: O
 
     starts = [optimum.weights, constraints.prior, np.full(len(names), 1 / len(names))]
     points = [
-        {**dict(zip(names, to_unit_cube(nearest(w, constraints)).tolist(), strict=True)), "concentration": 100.0} for w in starts
+        {**dict(zip(names, to_unit_cube(nearest(w, constraints)).tolist(), strict=True)), "concentration": 100.0}
+        for w in starts
     ]
-    inputs = [goal.values(np.stack([nearest(w, constraints) for w in (*starts, *np.eye(len(names)))])).round(9).tolist(), names]
+    inputs = [
+        goal.values(np.stack([nearest(w, constraints) for w in (*starts, *np.eye(len(names)))])).round(9).tolist(),
+        names,
+    ]
     settings = config.search.model_dump(mode="json", exclude={"bootstrap", "proxy_tokens"})
     tuner = experiment(
         storage,

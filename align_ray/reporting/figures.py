@@ -23,7 +23,10 @@ def all_figures(results: dict[str, Any], losses: dict[str, Any], pairs: list[dic
     """Every figure that the results allow, by the id of its element in the page; `losses` by target as
     `page.loss_against_alignment` gives them, `pairs` as `front_pairs`."""
     alignment, search = results["alignment"], results.get("search")
-    figures = {"matrix": matrix_figure(alignment, clustered=True), "matrix-given": matrix_figure(alignment, clustered=False)}
+    figures = {
+        "matrix": matrix_figure(alignment, clustered=True),
+        "matrix-given": matrix_figure(alignment, clustered=False),
+    }
     if search:
         figures["weights"] = weights_figure(search)
     if search and pairs:
@@ -58,7 +61,8 @@ def matrix_figure(alignment: Alignment, clustered: bool) -> go.Figure:
         go.Heatmap(
             z=[[c["value"] for c in row] for row in cells], x=places, y=places, text=text, texttemplate="%{text}",
             textfont={"size": 10}, showscale=False, xgap=1, ygap=1,
-            customdata=[[f"{a} and {b}" for b in names] for a in names], hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
+            customdata=[[f"{a} and {b}" for b in names] for a in names],
+            hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
         )
     )  # fmt: skip
     axis: dict[str, Any] = {
@@ -77,13 +81,20 @@ def matrix_figure(alignment: Alignment, clustered: bool) -> go.Figure:
         **LAYOUT,
         height=110 + 46 * len(names),
         xaxis={**axis, "domain": [0, 0.84 if lines else 1], "tickangle": -40},
-        xaxis2={"domain": [0.86, 1], "rangemode": "tozero", "title": "1 − alignment", "nticks": 4, "visible": bool(lines)},
+        xaxis2={
+            "domain": [0.86, 1],
+            "rangemode": "tozero",
+            "title": "1 − alignment",
+            "nticks": 4,
+            "visible": bool(lines),
+        },
         yaxis={**axis, "range": [len(names) - 0.5, -0.5]},
     )
 
 
 def weights_figure(search: Mixture) -> go.Figure:
-    """The recommended weights as bars; the optimum with its interval, the unconstrained one and the caps as marks on them."""
+    """The recommended weights as bars; the optimum with its interval, the unconstrained one and the caps as marks on
+    them."""
     best, rows = search.mixtures["recommended"].weights, search.weights
     names = sorted(best, key=lambda n: -best[n])
     optimum = [rows[n].weight for n in names]
@@ -138,14 +149,16 @@ def loss_figure(points: list[dict[str, Any]]) -> go.Figure:
 
 
 def front_pairs(search: Mixture) -> list[dict[str, Any]]:
-    """Each pair of targets and its points of the stored front, as indices into `pareto` from all weight on the first target to
-    all on the second; [] for one target."""
+    """Each pair of targets and its points of the stored front, as indices into `pareto` from all weight on the first
+    target to all on the second; [] for one target."""
     front = search.pareto
     names = list(front[0].target_weights) if front else []
     pairs = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
-            own = [k for k, p in enumerate(front) if all(w == 0 for t, w in p["target_weights"].items() if t not in (a, b))]
+            own = [
+                k for k, p in enumerate(front) if all(w == 0 for t, w in p["target_weights"].items() if t not in (a, b))
+            ]
             pairs.append({"targets": [a, b], "points": sorted(own, key=lambda k: front[k].target_weights[b])})
     return pairs
 
@@ -160,13 +173,16 @@ def front_figure(search: Mixture, pair: dict[str, Any]) -> go.Figure:
             hovertemplate="%{x:.4f} and %{y:.4f}<extra></extra>", cliponaxis=False,
         )
     )  # fmt: skip
-    axes = {"xaxis": {"title": f"objective for {a}", "nticks": 5}, "yaxis": {"title": f"objective for {b}", "automargin": True}}
+    axes = {
+        "xaxis": {"title": f"objective for {a}", "nticks": 5},
+        "yaxis": {"title": f"objective for {b}", "automargin": True},
+    }
     return figure.update_layout(**LAYOUT, **axes, height=320)
 
 
 def samples_figure(samples: Samples, target: str) -> go.Figure:
-    """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first; without corpora of
-    which no score is finite."""
+    """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first;
+    without corpora of which no score is finite."""
     found = {name: s.targets[target].quantiles for name, s in samples.items() if target in s.targets}
     names = sorted((n for n in found if found[n]), key=lambda n: -found[n][2])
     low, q1, median, q3, high = np.reshape([found[n] for n in names], (-1, 5)).T.tolist()
@@ -182,7 +198,8 @@ def samples_figure(samples: Samples, target: str) -> go.Figure:
 
 def _with_half(estimate: Estimate) -> str:
     half = estimate["high"] - estimate["value"]
-    return f"{estimate['value']:.3f}" + (f"<br>±{half:.3f}" if np.isfinite(half) else "")  # two batches give no interval
+    # two batches give no interval
+    return f"{estimate['value']:.3f}" + (f"<br>±{half:.3f}" if np.isfinite(half) else "")
 
 
 def _beside(points: list[dict[str, Any]]) -> list[str]:

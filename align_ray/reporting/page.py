@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page with the answer first, then what it rests on.
 
-Numbers and sentences of the results reach the page through `Shown` alone, each with the path of the stored value, so that a test
-(or a reader's script) can compare all of them with the stored results.
+Numbers and sentences of the results reach the page through `Shown` alone, each with the path of the stored value, so
+that a test (or a reader's script) can compare all of them with the stored results.
 """
 
 import base64
@@ -76,8 +76,8 @@ def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
 
 
 def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, Any]:
-    """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates; a mixture's alignment is
-    its mean over the targets."""
+    """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates; a mixture's
+    alignment is its mean over the targets."""
     search, ranked = results["search"], results["alignment"].ranking[target]
     x = {row.candidate: row.pooled.value for row in ranked if row.pooled}
     x["uniform"] = search.mixtures["uniform"].alignment.value
@@ -92,10 +92,11 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
-    `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, after one training each, with the interval that
-    both changes' standard errors give if they were independent (None for a single held-out sequence); `losses` by target, see
-    `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number; `actual` and `estimated`: totals
-    over stages of what every stage has; `embedding_rate`: tokens per second of an actor.
+    `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, after one training each, with
+    the interval that both changes' standard errors give if they were independent (None for a single held-out sequence);
+    `losses` by target, see `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number;
+    `actual` and `estimated`: totals over stages of what every stage has; `embedding_rate`: tokens per second of an
+    actor.
     """
     found: dict[str, Any] = {"losses": {}, "finetuned": {}}
     found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
@@ -128,8 +129,8 @@ def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[st
 
 
 def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any]) -> str:
-    """The page as a string. `results`: what the stages returned by the name of their file, corpora and alignment at least;
-    `costs`: estimate and cost, as stored, where there are any."""
+    """The page as a string. `results`: what the stages returned by the name of their file, corpora and alignment at
+    least; `costs`: estimate and cost, as stored, where there are any."""
     more = derived(results, costs)
     tree = {name: result.dump() for name, result in results.items()} | costs
     tree["corpora"] = tree["corpora"]["corpora"]
@@ -139,7 +140,11 @@ def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any]
     script = resources.files("align_ray.reporting").joinpath("report.js").read_text(encoding="utf-8")
     scripts = {"plotly": get_plotlyjs(), "page": script}
     environment = Environment(
-        loader=PackageLoader("align_ray.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("align_ray.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
         config=config,

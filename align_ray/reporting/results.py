@@ -1,8 +1,8 @@
 """What the stages return: typed values, written and read as JSON, each with a table, a figure and a readable form.
 
-Fields are attributes (`result.ranking["target"][0].value`); `result["ranking"]` gives the same. `to_pandas()` gives everything as
-a tidy table, a notebook shows the main columns of it, and `plot()` draws values with their intervals. Labels, units and signs of
-what is shown stand here and nowhere else.
+Fields are attributes (`result.ranking["target"][0].value`); `result["ranking"]` gives the same. `to_pandas()` gives
+everything as a tidy table, a notebook shows the main columns of it, and `plot()` draws values with their intervals.
+Labels, units and signs of what is shown stand here and nowhere else.
 """
 
 from collections.abc import ItemsView, Iterator
@@ -83,12 +83,13 @@ class Result(BaseModel):
         return {}
 
     def to_pandas(self) -> pd.DataFrame:
-        """Everything as a tidy table; the subclass says what one row is. NAME_error is a standard error, NAME_low and NAME_high
-        are the ends of a 95% interval."""
+        """Everything as a tidy table; the subclass says what one row is. NAME_error is a standard error, NAME_low
+        and NAME_high are the ends of a 95% interval."""
         raise NotImplementedError
 
     def plot(self) -> Any:
-        """The values with their 95% intervals as a plotly Figure, one panel a target; an empty one where there are none."""
+        """The values with their 95% intervals as a plotly Figure, one panel a target; an empty one where there are
+        none."""
         from plotly.graph_objects import Figure
         from plotly.subplots import make_subplots
 
@@ -103,7 +104,9 @@ class Result(BaseModel):
             bars = None
             if f"{value}_low" in part:
                 bars = {"array": part[f"{value}_high"] - part[value], "arrayminus": part[value] - part[f"{value}_low"]}
-            figure.add_scatter(x=part[value], y=part[label], error_x=bars, mode="markers", marker_size=9, row=row, col=1)
+            figure.add_scatter(
+                x=part[value], y=part[label], error_x=bars, mode="markers", marker_size=9, row=row, col=1
+            )
         figure.update_traces(marker_color="#3b7dd8").update_yaxes(autorange="reversed", automargin=True)
         figure.update_xaxes(title=self.AXIS)
         height = len(parts) * 120 + 26 * sum(len(part) for _, part in parts)
@@ -149,7 +152,9 @@ class Result(BaseModel):
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
-        return "".join(f"<p><b>{escape(title)}</b></p>{part.to_html(index=False, border=0)}" for title, part in self._shown())
+        return "".join(
+            f"<p><b>{escape(title)}</b></p>{part.to_html(index=False, border=0)}" for title, part in self._shown()
+        )
 
 
 def _texts(part: pd.DataFrame, shown: dict[str, str]) -> pd.DataFrame:
@@ -198,7 +203,8 @@ class Counts(Value):
 
 
 class Embedded(Value):
-    """What the embedding stage did: units planned and computed now, their folder, and batches used by corpus where fewer."""
+    """What the embedding stage did: units planned and computed now, their folder, and batches used by corpus where
+    fewer."""
 
     key: str
     dtype: str
@@ -316,15 +322,21 @@ class Alignment(Result):
     predicted: Predicted
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and candidate, ranked by `cross_entropy`; to it belong `p_best`, `p_above_next` (also `_adjusted` for
-        all comparisons) and `batches_to_separate` the row from the next. `alignment` is the paper's coefficient with its own
-        `alignment_p_best`, ..., `alignment_corrected` is it without label noise, `alignment_pooled` that of the corpora's mean
-        embeddings; further rows of the probe stand under their name, for example `head`; `ceiling` is 1 - div(target)."""
+        """One row a target and candidate, ranked by `cross_entropy`; to it belong `p_best`, `p_above_next` (also
+        `_adjusted` for all comparisons) and `batches_to_separate` the row from the next. `alignment` is the paper's
+        coefficient with its own `alignment_p_best`, ..., `alignment_corrected` is it without label noise,
+        `alignment_pooled` that of the corpora's mean embeddings; further rows of the probe stand under their name,
+        for example `head`; `ceiling` is 1 - div(target)."""
         blocks = {"alignment": self.ranking} | {name: block.ranking for name, block in self.others.items()}
         rows: list[dict[str, Any]] = []
         for target, ranking in self.predicted.ranking.items():
             for rank, row in enumerate(ranking, start=1):
-                cells = {"target": target, "candidate": row.candidate, "rank": rank, **_ranked("cross_entropy", "", row)}
+                cells = {
+                    "target": target,
+                    "candidate": row.candidate,
+                    "rank": rank,
+                    **_ranked("cross_entropy", "", row),
+                }
                 for name, block in blocks.items():
                     found = next(r for r in block[target] if r.candidate == row.candidate)
                     cells |= _ranked(name, f"{name}_", found)
@@ -344,7 +356,8 @@ def _ranked(name: str, prefix: str, row: Ranked) -> dict[str, Any]:
 
 
 class Described(Value):
-    """A mixture: `value` of the objective (higher is better), pooled alignment, and epochs of every corpus at the budget."""
+    """A mixture: `value` of the objective (higher is better), pooled alignment, and epochs of every corpus at the
+    budget."""
 
     weights: Weights
     value: float
@@ -373,7 +386,8 @@ class Lead(Value):
 
 
 class Trial(Value):
-    """A mixture that a search tried: `value` and `penalised` of a cheap objective, `loss` of a proxy, nats per token."""
+    """A mixture that a search tried: `value` and `penalised` of a cheap objective, `loss` of a proxy, nats per
+    token."""
 
     weights: Weights
     value: float | None = None
@@ -441,8 +455,8 @@ class Mixture(Result):
     """What a search by loss started from."""
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a corpus, largest weight first: `weight` (recommended), `optimum` with its interval, `cap` of the repetition
-        limit, `epochs` of the corpus within the budget, what limits it and what more of it would gain."""
+        """One row a corpus, largest weight first: `weight` (recommended), `optimum` with its interval, `cap` of the
+        repetition limit, `epochs` of the corpus within the budget, what limits it and what more of it would gain."""
         best = self.mixtures["recommended"]
         rows = [
             {
@@ -461,8 +475,8 @@ class Mixture(Result):
         return pd.DataFrame(rows).sort_values("weight", ascending=False, ignore_index=True)
 
     def comparison(self) -> pd.DataFrame:
-        """One row a mixture (recommended, uniform, proportional, ...): `value` of the objective, its mean alignment with the
-        targets with interval, and the epochs of the corpus that is repeated most."""
+        """One row a mixture (recommended, uniform, proportional, ...): `value` of the objective, its mean alignment
+        with the targets with interval, and the epochs of the corpus that is repeated most."""
         return pd.DataFrame(
             [
                 {
@@ -472,7 +486,6 @@ class Mixture(Result):
                 for name, m in self.mixtures.items()
             ]
         )  # fmt: skip
-
 
     def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
         yield from super()._shown()
@@ -533,8 +546,9 @@ class Finetuned(Result):
     runs: dict[str, Training]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and training run, lowest loss first: loss `before` and `after`, `change` with its interval over the
-        held-out sequences, and `overlap`, the share of held-out 13-token windows in the training text."""
+        """One row a target and training run, lowest loss first: loss `before` and `after`, `change` with its
+        interval over the held-out sequences, and `overlap`, the share of held-out 13-token windows in the training
+        text."""
         rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
@@ -587,18 +601,20 @@ class Validation(Result):
         before = ", ".join(f"{target} {loss:.4f}" for target, loss in self.before.items())
         return [
             f"after {self.tokens:,} tokens, {self.seeds} seeds, 95% over seeds and sequences; before: {before}",
-            "difference: from the recommended mixture's loss, above 0 is worse; P(lower): that the loss is lower than its",
-            *(f"{name} has the weights of {m.same_as}: trained once for both" for name, m in self.mixtures.items() if m.same_as),
+            "difference: from the recommended mixture's loss, above 0 is worse",
+            "P(lower): that the loss is lower than the recommended mixture's",
+            *(f"{name}: the weights of {m.same_as}, trained once" for name, m in self.mixtures.items() if m.same_as),
         ]
 
     def against_recommended(self, mixture: str, target: str) -> Difference | None:
-        """The mixture's loss less the recommended one's: above 0 where the mixture is worse. None for the recommended itself."""
+        """The mixture's loss less the recommended one's: above 0 where the mixture is worse. None for the
+        recommended itself."""
         return self.versus.get(mixture, {}).get("recommended", {}).get(target)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target (`all`: their mean) and mixture, lowest loss first: `loss` with its interval, `difference` from the
-        recommended mixture's (above 0: worse), `p_lower`, the probability that it is lower than the recommended one's, and
-        `same_as`, the mixture with the same weights that was trained in its place."""
+        """One row a target (`all`: their mean) and mixture, lowest loss first: `loss` with its interval,
+        `difference` from the recommended mixture's (above 0: worse), `p_lower`, the probability that it is lower
+        than the recommended one's, and `same_as`, the mixture with the same weights that was trained in its place."""
         rows: list[dict[str, Any]] = []
         for name, mixture in self.mixtures.items():
             for target, loss in mixture.loss.items():
@@ -616,7 +632,8 @@ def _by_loss(rows: list[dict[str, Any]], loss: str) -> pd.DataFrame:
 
 
 class Overlap(Value):
-    """`documents` of a candidate, of `of` in all, that share a run of words with a target; the share of its runs they cover."""
+    """`documents` of a candidate, of `of` in all, that share a run of words with a target; the share of its runs
+    they cover."""
 
     documents: int
     of: int
@@ -662,8 +679,9 @@ class Contamination(Result):
     warnings: list[str] = []
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and candidate: `documents` of `of` that share a run of words with the target, the share of the target's
-        runs they cover, and alignment, cross-entropy and rank with and without (`_clean`) the sequences concerned."""
+        """One row a target and candidate: `documents` of `of` that share a run of words with the target, the share
+        of the target's runs they cover, and alignment, cross-entropy and rank with and without (`_clean`) the
+        sequences concerned."""
         rows: list[dict[str, Any]] = []
         for candidate, targets in self.overlap.items():
             for target, overlap in targets.items():
@@ -675,7 +693,6 @@ class Contamination(Result):
         order = {target: i for i, target in enumerate(dict.fromkeys(row["target"] for row in rows))}
         rows.sort(key=lambda row: (order[row["target"]], row["rank"]))
         return pd.DataFrame(rows)
-
 
     def notes(self) -> list[str]:
         return [
@@ -735,9 +752,9 @@ class Samples(Result, RootModel[dict[str, Sampled]]):
         return self.root.items()
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and corpus: `of`, sequences scored, and the quantiles of their alignment with the target; texts are in
-        the result itself, `most` and `least`. Without corpora of which no score is finite; empty where the estimator has no
-        embedding of a single sequence."""
+        """One row a target and corpus: `of`, sequences scored, and the quantiles of their alignment with the target;
+        texts are in the result itself, `most` and `least`. Without corpora of which no score is finite; empty where
+        the estimator has no embedding of a single sequence."""
         names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
         rows: list[dict[str, Any]] = []
         for corpus, found in self.root.items():

@@ -1,6 +1,5 @@
 """What the command line prints: tables narrow enough for 80 columns, from what is stored."""
 
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,27 +18,3 @@ def plain_table(title: str) -> Table:
         show_edge=False,
         min_width=min(79, len(title)),
     )
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -1,8 +1,8 @@
-"""MLflow, from the driver only: one parent run per configuration of a study, child runs for candidates, trials and trainings,
-corpora as datasets, and the recommended mixture as a version of a registered model.
+"""MLflow, from the driver only: one parent run per configuration of a study, child runs for candidates, trials and
+trainings, corpora as datasets, and the recommended mixture as a version of a registered model.
 
-Workers never talk to MLflow: a new SQLite store that several processes meet at once is destroyed (hydraflow#245). Whatever is
-tracked again as it stands there is left alone, so that a stage that is run again leaves no second copy.
+Workers never talk to MLflow: a new SQLite store that several processes meet at once is destroyed (hydraflow#245).
+Whatever is tracked again as it stands there is left alone, so that a stage that is run again leaves no second copy.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ class Tracker:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The parent run is RUNNING within, then FINISHED; FAILED after an error, KILLED where the process is told to end or
-        `cost.max_cost` is reached."""
+        """The parent run is RUNNING within, then FINISHED; FAILED after an error, KILLED where the process is told
+        to end or `cost.max_cost` is reached."""
         client = self._client()
         client.update_run(self.run_id, "RUNNING")
         try:
@@ -83,14 +83,16 @@ class Tracker:
         client.set_terminated(run.info.run_id)
 
     def datasets(self, config: Config, sample: Corpora) -> None:
-        """Log every corpus as an MLflow dataset of the parent run: its digest is that of the documents drawn, its profile the
-        counts of what was read, its context `target` or `candidate`."""
+        """Log every corpus as an MLflow dataset of the parent run: its digest is that of the documents drawn, its
+        profile the counts of what was read, its context `target` or `candidate`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
         for corpus in config.corpora:
             counts = sample.corpora[corpus.name]
-            source = json.dumps({"uri": corpus.source, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)})
+            source = json.dumps(
+                {"uri": corpus.source, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)}
+            )
             profile = json.dumps({k: v for k, v in counts.model_dump(exclude_unset=True).items() if isinstance(v, int)})
             named = [field for _, field, _, _ in Formatter().parse(corpus.template or f"{{{corpus.column}}}") if field]
             schema = json.dumps(
@@ -107,8 +109,8 @@ class Tracker:
     def register(self, model: str, recipe: dict[str, Any]) -> str:
         """Register the recipe as a version of a model, once, and give it the alias `recommended`; returns the version.
 
-        The version's files are recipe.json alone: a mixture, without weights of a network. They lie in a folder of their own,
-        recipe/DIGEST, since the run of a configuration may find another mixture later.
+        The version's files are recipe.json alone: a mixture, without weights of a network. They lie in a folder of
+        their own, recipe/DIGEST, since the run of a configuration may find another mixture later.
         """
         from mlflow.exceptions import MlflowException
 
@@ -120,7 +122,8 @@ class Tracker:
         client.set_tag(self.run_id, "mlflow.note.content", text)
         try:
             client.create_registered_model(
-                model, description="Mixtures of training corpora, found by align-ray: a version holds recipe.json, no network."
+                model,
+                description="Mixtures of training corpora, by align-ray: a version holds recipe.json, no network.",
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -129,7 +132,11 @@ class Tracker:
         if known:
             version = str(known[0].version)
         else:
-            tags = {"align_ray.recipe": key, "token_budget": str(recipe["token_budget"]), "objective": recipe["objective"]}
+            tags = {
+                "align_ray.recipe": key,
+                "token_budget": str(recipe["token_budget"]),
+                "objective": recipe["objective"],
+            }
             tags |= {f"weight/{name}": f"{w:.4g}" for name, w in weights}
             source = f"runs:/{self.run_id}/recipe/{key}"
             version = str(client.create_model_version(model, source, self.run_id, tags=tags, description=text).version)
@@ -142,7 +149,8 @@ def tracking_uri(config: Config) -> str:
     file = Store(config.output).local_path("mlflow.db")
     if file is None and config.tracking.uri is None:
         raise ConfigError(
-            f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow server."
+            f"field 'tracking.uri' is missing; the output {config.output} is not a local folder, so name an MLflow "
+            "server."
         )
     return config.tracking.uri or f"sqlite:///{file}"
 
@@ -163,7 +171,9 @@ def start_tracking(config: Config, store: Store) -> Tracker:
         if full := mistake_behind(error):
             raise full from None
         if config.tracking.uri:
-            raise ConfigError(f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it.") from None
+            raise ConfigError(
+                f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it."
+            ) from None
         raise StoreError(
             f"MLflow's store {uri} cannot be opened ({_reason(error)}); fix it, or move it away to start a new one."
         ) from None
@@ -171,7 +181,8 @@ def start_tracking(config: Config, store: Store) -> Tracker:
         experiment_id = experiment.experiment_id
     else:
         location = _artefacts(config, store)
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the pages take it for one of a chat application
+        # else the pages take it for one of a chat application
+        kind = {"mlflow.experimentKind": "custom_model_development"}
         experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location, tags=kind)
     tracked = config.model_dump(mode="json", exclude={"tracking", "cluster", "cost"})
     key, known = digest(tracked), store.find_json("mlflow-run.json")
@@ -184,12 +195,16 @@ def start_tracking(config: Config, store: Store) -> Tracker:
 
 
 def _artefacts(config: Config, store: Store) -> str | None:
-    """Where a new experiment's files go: into the output, or beside the SQLite file of `tracking.uri` (MLflow's own default would be
-    the folder in which the command was typed). None for a server, which knows its place."""
+    """Where a new experiment's files go: into the output, or beside the SQLite file of `tracking.uri` (MLflow's own
+    default would be the folder in which the command was typed). None for a server, which knows its place."""
     uri = config.tracking.uri
     if uri and not uri.startswith("sqlite:///"):
         return None
-    folder = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" if uri else store.local_path("mlartifacts")
+    folder = (
+        Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
+        if uri
+        else store.local_path("mlartifacts")
+    )
     return folder.as_uri() if folder else None
 
 
@@ -275,7 +290,13 @@ def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> 
 def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned) -> None:
     """A child run a training."""
     # the first one is what MLflow's comparison draws
-    shown = {"after": "loss", "change": "change", "change_error": "change_error", "before": "loss_before", "overlap": "overlap"}
+    shown = {
+        "after": "loss",
+        "change": "change",
+        "change_error": "change_error",
+        "before": "loss_before",
+        "overlap": "overlap",
+    }
     names = dict.fromkeys(name for run in result.runs.values() for name in run.weights)
     for name, run in result.runs.items():
         rows = {t: row.model_dump() for t, row in run.targets.items()}
@@ -298,12 +319,16 @@ def prediction(tracker: Tracker, config: Config, store: Store, result: Predictio
         for name in result.measures:
             found = {reading: qualities[name] for reading, qualities in setting.results.items()}
             values = {
-                f"{k}/{reading}": getattr(q, k).value for reading, q in found.items() for k in ("spearman", "pearson", "regret")
+                f"{k}/{reading}": getattr(q, k).value
+                for reading, q in found.items()
+                for k in ("spearman", "pearson", "regret")
             }
             tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
         for candidate, row in zip(result.candidates, setting.loss, strict=True):
             losses = {f"loss/{t}": loss for t, loss in zip(result.targets, row, strict=True)}
-            tracker.child(f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses)
+            tracker.child(
+                f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses
+            )
 
 
 def _weights(weights: dict[str, float]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Ray Tune's experiments: gone on with where they can be, after Ray's own state is made sound, else begun.
 
-Ray Tune and Ray Train do not write it atomically: a process that is killed while it writes leaves an empty or cut file, at which
-every later run would fail. What is torn is removed here, and Ray goes on from the snapshot before, or anew. Nothing finished is
-lost by that: trainings are in the store, and a seed fixes the trials that cost nothing. A file that cannot be read is not torn:
-a store that does not answer once is an error, and nothing is removed.
+Ray Tune and Ray Train do not write it atomically: a process that is killed while it writes leaves an empty or cut file,
+at which every later run would fail. What is torn is removed here, and Ray goes on from the snapshot before, or anew.
+Nothing finished is lost by that: trainings are in the store, and a seed fixes the trials that cost nothing. A file that
+cannot be read is not torn: a store that does not answer once is an error, and nothing is removed.
 """
 
 import json
@@ -22,8 +22,8 @@ SEARCHERS = ({"basic-variant-state"}, {"search_gen_state", "searcher-state"})
 
 
 LAYOUT = 2
-"""Layout of this package: Tune's pickles name classes by their module, so that an experiment of another layout cannot be read. Part of
-the experiments' names."""
+"""Layout of this package: Tune's pickles name classes by their module, so that an experiment of another layout
+cannot be read. Part of the experiments' names."""
 
 
 def experiment(
@@ -36,10 +36,11 @@ def experiment(
     resume: bool = True,
     **run: Any,
 ) -> Any:
-    """Ray Tune's Tuner of the experiment `name` in `storage`: the one that is there, where it can go on, else a new one.
+    """Ray Tune's Tuner of the experiment `name` in `storage`: the one that is there, where it can go on, else a new
+    one.
 
-    `name` holds the digest of what the experiment depends on. `settings`: a TuneConfig; `resources` of a trial's driver; `run`:
-    further fields of the RunConfig. A trial that dies is tried again twice.
+    `name` holds the digest of what the experiment depends on. `settings`: a TuneConfig; `resources` of a trial's
+    driver; `run`: further fields of the RunConfig. A trial that dies is tried again twice.
     """
     from ray import tune
 
@@ -55,8 +56,8 @@ def experiment(
 
 
 def restorable(folder: str) -> bool:
-    """Whether Ray Tune can go on in `folder` (a path or pyarrow URI), from the newest of its snapshots that is whole; what is torn is
-    removed. Raises StoreError, and removes nothing more, where a file cannot be read."""
+    """Whether Ray Tune can go on in `folder` (a path or pyarrow URI), from the newest of its snapshots that is
+    whole; what is torn is removed. Raises StoreError, and removes nothing more, where a file cannot be read."""
     fs, path = file_system(folder)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     snapshots: dict[str, dict[str, str]] = defaultdict(dict)  # time -> kind -> path
@@ -79,7 +80,8 @@ def restorable(folder: str) -> bool:
 
 
 def drop_torn(file: str) -> None:
-    """Remove a JSON file (a path or pyarrow URI) that is not whole, if it is there. Raises StoreError where it cannot be read."""
+    """Remove a JSON file (a path or pyarrow URI) that is not whole, if it is there. Raises StoreError where it
+    cannot be read."""
     fs, path = file_system(file)
     if fs.get_file_info(path).is_file and not _sound(fs, path):
         fs.delete_file(path)
@@ -92,7 +94,8 @@ def _sound(fs: pafs.FileSystem, path: str) -> bool:
             data = stream.read()
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be read ({str(error).partition(chr(10))[0]}); run it again when the store answers: nothing was removed."
+            f"{path} cannot be read ({str(error).partition(chr(10))[0]}); run it again when the store answers: "
+            "nothing was removed."
         ) from None
     try:
         if data[:1] in b"{[":

@@ -49,9 +49,9 @@ def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
 def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict[str, Any]:
     """Fine-tune on every run whose result is not in the store; returns a JSON value.
 
-    `runs[name]`: weights, number of training sequences, `training` (steps with the loss of their batch), and by target `before`
-    and `after` (nats per token on the second half of the held-out text), `change` with its standard error over held-out
-    sequences, and `overlap`.
+    `runs[name]`: weights, number of training sequences, `training` (steps with the loss of their batch), and by target
+    `before` and `after` (nats per token on the second half of the held-out text), `change` with its standard error over
+    held-out sequences, and `overlap`.
     """
     config, heldout = study.config, heldout_sequences(study)
     jobs = mixture_jobs(study, tokens, [run.weights for run in runs], config.finetune.tokens, range(1))

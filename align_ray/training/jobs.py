@@ -1,9 +1,9 @@
-"""Training jobs on Ray Train: each starts from the model's weights (or from random ones), trains on given sequences, and
-measures the loss of every target's held-out sequences before and after.
+"""Training jobs on Ray Train: each starts from the model's weights (or from random ones), trains on given sequences,
+and measures the loss of every target's held-out sequences before and after.
 
-The jobs are shared out among as many Ray Train runs as the cluster holds at once (starting one costs ten seconds of CPU),
-inside a Ray Tune experiment. A finished job's losses are in the store, keyed by all that determines them, and are not
-computed again.
+The jobs are shared out among as many Ray Train runs as the cluster holds at once (starting one costs ten seconds of
+CPU), inside a Ray Tune experiment. A finished job's losses are in the store, keyed by all that determines them, and are
+not computed again.
 """
 
 import dataclasses
@@ -39,7 +39,8 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a job came to: losses by target, the seconds of the training alone, and its steps with the loss of their batch."""
+    """What a job came to: losses by target, the seconds of the training alone, and its steps with the loss of their
+    batch."""
 
     losses: dict[str, Losses]
     seconds: float
@@ -49,7 +50,8 @@ class Trained:
 def train_jobs(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[Trained]:
     """Train every job whose result is not in the store; returns what every job came to.
 
-    `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
+    `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where
+    `cost.max_cost` is used up.
     """
     store, keys = study.store, job_keys(study, heldout, jobs)
     todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k)}
@@ -84,14 +86,13 @@ def job_key(fixed: list[Any], job: Job) -> str:
 
 
 def heldout_probabilities(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> dict[str, np.ndarray]:
-    """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1]; trains what is missing."""
+    """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1]; trains what is
+    missing."""
     from safetensors.numpy import load
 
     train_jobs(study, heldout, jobs)
     parts = [load(study.store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(study, heldout, jobs)]
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
-
-
 
 
 def _trained(stored: dict[str, Any]) -> Trained:
@@ -135,7 +136,8 @@ def _train(study: Study, heldout: dict[str, np.ndarray], jobs: list[dict[str, An
         {"share": tune.grid_search(list(range(slots)))},
         tune.TuneConfig(max_concurrent_trials=slots, time_budget_s=seconds_left()),
         driver_resources(),
-        # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the store
+        # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the
+        # store
         resume=config.cost.max_cost is None,
         callbacks=[job_counter()],
     )

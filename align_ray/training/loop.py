@@ -1,5 +1,6 @@
-"""What each Ray Train worker runs: training jobs one after the other, each from the model's weights (or from random ones),
-with a checkpoint between epochs, and the loss of every target's held-out sequences before and after (`step.py`)."""
+"""What each Ray Train worker runs: training jobs one after the other, each from the model's weights (or from random
+ones), with a checkpoint between epochs, and the loss of every target's held-out sequences before and after
+(`step.py`)."""
 
 import tempfile
 import time
@@ -28,7 +29,9 @@ def train_loop(settings: dict[str, Any]) -> None:
     rank, store, device = train.get_context().get_world_rank(), settings["store"], get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    heldout = {name: torch.as_tensor(rows, dtype=torch.long, device=device) for name, rows in settings["targets"].items()}
+    heldout = {
+        name: torch.as_tensor(rows, dtype=torch.long, device=device) for name, rows in settings["targets"].items()
+    }
     scratch = settings["scratch"]
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
@@ -63,9 +66,9 @@ def train_model(
 ) -> list[tuple[int, float]]:
     """`epochs` passes over the job's rows (int32 [n, T]): AdamW, clipping at 1, linear decay after 10 % warm-up.
 
-    The model is trained in place; between epochs a checkpoint (safetensors) is reported to Ray Train. `rungs`: shares of all
-    steps after which `at_rung` is called with 1, 2, ... instead, without checkpoints. Returns the steps, from the resumed one
-    on, with the loss of this worker's part of their batch before the step, nats per token.
+    The model is trained in place; between epochs a checkpoint (safetensors) is reported to Ray Train. `rungs`: shares
+    of all steps after which `at_rung` is called with 1, 2, ... instead, without checkpoints. Returns the steps, from
+    the resumed one on, with the loss of this worker's part of their batch before the step, nats per token.
     """
     import torch
     from ray import train
@@ -112,7 +115,9 @@ def train_model(
             with tempfile.TemporaryDirectory() as folder:
                 if rank == 0:
                     _save(model, optimiser, f"{job['key']} {epoch + 1}", Path(folder))
-                train.report({"epoch": epoch + 1}, checkpoint=train.Checkpoint.from_directory(folder) if rank == 0 else None)
+                train.report(
+                    {"epoch": epoch + 1}, checkpoint=train.Checkpoint.from_directory(folder) if rank == 0 else None
+                )
     return list(enumerate(torch.stack(losses).tolist(), start=first * per_epoch + 1)) if losses else []
 
 
@@ -132,10 +137,16 @@ def _save(model: Any, optimiser: Any, position: str, folder: Path) -> None:
 
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if k in learned and not (tied and k == "lm_head.weight")}
+    state = {
+        k: v.contiguous()
+        for k, v in model.state_dict().items()
+        if k in learned and not (tied and k == "lm_head.weight")
+    }
     save_file(state, folder / "model.safetensors")
     moments = optimiser.state_dict()["state"]
-    save_file({f"{i}/{k}": v.contiguous() for i, s in moments.items() for k, v in s.items()}, folder / "optimiser.safetensors")
+    save_file(
+        {f"{i}/{k}": v.contiguous() for i, s in moments.items() for k, v in s.items()}, folder / "optimiser.safetensors"
+    )
     (folder / "position").write_text(position)
 
 

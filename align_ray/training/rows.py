@@ -1,9 +1,8 @@
 """Training sequences of a mixture, at the repetition rate of the real run.
 
-A proxy sees fewer tokens than the run it stands for, so it would hardly ever repeat a small corpus that the real run repeats
-many times. Each corpus is therefore first cut down to its unique tokens times proxy tokens / token budget.
+A proxy sees fewer tokens than the run it stands for, so it would hardly ever repeat a small corpus that the real run
+repeats many times. Each corpus is therefore first cut down to its unique tokens times proxy tokens / token budget.
 """
-
 
 import zlib
 
@@ -21,8 +20,8 @@ def mixture_rows(
 ) -> np.ndarray:
     """`rows` sequences in the proportions of the weights, int32 [rows, T].
 
-    `training`: int32 [n, T] by corpus; `unique`: sequences of each that a proxy may see; the seed chooses which, and where more are
-    wanted they are repeated. A corpus whose sample is smaller than what may be seen is repeated earlier.
+    `training`: int32 [n, T] by corpus; `unique`: sequences of each that a proxy may see; the seed chooses which, and
+    where more are wanted they are repeated. A corpus whose sample is smaller than what may be seen is repeated earlier.
     """
     parts = []
     for (name, _), count in zip(weights.items(), split_tokens(np.array(list(weights.values())), rows), strict=True):
@@ -33,7 +32,8 @@ def mixture_rows(
 
 
 def unique_sequences(config: Config, tokens: dict[str, int], proxy_tokens: int) -> dict[str, int]:
-    """Unique sequences of every corpus for a proxy of so many tokens, from the corpus' own tokens and the token budget."""
+    """Unique sequences of every corpus for a proxy of so many tokens, from the corpus' own tokens and the token
+    budget."""
     share = proxy_tokens / config.search.token_budget / config.sampling.sequence_length
     return {name: max(1, round(count * share)) for name, count in tokens.items()}
 
@@ -72,7 +72,8 @@ def heldout_sequences(study: Study) -> dict[str, np.ndarray]:
 
 
 def validation_half(values: np.ndarray) -> np.ndarray:
-    """The first half of held-out sequences (axis 0), or of anything that goes with them: for whatever chooses by its loss."""
+    """The first half of held-out sequences (axis 0), or of anything that goes with them: for whatever chooses by its
+    loss."""
     return values[: max(1, len(values) // 2)]
 
 

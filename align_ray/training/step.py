@@ -15,7 +15,9 @@ def trainable_model(settings: dict[str, Any], device: Any) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
 
 def token_losses(model: Any, ids: Any) -> Any:
@@ -27,11 +29,9 @@ def token_losses(model: Any, ids: Any) -> Any:
     return losses.view(len(ids), -1)
 
 
-
-
 def heldout_losses(model: Any, ids: Any) -> np.ndarray:
-    """Cross-entropy of every next token, float32 [n, T-1], nats; matrices in bfloat16 where the device has it (which moves a
-    loss by about 1e-4), softmax in float32."""
+    """Cross-entropy of every next token, float32 [n, T-1], nats; matrices in bfloat16 where the device has it (which
+    moves a loss by about 1e-4), softmax in float32."""
     import torch
 
     with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bfloat16(ids.device)):

@@ -1,4 +1,5 @@
-"""Proof by training: the proposed mixture against what one would do without it, same model, same tokens, several seeds."""
+"""Proof by training: the proposed mixture against what one would do without it, same model, same tokens, several
+seeds."""
 
 from typing import Any
 
@@ -19,10 +20,10 @@ SAME = 5e-4
 def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Train on every mixture with `finetune.seeds` seeds; returns a JSON value.
 
-    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target `loss`:
-    the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`. `versus[a][b][target]`:
-    paired difference of a's loss from b's with its interval and `p_lower`, the probability that a's is lower. The target `all`
-    is their weighted mean.
+    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target
+    `loss`: the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`.
+    `versus[a][b][target]`: paired difference of a's loss from b's with its interval and `p_lower`, the probability that
+    a's is lower. The target `all` is their weighted mean.
     """
     distinct: dict[str, dict[str, float]] = {}
     same: dict[str, str] = {}
@@ -37,8 +38,13 @@ def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, 
     done = train_jobs(study, heldout, jobs)
     of = {name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(distinct)}
     share = reported_weights(config)
-    after = {name: {t: np.stack([report_half(r.losses[t].after) for r in runs]) for t in heldout} for name, runs in of.items()}
-    before = {t: float(np.mean([report_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout}
+    after = {
+        name: {t: np.stack([report_half(r.losses[t].after) for r in runs]) for t in heldout}
+        for name, runs in of.items()
+    }
+    before = {
+        t: float(np.mean([report_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout
+    }
     report = {
         name: {
             "weights": weights,
@@ -53,7 +59,8 @@ def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, 
         "before": before | {"all": float(share @ list(before.values()))},
         "mixtures": report,
         "versus": {
-            a: {b: _versus(after[same[a]], after[same[b]], share) for b in mixtures if same[a] != same[b]} for a in mixtures
+            a: {b: _versus(after[same[a]], after[same[b]], share) for b in mixtures if same[a] != same[b]}
+            for a in mixtures
         },
     }
 
@@ -74,7 +81,8 @@ def _versus(a: dict[str, np.ndarray], b: dict[str, np.ndarray], share: np.ndarra
 def combined_mean(values: list[np.ndarray], share: np.ndarray) -> tuple[Estimate, float]:
     """Mean over targets by `share` of losses [seeds, sequences] each, and the probability that it is negative.
 
-    The targets are measured on the same trainings: the seeds' effect is common to them, the sequences' is each target's own.
+    The targets are measured on the same trainings: the seeds' effect is common to them, the sequences' is each target's
+    own.
     """
     by_seed = sum(s * v.mean(1) for s, v in zip(share, values, strict=True))
     n = len(by_seed)

@@ -70,7 +70,9 @@ def test_two_batches_give_a_diversity_without_an_interval():
 def test_pooled_alignment_of_one_distribution_with_itself_is_one_while_pairs_keep_their_noise():
     a, b = batches(16, 1), batches(16, 2)
     assert al.two_sample_mean(1 - distance_matrix(a, b)).value == pytest.approx(1 - 0.2 / 1.2, abs=0.01)
-    assert 1 - scaled_cosine_distance(a.mean(0), b.mean(0)) == pytest.approx(1 - 0.0125 / 1.0125, abs=0.003), "plain: biased"
+    assert 1 - scaled_cosine_distance(a.mean(0), b.mean(0)) == pytest.approx(1 - 0.0125 / 1.0125, abs=0.003), (
+        "plain: biased"
+    )
     assert al.pooled_alignment(a, b).value == pytest.approx(1, abs=0.002)
     assert al.one_sample_mean(distance_matrix(a, a)).value == pytest.approx(0.2 / 1.2, abs=0.01)
 
@@ -104,12 +106,16 @@ def test_align_corpora_ranks_candidates_by_their_alignment_with_the_target():
     assert (first["candidate"], last["candidate"]) == ("same", "other")
     assert first["p_above_next"] > 0.5 and last["p_above_next"] is None
     assert first["p_best"] > 0.5 and first["adjusted"] <= first["p_above_next"] and first["separate"] >= 1
-    assert first["corrected"]["value"] > first["value"] and result["ceiling"]["goal"] == result["matrix"]["goal"]["goal"]
+    assert (
+        first["corrected"]["value"] > first["value"] and result["ceiling"]["goal"] == result["matrix"]["goal"]["goal"]
+    )
     assert result["diversity"]["goal"]["corrected"]["value"] < result["diversity"]["goal"]["value"]
     assert result["matrix"]["goal"]["same"] == result["matrix"]["same"]["goal"]
     assert result["matrix"]["goal"]["goal"]["value"] == 1 - result["diversity"]["goal"]["value"]
     assert result["loss"]["goal"] == 3.5 and result["skipped"]["goal"] == [[0, 1], [1, 1], [2, 1], [3, 1]]
-    assert result["measure"] == "trunk" and result["others"]["head"]["matrix"]["goal"]["other"]["value"] == pytest.approx(1)
+    assert result["measure"] == "trunk" and result["others"]["head"]["matrix"]["goal"]["other"][
+        "value"
+    ] == pytest.approx(1)
 
 
 def test_the_published_coefficient_takes_all_rows_and_its_parts_are_given_apart():

@@ -28,7 +28,9 @@ def test_probabilities_of_a_comparison_and_of_its_reverse_add_up():
 def test_the_best_is_found_and_equal_candidates_share_the_chance():
     c = cp.contrasts(matrices(np.random.default_rng(2), [0.9, 0.5, 0.5]))
     assert cp.p_best(c)[0] > 0.999
-    shares = np.mean([cp.p_best(cp.contrasts(matrices(np.random.default_rng(s), [0.5] * 4))) for s in range(40)], axis=0)
+    shares = np.mean(
+        [cp.p_best(cp.contrasts(matrices(np.random.default_rng(s), [0.5] * 4))) for s in range(40)], axis=0
+    )
     assert shares.sum() == pytest.approx(1) and shares == pytest.approx(np.full(4, 0.25), abs=0.12)
 
 

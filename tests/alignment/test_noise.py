@@ -17,7 +17,8 @@ def noise_of(rows, block="trunk"):
 
 
 def units(draws, label, text, n=12, sequences=32):
-    """Batches of one corpus: Gamma noise of relative variance `text` between batches, `label` between draws of a batch."""
+    """Batches of one corpus: Gamma noise of relative variance `text` between batches, `label` between draws of a
+    batch."""
     rng = np.random.default_rng(0)
     profile = np.exp(rng.normal(0, 2, DIMENSION))
     batches = profile * rng.gamma(1 / text, text, (n, 1, DIMENSION))

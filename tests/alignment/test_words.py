@@ -39,7 +39,9 @@ def test_intervals_over_batches_cover(distributions):
     background = np.full(VOCABULARY, 1 / VOCABULARY)
     rng = np.random.default_rng(2)
     truth = cross_entropy_values(corpus(rng, p, 200), corpus(rng, q, 200), background).mean()
-    found = [two_sample_mean(cross_entropy_values(corpus(rng, p, 12), corpus(rng, q, 12), background)) for _ in range(200)]
+    found = [
+        two_sample_mean(cross_entropy_values(corpus(rng, p, 12), corpus(rng, q, 12), background)) for _ in range(200)
+    ]
     assert 0.88 < np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
 
 

@@ -22,7 +22,9 @@ FEW = ("minif2f-lean4/validation", "gsm8k/train", "gutenberg-novels/train")
 @pytest.mark.parametrize(
     ("candidates", "batches"), [(FEW, 4), pytest.param(CANDIDATES, 8, marks=pytest.mark.full)], ids=["few", "all"]
 )
-def test_formal_mathematics_ranks_first_and_mathematical_prose_above_dialogue_and_fiction(tmp_path, candidates, batches):
+def test_formal_mathematics_ranks_first_and_mathematical_prose_above_dialogue_and_fiction(
+    tmp_path, candidates, batches
+):
     mapping = {
         "output": str(tmp_path),
         "targets": [{"name": "proofnet-test", "source": str(SHARED / "proofnet-lean4/test.jsonl")}],
@@ -34,10 +36,14 @@ def test_formal_mathematics_ranks_first_and_mathematical_prose_above_dialogue_an
     embed(study)
     ranking = align(study)["ranking"]["proofnet-test"]
     for row in ranking:
-        print(f"{row['candidate']:20s} {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}] P(above next) {row['p_above_next']}")
+        print(
+            f"{row['candidate']:20s} {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}] P(above next) {row['p_above_next']}"
+        )
     order = [row["candidate"] for row in ranking]
     formal = {"minif2f-lean4", "forml4-mathlib"} & set(order)
     assert formal and set(order[: len(formal)]) == formal
-    compared = [(p, o) for p in ("gsm8k", "openlogic") for o in ("sgd-dialogues", "tiny-shakespeare", "gutenberg-novels")]
+    compared = [
+        (p, o) for p in ("gsm8k", "openlogic") for o in ("sgd-dialogues", "tiny-shakespeare", "gutenberg-novels")
+    ]
     compared = [(prose, other) for prose, other in compared if {prose, other} <= set(order)]
     assert compared and all(order.index(prose) < order.index(other) for prose, other in compared), order

@@ -17,7 +17,9 @@ TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen 
 
 
 def test_case_and_punctuation_do_not_hide_a_run_of_words():
-    hidden = "Some words before: ONE, two; three (four) five -- six seven. Eight nine ten eleven twelve thirteen and after"
+    hidden = (
+        "Some words before: ONE, two; three (four) five -- six seven. Eight nine ten eleven twelve thirteen and after"
+    )
     assert len(ngram_hashes(TEXT)) == 2
     assert len(shared(ngram_hashes(hidden), np.sort(ngram_hashes(TEXT)))) == 1
 
@@ -26,7 +28,9 @@ def test_order_matters_and_short_texts_have_no_run():
     words = TEXT.split()
     swapped = " ".join([words[1], words[0], *words[2:]])
     assert len(shared(ngram_hashes(swapped), np.sort(ngram_hashes(TEXT)))) == 0
-    assert len(ngram_hashes(" ".join(words[: WORDS - 1]))) == 0 and len(shared(ngram_hashes(TEXT), ngram_hashes(""))) == 0
+    assert (
+        len(ngram_hashes(" ".join(words[: WORDS - 1]))) == 0 and len(shared(ngram_hashes(TEXT), ngram_hashes(""))) == 0
+    )
 
 
 def test_a_million_runs_do_not_collide():
@@ -39,7 +43,10 @@ def leaky(small_config, corpora, tmp_path_factory, local_ray):
     """Licences with two thirds of the target's text hidden among them, beside clean candidates."""
     folder = tmp_path_factory.mktemp("leaky")
     read = lambda name: [json.loads(line)["text"] for line in (corpora / f"{name}.jsonl").open()]
-    stolen = ["Copied from somewhere. " + text for text in read("python-stdlib-heldout")[::3] + read("python-stdlib-heldout")[1::3]]
+    stolen = [
+        "Copied from somewhere. " + text
+        for text in read("python-stdlib-heldout")[::3] + read("python-stdlib-heldout")[1::3]
+    ]
     write_jsonl(folder / "leaky.jsonl", [*read("licences")[:10], *stolen])
     data = small_config(folder / "out", ("python-stdlib", "cpp-headers"))
     data["candidates"].append({"name": "leaky", "source": str(folder / "leaky.jsonl")})
@@ -55,7 +62,9 @@ def leaky(small_config, corpora, tmp_path_factory, local_ray):
 def test_leaked_documents_are_counted_among_all(leaky):
     result, stolen, _ = leaky
     found = result["overlap"]["leaky"]["target"]
-    assert stolen - 3 <= found["documents"] <= stolen and found["of"] == stolen + 10, "short documents have no run of words"
+    assert stolen - 3 <= found["documents"] <= stolen and found["of"] == stolen + 10, (
+        "short documents have no run of words"
+    )
     assert 0.4 < found["covered"] < 0.9
     assert result["overlap"]["cpp-headers"]["target"]["covered"] < 0.05
 

@@ -1,4 +1,5 @@
-"""The predictive study end to end on small corpora: real trainings, every measure, tables, plots, and nothing done twice."""
+"""The predictive study end to end on small corpora: real trainings, every measure, tables, plots, and nothing done
+twice."""
 
 from itertools import islice
 
@@ -177,7 +178,8 @@ def test_cheap_baselines_find_the_corpus_of_the_same_kind(small_config, tmp_path
     code, prose = ["for i in range(n):\n    print(i)"] * 3, ["The cat sat on the mat, and slept."] * 3
     other = ["for k in range(m):\n    total += k"]
     hellinger = [
-        baselines.ngram_hellinger(baselines.ngram_distribution(c), baselines.ngram_distribution(other)) for c in (code, prose)
+        baselines.ngram_hellinger(baselines.ngram_distribution(c), baselines.ngram_distribution(other))
+        for c in (code, prose)
     ]
     assert hellinger[0] > hellinger[1]
     assert baselines.gzip_alignment(code, other) > baselines.gzip_alignment(prose, other)

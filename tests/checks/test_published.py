@@ -9,7 +9,9 @@ def test_the_published_correlation_is_reproduced_and_comes_from_the_in_domain_se
     found = reanalyse()["pretraining"]
     assert found["pooled"]["points"] == 24
     assert found["pooled"]["r2"] == pytest.approx(0.837, abs=0.001)
-    assert found["fit"]["intercept"] == pytest.approx(14.85, abs=0.02) and found["fit"]["slope"] == pytest.approx(-16.97, abs=0.02)
+    assert found["fit"]["intercept"] == pytest.approx(14.85, abs=0.02) and found["fit"]["slope"] == pytest.approx(
+        -16.97, abs=0.02
+    )
     assert found["pooled"]["spearman"] == pytest.approx(-0.653, abs=0.001)
     assert found["without_in_domain"]["points"] == 15
     assert found["without_in_domain"]["r2"] == pytest.approx(0.06, abs=0.005) and found["without_in_domain"]["r"] > 0

@@ -1,4 +1,5 @@
-"""A study by the published procedure: one epsilon for all its distances, a seed a batch on request, and what does nothing is said."""
+"""A study by the published procedure: one epsilon for all its distances, a seed a batch on request, and what does
+nothing is said."""
 
 from types import SimpleNamespace
 
@@ -52,11 +53,17 @@ def test_one_study_prints_one_alignment(no_pools, small_reference, tmp_path):
         for axis in ("seed", "estimator"):
             assert kept[axis]["alignment"]["as configured"]["target"][name] == pytest.approx(value, abs=1e-6)
     (single,) = (name for name, w in found["mixtures"]["best_single"]["weights"].items() if w == 1)
-    assert found["mixtures"]["best_single"]["alignment"]["value"] == pytest.approx(aligned[single]["pooled"]["value"], abs=1e-6)
+    assert found["mixtures"]["best_single"]["alignment"]["value"] == pytest.approx(
+        aligned[single]["pooled"]["value"], abs=1e-6
+    )
 
 
 def test_every_objective_of_the_scaled_cosine_takes_the_epsilon_of_the_study():
-    corpora = {"output": "o", "targets": [{"name": "t", "source": "t"}], "candidates": [{"name": n, "source": n} for n in "ab"]}
+    corpora = {
+        "output": "o",
+        "targets": [{"name": "t", "source": "t"}],
+        "candidates": [{"name": n, "source": n} for n in "ab"],
+    }
     rng = np.random.default_rng(0)
     rows = {name: 1e-9 * rng.gamma(0.2, 1, (4, 50)).astype(np.float32) for name in "abt"}
     values = {}
@@ -83,7 +90,9 @@ def test_seeds_of_batches_make_them_less_alike(no_pools, small_reference, tmp_pa
         embed(study)
         seen[by_batch] = evidence_of(study).rows["target"]
     same, other = seen.values()
-    assert np.array_equal(same[0], other[0]) and not any(np.array_equal(a, b) for a, b in zip(same[1:], other[1:], strict=True))
+    assert np.array_equal(same[0], other[0]) and not any(
+        np.array_equal(a, b) for a, b in zip(same[1:], other[1:], strict=True)
+    )
 
 
 def test_dropout_that_does_nothing_is_said(tiny_probe, small_reference, tmp_path):

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from align_ray.checks.robustness import _agreement, _layers, _matrices, _row_sets, _scores, _variants, kendall_w, robustness
+from align_ray.checks.robustness import (
+    _agreement,
+    _layers,
+    _matrices,
+    _row_sets,
+    _scores,
+    _variants,
+    kendall_w,
+    robustness,
+)
 from align_ray.config_file import load_config
 from align_ray.context import Study
 from align_ray.embedding.evidence import Evidence
@@ -30,7 +39,10 @@ def test_every_variant_changes_one_choice_and_keeps_the_number_of_sequences():
         changed = {n for n in type(config).model_fields if getattr(variant, n) != getattr(config, n)}
         assert len(changed) == 1
         if axis == "batch size":
-            assert variant.sampling.batch_size * variant.sampling.batches == config.sampling.batch_size * config.sampling.batches
+            assert (
+                variant.sampling.batch_size * variant.sampling.batches
+                == config.sampling.batch_size * config.sampling.batches
+            )
         type(config).model_validate(variant.model_dump())
 
 
@@ -39,7 +51,9 @@ def study_of(config):
 
 
 def unit(trunk, head):
-    return Unit({"trunk": trunk[None].astype(np.float32), "head": head[None].astype(np.float32)}, {}, 2.0, 8, (), 8, 0.0)
+    return Unit(
+        {"trunk": trunk[None].astype(np.float32), "head": head[None].astype(np.float32)}, {}, 2.0, 8, (), 8, 0.0
+    )
 
 
 def test_rows_of_layers_are_told_apart():

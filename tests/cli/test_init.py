@@ -55,7 +55,9 @@ TWO = ("--candidate", "web/train.jsonl", "--candidate", "books.jsonl")
 
 def test_flags_alone_give_a_file_that_loads_with_what_was_asked(sources):
     proofs = ("--target", "proofs/test.jsonl", "--column", "proofs={informal}\\n{formal}")
-    done = init("s/mine.yaml", *proofs, *TWO, "--output", "s3://bucket/out", "--probe", "owner/model", "--tokens", "5_000")
+    done = init(
+        "s/mine.yaml", *proofs, *TWO, "--output", "s3://bucket/out", "--probe", "owner/model", "--tokens", "5_000"
+    )
     assert done.exit_code == 0, done.output
     config = load_config("s/mine.yaml")
     assert config.targets == [Corpus(name="proofs", source="proofs/test.jsonl", template="{informal}\n{formal}")]
@@ -120,7 +122,14 @@ def test_a_mistake_is_one_sentence_and_no_file(sources, arguments, words):
 
 def test_answers_on_a_terminal_take_the_place_of_missing_flags(sources):
     """In a real pseudo-terminal: a wrong answer is asked again, an open choice of columns is put to the user."""
-    answers = ["nowhere.jsonl", "proofs/test.jsonl", "{informal}{nothing}", "{informal}\\n{formal}", "", "installed:licences"]
+    answers = [
+        "nowhere.jsonl",
+        "proofs/test.jsonl",
+        "{informal}{nothing}",
+        "{informal}\\n{formal}",
+        "",
+        "installed:licences",
+    ]
     answers += ["lib=books.jsonl", "", "", "ten", "20,000", ""]
     ours, theirs = pty.openpty()
     code = "from align_ray.cli.main import app; app()"
@@ -166,7 +175,9 @@ def test_a_hub_data_set_gives_a_target_its_test_split_and_a_candidate_its_traini
     with pytest.raises(ConfigError, match="has the splits .*write the field 'split'"):
         look(f"hf://{sources}/odd", "candidates", (), {}, None)
     asked = []
-    chosen = look(f"hf://{sources}/odd", "candidates", (), {}, lambda q, default, check: asked.append(q) or check("validation"))
+    chosen = look(
+        f"hf://{sources}/odd", "candidates", (), {}, lambda q, default, check: asked.append(q) or check("validation")
+    )
     assert chosen["split"] == "validation" and "which split" in asked[0]
 
 

@@ -1,4 +1,5 @@
-"""Ray's autoscaler with its fake provider, which starts nodes as processes: they come when there is work, and go after it."""
+"""Ray's autoscaler with its fake provider, which starts nodes as processes: they come when there is work, and go
+after it."""
 
 import json
 import os
@@ -85,8 +86,11 @@ def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
         f"--autoscaling-config={tmp_path / 'nodes.json'}", f"--dashboard-agent-listen-port={free_port()}",
         "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="aray", dir="/tmp") as temp, (tmp_path / "log").open("w") as log:  # short: Ray's sockets
-        head = subprocess.Popen([*command, f"--temp-dir={temp}"], env=environment | fake, stdout=log, stderr=log, start_new_session=True)
+    # short: Ray's sockets
+    with tempfile.TemporaryDirectory(prefix="aray", dir="/tmp") as temp, (tmp_path / "log").open("w") as log:
+        head = subprocess.Popen(
+            [*command, f"--temp-dir={temp}"], env=environment | fake, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             mapping = small_config(
                 tmp_path / "out",
@@ -96,7 +100,12 @@ def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
             )
             time.sleep(5)
             done = subprocess.run(
-                [sys.executable, "-c", STUDY, json.dumps(mapping)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+                [sys.executable, "-c", STUDY, json.dumps(mapping)],
+                cwd=REPOSITORY,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
         finally:
             os.killpg(head.pid, signal.SIGKILL)

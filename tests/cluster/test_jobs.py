@@ -67,7 +67,10 @@ def test_a_study_runs_as_a_job_and_its_log_shows_the_answer(head, small_config, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and "embedded" in done.stdout and "report.html" in done.stdout
     assert (tmp_path / "out" / "report.html").exists()
-    assert json.loads((tmp_path / "out" / "alignment.json").read_text())["ranking"]["target"][0]["candidate"] == "python-stdlib"
+    assert (
+        json.loads((tmp_path / "out" / "alignment.json").read_text())["ranking"]["target"][0]["candidate"]
+        == "python-stdlib"
+    )
 
 
 @pytest.mark.parametrize("script", sorted((REPOSITORY / "jobs").glob("*.py")), ids=lambda file: file.name)
@@ -95,7 +98,9 @@ def test_a_failing_job_ends_failed_and_says_why(head, small_config, tmp_path):
 @pytest.mark.slow
 def test_a_stopped_job_goes_on_where_it_was(head, small_config, tmp_path):
     server, environment = head
-    mapping = small_config(tmp_path / "out", probe={}, sampling={"sequence_length": 128, "batch_size": 8, "batches": 16})
+    mapping = small_config(
+        tmp_path / "out", probe={}, sampling={"sequence_length": 128, "batch_size": 8, "batches": 16}
+    )
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(mapping))
 
@@ -112,7 +117,9 @@ def test_a_stopped_job_goes_on_where_it_was(head, small_config, tmp_path):
     while not units() and time.monotonic() < end:
         time.sleep(0.2)
     stopped = ray_job("stop", "halted")
-    assert stopped.returncode == 0 and "stopped" in (stopped.stdout + stopped.stderr).lower(), stopped.stdout + stopped.stderr
+    assert stopped.returncode == 0 and "stopped" in (stopped.stdout + stopped.stderr).lower(), (
+        stopped.stdout + stopped.stderr
+    )
     before = units()
     assert before and not (tmp_path / "out" / "embedding.json").exists()
     again = submit(head, "jobs/embed.py", "--config", str(config))

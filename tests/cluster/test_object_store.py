@@ -27,7 +27,9 @@ app(["embed", sys.argv[1]], standalone_mode=False)
 def bucket():
     """An S3 server on loopback with an empty bucket; yields the environment that leads to it."""
     port = free_port()
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     known = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": PLANTED, "AWS_DEFAULT_REGION": "us-east-1"}
     store = pafs.S3FileSystem(
         access_key="key", secret_key=PLANTED, region="us-east-1", endpoint_override=f"127.0.0.1:{port}", scheme="http",
@@ -48,7 +50,11 @@ def bucket():
 @pytest.mark.slow
 def test_a_study_lives_in_a_bucket_and_goes_on_there(bucket, small_config, tmp_path):
     environment, store = bucket
-    mapping = small_config("s3://bucket/study", tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"}, finetune={"tokens": 512, "eval_tokens": 512})
+    mapping = small_config(
+        "s3://bucket/study",
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        finetune={"tokens": 512, "eval_tokens": 512},
+    )
     for corpus in mapping["targets"] + mapping["candidates"]:
         name = f"bucket/corpora/{corpus['name']}.jsonl"
         with open(corpus["source"], "rb") as file, store.open_output_stream(name) as there:
@@ -78,4 +84,6 @@ def test_a_study_lives_in_a_bucket_and_goes_on_there(bucket, small_config, tmp_p
     assert "embedded 0 batches now" in again
     after = units()
     assert {path: after[path] for path in kept} == kept, "a finished batch was computed again"
-    assert (tmp_path / "mlartifacts").is_dir() and not (tmp_path / "mlruns").exists(), "MLflow's files are beside its data base"
+    assert (tmp_path / "mlartifacts").is_dir() and not (tmp_path / "mlruns").exists(), (
+        "MLflow's files are beside its data base"
+    )

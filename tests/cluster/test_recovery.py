@@ -1,4 +1,5 @@
-"""A worker and the driver killed in embed, search and finetune: the stage is started again and ends as an undisturbed one."""
+"""A worker and the driver killed in embed, search and finetune: the stage is started again and ends as an
+undisturbed one."""
 
 import contextlib
 import random
@@ -41,7 +42,9 @@ cluster.add_node(num_cpus=2)
 print(cluster.address, flush=True)
 input()
 """
-    head = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    head = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
     yield head.stdout.readline().strip(), head.pid
     family = psutil.Process(head.pid).children(recursive=True)
     head.kill()
@@ -73,7 +76,10 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(clus
     rng = random.Random(seed := random.randrange(2**32))
     print(f"seed {seed}")
     out, config = tmp_path / "killed", tmp_path / "killed.yaml"
-    sizes = {"sampling": {"sequence_length": 64, "batch_size": 8, "batches": 12}, "finetune": {"tokens": 4096, "eval_tokens": 1024}}
+    sizes = {
+        "sampling": {"sequence_length": 64, "batch_size": 8, "batches": 12},
+        "finetune": {"tokens": 4096, "eval_tokens": 1024},
+    }
     sizes |= {"probe": {}, "cluster": {}}  # enough work for several workers to be killed in
     config.write_text(yaml.safe_dump(small_config(out, **sizes)))
     for stage, (under_way, kinds) in STAGES.items():

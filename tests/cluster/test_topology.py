@@ -51,12 +51,16 @@ def test_actors_nodes_file_order_and_pieces_change_nothing(small_config, corpora
     shapes = {"one": (1, 1, 2**26), "four": (4, 1, 2**14), "nodes": (2, 3, 2**13)}  # actors, nodes, bytes of a piece
     mappings = []
     for name, (actors, nodes, pieces) in shapes.items():
-        mapping = small_config(tmp_path / name, cluster={"max_actors": actors}, search={"method": "closed_form", "token_budget": 10_000})
+        mapping = small_config(
+            tmp_path / name, cluster={"max_actors": actors}, search={"method": "closed_form", "token_budget": 10_000}
+        )
         if name == "nodes":
             for corpus in mapping["targets"] + mapping["candidates"]:
                 corpus["source"] = shuffled(Path(corpus["source"]), tmp_path / "shuffled" / corpus["name"])
         mappings.append(mapping | {"nodes": nodes, "pieces": pieces})
-    done = subprocess.run([sys.executable, "-c", CLUSTER, json.dumps(mappings)], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER, json.dumps(mappings)], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
     def units(name):

@@ -27,8 +27,14 @@ CASES = {
     "an unknown key": (edit("sampling.batchsize")(4), ["sampling.batchsize", "batch_size"]),
     "a missing file": (edit("candidates.0.source")("/nowhere/x.jsonl"), ["/nowhere/x.jsonl", "source"]),
     "an empty corpus": (edit("candidates.0.source")("EMPTY"), ["python-stdlib", "empty"]),
-    "a column that is not there": (edit("candidates.0.template")("{informal} {text}"), ["template", "'informal'", "text"]),
-    "a target among its candidates": (lambda m: m["candidates"].append({**m["targets"][0], "name": "again"}), ["target", "again"]),
+    "a column that is not there": (
+        edit("candidates.0.template")("{informal} {text}"),
+        ["template", "'informal'", "text"],
+    ),
+    "a target among its candidates": (
+        lambda m: m["candidates"].append({**m["targets"][0], "name": "again"}),
+        ["target", "again"],
+    ),
     "a negative budget": (edit("search.token_budget")(-5), ["search.token_budget", "-5"]),
     "a repetition cap of zero": (edit("search.max_epochs")(0), ["search.max_epochs"]),
     "an unknown probe": (edit("probe")({"model": "/nowhere/model"}), ["/nowhere/model"]),
@@ -65,13 +71,17 @@ def test_a_configuration_that_is_not_there_or_not_yaml_is_named(tmp_path):
     assert result.exit_code == 2 and "bad.yaml" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "embed", "align", "search", "finetune", "report", "study", "robustness"])
+@pytest.mark.parametrize(
+    "command", ["run", "demo", "embed", "align", "search", "finetune", "report", "study", "robustness"]
+)
 def test_help_shows_an_example(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0 and f"align-ray {command}" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["study.yaml", "--floor", "0.01"], ["s.yaml", "--set", "seed=1"], [], ["--json", "s"]])
+@pytest.mark.parametrize(
+    "arguments", [["study.yaml", "--floor", "0.01"], ["s.yaml", "--set", "seed=1"], [], ["--json", "s"]]
+)
 def test_a_removed_command_names_its_successor_and_is_not_listed(arguments):
     result = CliRunner().invoke(app, ["noise", *arguments])
     sentence = "the command 'noise' was removed in 0.2.0; use align-ray align CONFIG --noise-floor 0.02."

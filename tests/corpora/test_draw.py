@@ -129,7 +129,13 @@ def test_small_files_share_a_task_and_large_or_foreign_ones_do_not():
         return Fragment(kind, f"{size}", 0, size, size)
 
     small, large, hub = fragment(TASK_BYTES // 3), fragment(TASK_BYTES), fragment(0, "hub")
-    assert group_fragments([small, small, small, small, large, hub, hub], TASK_BYTES) == [[small] * 3, [small], [large], [hub], [hub]]
+    assert group_fragments([small, small, small, small, large, hub, hub], TASK_BYTES) == [
+        [small] * 3,
+        [small],
+        [large],
+        [hub],
+        [hub],
+    ]
 
 
 def test_corpora_of_terabytes_are_read_in_thousands_of_tasks_together(monkeypatch):

@@ -172,11 +172,15 @@ def test_files_that_became_empty_after_the_check_leave_a_corpus_without_document
 
 def test_a_file_that_is_there_but_cannot_be_read_is_one_sentence():
     corpus = Corpus(name="c", source="/proc/self/mem")
-    with pytest.raises(CorpusError, match=r"^corpus 'c': cannot read /proc/self/mem \(.*\); fix that and run it again\.$"):
+    with pytest.raises(
+        CorpusError, match=r"^corpus 'c': cannot read /proc/self/mem \(.*\); fix that and run it again\.$"
+    ):
         list(documents(corpus, [Fragment("text", "/proc/self/mem", 0, 10, 10)], Counter()))
 
 
-@pytest.mark.parametrize(("sample_by", "texts"), [("document", ["small"]), ("paragraph", ["first\n", "last\n", "small"])])
+@pytest.mark.parametrize(
+    ("sample_by", "texts"), [("document", ["small"]), ("paragraph", ["first\n", "last\n", "small"])]
+)
 def test_a_plain_text_document_above_the_limit_is_left_out(tmp_path, monkeypatch, sample_by, texts):
     monkeypatch.setattr(limits, "MAX_RECORD_BYTES", 1000)
     (tmp_path / "a.txt").write_text("first\n\n" + 300 * "many lines\n" + "\nlast\n")
@@ -188,21 +192,27 @@ def test_a_plain_text_document_above_the_limit_is_left_out(tmp_path, monkeypatch
     ("suffix", "pack"), [("gz", lambda d: gzip.compress(d, 9)), ("bz2", bz2.compress), ("zst", zstandard.compress)]
 )
 @pytest.mark.parametrize("sample_by", ["line", "document"])
-def test_a_compressed_file_that_inflates_without_end_is_left_at_the_limit(tmp_path, monkeypatch, suffix, pack, sample_by):
+def test_a_compressed_file_that_inflates_without_end_is_left_at_the_limit(
+    tmp_path, monkeypatch, suffix, pack, sample_by
+):
     monkeypatch.setattr(limits, "BOMB_FLOOR", 2**20)
     (tmp_path / f"a.txt.{suffix}").write_bytes(pack(b"the same line again\n" * 500_000))
     sound = b"".join(np.random.default_rng(i).bytes(30).hex().encode() + b"\n" for i in range(40_000))
     (tmp_path / f"b.txt.{suffix}").write_bytes(pack(sound))
     texts, counts = read(tmp_path, sample_by=sample_by)
     assert counts == {"oversized": 1}
-    assert texts[-1].endswith(sound[-61:].decode()) and len(texts) < (1 if sample_by == "document" else 300_000) + 40_001
+    assert (
+        texts[-1].endswith(sound[-61:].decode()) and len(texts) < (1 if sample_by == "document" else 300_000) + 40_001
+    )
     bomb = [text for text in texts if text.startswith("the same line")]
     most = max(2**20, limits.BOMB_RATIO * (tmp_path / f"a.txt.{suffix}").stat().st_size)
     assert sum(map(len, bomb)) <= most if sample_by == "line" else not bomb
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}], ids=["dictionary", "delta"]
+    "options",
+    [{}, {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}],
+    ids=["dictionary", "delta"],
 )
 def test_a_small_parquet_file_of_many_large_values_is_read_in_bounded_memory(tmp_path, monkeypatch, options):
     monkeypatch.setattr(limits, "BATCH_BYTES", 2**25)
@@ -289,7 +299,9 @@ print("read", len(sound))
 @pytest.mark.parametrize("bits", ["one a byte", pytest.param("all", marks=pytest.mark.full)])
 def test_no_single_bent_bit_of_a_parquet_file_ends_the_reader(tmp_path, bits):
     """In a process of its own: pyarrow 25 throws through Python where the sizes in a footer contradict each other."""
-    done = subprocess.run([sys.executable, "-c", BENT, str(tmp_path / "a.parquet"), bits], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BENT, str(tmp_path / "a.parquet"), bits], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.startswith("read"), done.stderr[-2000:]
 
 
@@ -364,7 +376,8 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
     )
     assert len(found) == 2 and (found[0] < 0).any() == (packing == "pad")
     if packing == "pack":
-        assert tokenizer.decode(found[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"  # nothing between documents
+        # nothing between documents
+        assert tokenizer.decode(found[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"
     store = Store(str(tmp_path))
     settings = Estimator(estimator, draws=1)
     located, folder = Located(str(bare_probe), {}, "d", 64), Folder("key", "float32", None)
@@ -443,7 +456,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_old_files_whole_and_no_new_ones(
     folder = mounted("size=256k")
     store = Store(str(folder))
     store.write_bytes("a.bin", b"old")
-    with pytest.raises(StoreError, match=rf"^cannot write to {folder} \(No space left on device\); fix that and run it again"):
+    with pytest.raises(
+        StoreError, match=rf"^cannot write to {folder} \(No space left on device\); fix that and run it again"
+    ):
         store.write_bytes("a.bin", bytes(10**6))
     with pytest.raises(StoreError):
         write_unit(store, "key", "u", some_unit(100_000))
@@ -451,7 +466,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_old_files_whole_and_no_new_ones(
     store.write_bytes("b.bin", bytes(10**5))
 
 
-def test_a_full_disk_under_workers_ends_a_run_with_exit_status_2_and_one_sentence(mounted, small_config, tmp_path, local_ray):
+def test_a_full_disk_under_workers_ends_a_run_with_exit_status_2_and_one_sentence(
+    mounted, small_config, tmp_path, local_ray
+):
     folder = mounted("size=700k")
     path = tmp_path / "study.yaml"
     elsewhere = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
@@ -481,7 +498,8 @@ def test_a_full_disk_is_seen_through_the_wrappers_of_ray_and_mlflow():
         assert isinstance(mistake_behind(error), StoreError) and "\n" not in str(mistake_behind(error))
     mistake = CorpusError("one sentence.")
     assert (
-        str(mistake_behind(ray.exceptions.RayTaskError("f", "a traceback", mistake).as_instanceof_cause())) == "one sentence."
+        str(mistake_behind(ray.exceptions.RayTaskError("f", "a traceback", mistake).as_instanceof_cause()))
+        == "one sentence."
     )
     assert mistake_behind(ValueError("a bug")) is None
 
@@ -504,7 +522,10 @@ def test_a_read_only_output_is_refused_before_anything_is_read(mounted, small_co
         path.write_text(yaml.safe_dump(small_config(folder)))
         result = CliRunner().invoke(app, ["run", str(path)])
         assert result.exit_code == 2, result.output
-        assert f"field 'output': cannot write to {folder} (" in result.stderr and "choose a writable folder" in result.stderr
+        assert (
+            f"field 'output': cannot write to {folder} (" in result.stderr
+            and "choose a writable folder" in result.stderr
+        )
 
 
 HOLDER = """
@@ -523,7 +544,9 @@ def test_a_second_run_is_refused_with_the_first_ones_process_and_a_killed_run_ho
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        in_use = f"{tmp_path / 'out'} is in use by process {holder.pid} on {socket.gethostname()}; wait for it, stop it, or"
+        in_use = (
+            f"{tmp_path / 'out'} is in use by process {holder.pid} on {socket.gethostname()}; wait for it, stop it, or"
+        )
         for stage in (pipeline.embed, pipeline.align, pipeline.report, pipeline.run):
             with pytest.raises(StoreError) as caught:
                 stage(study)
@@ -676,7 +699,10 @@ def test_a_file_that_vanished_before_the_comparison_is_named_in_a_warning(embedd
 def test_a_mixture_of_files_that_vanish_is_not_written(embedded, tmp_path):
     study, _ = embedded
     licences = study.config.candidates[1]
-    with vanishing(Path(licences.source) / "b.jsonl"), pytest.raises(CorpusError, match="'licences': 1 parts .* vanished"):
+    with (
+        vanishing(Path(licences.source) / "b.jsonl"),
+        pytest.raises(CorpusError, match="'licences': 1 parts .* vanished"),
+    ):
         materialise.materialise([licences], {"licences": 1.0}, 1000, study.probe, 0, Store(str(tmp_path / "mixture")))
     assert not (tmp_path / "mixture").exists()
 
@@ -707,13 +733,18 @@ def test_a_mistake_met_in_a_function_of_ray_data_is_still_one_sentence(local_ray
     with pytest.raises(Exception, match="No space left") as caught:
         local_ray.data.from_items([1]).map_batches(fail).take_all()
     found = mistake_behind(caught.value)
-    assert type(found) is kind and str(found) == "cannot write to s3://b/x (No space left on device); fix that and run it again."
+    assert (
+        type(found) is kind
+        and str(found) == "cannot write to s3://b/x (No space left on device); fix that and run it again."
+    )
 
 
 def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     store.write_json("cost.json", {"embed": {"spent": 3.0}})
-    monkeypatch.setattr(Store, "read_bytes", lambda *_: (_ for _ in ()).throw(OSError("When reading information: timeout")))
+    monkeypatch.setattr(
+        Store, "read_bytes", lambda *_: (_ for _ in ()).throw(OSError("When reading information: timeout"))
+    )
     with pytest.raises(OSError, match="timeout"):
         store.find_mappings("cost.json")
 
@@ -749,11 +780,14 @@ def test_torn_and_foreign_results_count_as_not_there_and_the_stages_make_them_an
     assert result is not None
     path.write_bytes(garbage)
     try:
-        if name in ("cost.json", "alignment.json"):  # what things cost, and the copy for people: no result depends on them
+        # what things cost, and the copy for people: no result depends on them
+        if name in ("cost.json", "alignment.json"):
             assert stored(study, pipeline.align) == result
             return
         assert stored(study, pipeline.align) is None
-        with pytest.raises(UserError, match="holds no result of the stage '(align|embed)' for this configuration; run that"):
+        with pytest.raises(
+            UserError, match="holds no result of the stage '(align|embed)' for this configuration; run that"
+        ):
             pipeline.report(study)
         if name == "answer":
             assert pipeline.align(study) == result

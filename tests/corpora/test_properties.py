@@ -1,4 +1,5 @@
-"""What holds for any input: readers lose and invent nothing, and a configuration is valid or refused in one sentence."""
+"""What holds for any input: readers lose and invent nothing, and a configuration is valid or refused in one
+sentence."""
 
 import gzip
 import io
@@ -48,7 +49,9 @@ nested = st.recursive(
 records = st.one_of(
     st.fixed_dictionaries({"text": anything}, optional={"other": nested}), st.dictionaries(anything, nested, max_size=2)
 )
-garbage = st.binary(max_size=30).map(lambda data: data.replace(b"\n", b" ")) | nested.map(lambda v: json.dumps([v]).encode())
+garbage = st.binary(max_size=30).map(lambda data: data.replace(b"\n", b" ")) | nested.map(
+    lambda v: json.dumps([v]).encode()
+)
 
 
 def is_record(line):
@@ -181,14 +184,18 @@ def loaded(text: bytes):
 @given(sections | st.dictionaries(keys, values, max_size=4), st.booleans())
 def test_any_mapping_is_a_configuration_or_refused_in_one_sentence(mapping, with_base):
     config = loaded(
-        yaml.safe_dump(BASE | mapping if with_base else mapping, allow_unicode=True).encode("utf-8", errors="surrogatepass")
+        yaml.safe_dump(BASE | mapping if with_base else mapping, allow_unicode=True).encode(
+            "utf-8", errors="surrogatepass"
+        )
     )
     if config:
         assert loaded(config.to_yaml().encode()) == config
 
 
 @given(
-    st.binary(max_size=60) | st.text("[]{}&*!:-?|>,'\"#% \n\t01ab_.xoe", max_size=40).map(str.encode) | plain.map(str.encode)
+    st.binary(max_size=60)
+    | st.text("[]{}&*!:-?|>,'\"#% \n\t01ab_.xoe", max_size=40).map(str.encode)
+    | plain.map(str.encode)
 )
 def test_any_file_is_a_configuration_or_refused_in_one_sentence(data):
     loaded(data)

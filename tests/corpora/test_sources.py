@@ -120,7 +120,16 @@ def test_folders_and_globs_give_their_files_in_order_and_hidden_ones_only_by_nam
     ],
 )
 def test_globs_know_single_characters_and_ranges(tmp_path, monkeypatch, source, expected):
-    names = {"d/a": "a", "d/b": "b", "d/1": "1", "d/a1": "a1", "d/a[1]": "a[1]", "d/[1]": "[1]", "e[1]/x": "e[1]", "e1/x": "e1"}
+    names = {
+        "d/a": "a",
+        "d/b": "b",
+        "d/1": "1",
+        "d/a1": "a1",
+        "d/a[1]": "a[1]",
+        "d/[1]": "[1]",
+        "e[1]/x": "e[1]",
+        "e1/x": "e1",
+    }
     (here := tmp_path / "work[0]").mkdir()
     for name, text in names.items():
         (here / name).parent.mkdir(exist_ok=True)
@@ -228,9 +237,18 @@ def test_a_local_folder_is_read_as_a_hub_data_set(tmp_path, monkeypatch, streami
         ({"source": "nosuchscheme://x/y"}, "cannot open nosuchscheme://x/y"),
         ({"source": "installed:none"}, "no installed corpus 'none'; choose one of python-stdlib, "),
         ({"source": "hf://no-owner/no-set"}, "cannot open the data set no-owner/no-set, split 'train'"),
-        ({"source": "a.jsonl", "column": "body"}, "field 'column' needs 'body', but a.jsonl has only the columns n, text; n"),
-        ({"source": "a.parquet", "column": "body"}, "field 'column' needs 'body', but a.parquet has only the columns n, text"),
-        ({"source": "a.jsonl", "template": "{text}{b}"}, "field 'template' needs 'b', but a.jsonl has only the columns n"),
+        (
+            {"source": "a.jsonl", "column": "body"},
+            "field 'column' needs 'body', but a.jsonl has only the columns n, text; n",
+        ),
+        (
+            {"source": "a.parquet", "column": "body"},
+            "field 'column' needs 'body', but a.parquet has only the columns n, text",
+        ),
+        (
+            {"source": "a.jsonl", "template": "{text}{b}"},
+            "field 'template' needs 'b', but a.jsonl has only the columns n",
+        ),
         ({"source": "a.jsonl", "column": "n"}, "field 'column' needs a string in every column, but a.jsonl has"),
         ({"source": "a.jsonl", "template": "{text"}, "field 'template' is not a format string"),
         ({"source": "a.jsonl", "template": "{0}"}, "field 'template' must name columns in braces"),

@@ -84,7 +84,9 @@ def test_a_lost_unit_is_computed_again_and_equals_the_first(first, small_config)
 
 
 def test_a_document_that_is_also_in_the_target_is_left_out_and_counted(corpora, no_pools, small_config, tmp_path):
-    texts = [json.loads(line) for name in ("licences", "python-stdlib-heldout") for line in open(corpora / f"{name}.jsonl")]
+    texts = [
+        json.loads(line) for name in ("licences", "python-stdlib-heldout") for line in open(corpora / f"{name}.jsonl")
+    ]
     leaked = tmp_path / "leaked.jsonl"
     leaked.write_text("".join(json.dumps(t) + "\n" for t in texts))
     mapping = small_config(tmp_path / "out")

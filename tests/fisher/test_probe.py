@@ -29,7 +29,9 @@ def test_the_embedded_probe_is_a_language_model_of_the_stated_size():
     model, tokenizer = load_model(located), load_tokenizer(located)
     assert 4e6 < sum(p.numel() for p in model.parameters()) < 10e6
     assert model.config.n_positions >= 512 and 8000 < len(tokenizer) < 9000
-    text = "The function returns a list of the names of all files in the directory, sorted by the time of their creation."
+    text = (
+        "The function returns a list of the names of all files in the directory, sorted by the time of their creation."
+    )
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
     loss = model(input_ids=ids, labels=ids).loss

@@ -19,8 +19,17 @@ NONE = Quirks(False, 2, False, 1, False, False, False)
 
 
 def model_of_sines():
-    """A GPT-2 whose k-th parameter is 0.3 sin(0.7 i + 1.3 k + 0.1) at the flat index i, plus 1 for the weights of layer norms."""
-    shape = {"vocab_size": 29, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    """A GPT-2 whose k-th parameter is 0.3 sin(0.7 i + 1.3 k + 0.1) at the flat index i, plus 1 for the weights of
+    layer norms."""
+    shape = {
+        "vocab_size": 29,
+        "n_positions": 16,
+        "n_embd": 8,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     model = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).double().eval()
     with torch.no_grad():
         for k, (name, parameter) in enumerate(model.named_parameters()):
@@ -42,7 +51,8 @@ def padded_rows():
 
 @pytest.fixture
 def labels_by_inversion(monkeypatch):
-    """torch.multinomial takes the first token whose cumulative probability is above frac(0.618034 (t + 1) + 0.37 c), c the call."""
+    """torch.multinomial takes the first token whose cumulative probability is above frac(0.618034 (t + 1) + 0.37 c),
+    c the call."""
     calls = []
 
     def multinomial(p, count):

@@ -96,7 +96,8 @@ def test_without_its_quirks_it_estimates_the_same_fisher_information_as_the_exac
     ids = rows[0][:3]
     seeds = 400
     reference = torch.stack([reference_embedding(model, ids, torch.ones_like(ids), PAD, s, NONE) for s in range(seeds)])
-    exact = fisher_embeddings(model, ids.numpy(), draws=seeds, seed=0).trunk.mean(1) / ids.shape[1] ** 2  # mean, not sum, loss
+    # mean, not sum, loss
+    exact = fisher_embeddings(model, ids.numpy(), draws=seeds, seed=0).trunk.mean(1) / ids.shape[1] ** 2
     error = (reference.var(0) / seeds + exact.var(0) / seeds).sqrt()
     z = (reference.mean(0) - exact.mean(0)) / error
     assert z.abs().mean() < 1.1 and z.abs().max() < 6
@@ -108,8 +109,12 @@ def test_rows_along_axis_0_are_inputs_of_a_conv1d(rows):
     outputs = reference_embedding(model, *rows, PAD, 0, NONE)
     shapes = [m.weight.shape for m in trunk_modules(model).values()]
     assert len(inputs) == sum(s[0] for s in shapes) and len(outputs) == sum(s[1] for s in shapes)
-    by_input = torch.stack([p.sum() for p in (inputs * 1).split([s[0] for s in shapes])]) / torch.tensor([s[0] for s in shapes])
-    by_output = torch.stack([p.sum() for p in outputs.split([s[1] for s in shapes])]) / torch.tensor([s[1] for s in shapes])
+    by_input = torch.stack([p.sum() for p in (inputs * 1).split([s[0] for s in shapes])]) / torch.tensor(
+        [s[0] for s in shapes]
+    )
+    by_output = torch.stack([p.sum() for p in outputs.split([s[1] for s in shapes])]) / torch.tensor(
+        [s[1] for s in shapes]
+    )
     torch.testing.assert_close(by_input, by_output)  # both are the mean of the module's squared gradient
 
 

@@ -26,7 +26,8 @@ def log_probabilities(model, row):
 
 
 def autograd_rows(model, row, labels):
-    """Mean squared gradient of every output row of every trunk weight for one sequence and its labels: the definition."""
+    """Mean squared gradient of every output row of every trunk weight for one sequence and its labels: the
+    definition."""
     modules = list(fisher.trunk_modules(model).values())
     weights = [m.weight.requires_grad_() for m in modules]
     loss = -log_probabilities(model, row)[torch.arange(len(row)), torch.tensor(labels)].sum()

@@ -94,14 +94,19 @@ def test_a_removed_format_is_refused_with_the_one_that_takes_its_place(recipe, t
     (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
     done = CliRunner().invoke(app, ["export", str(file), "--format", kind])
     sentence = " ".join(done.stderr.split())
-    assert done.exit_code == 2 and f"--format {kind} was removed in 0.2.0: use --format {REMOVED[kind][0]}, its" in sentence
+    assert (
+        done.exit_code == 2
+        and f"--format {kind} was removed in 0.2.0: use --format {REMOVED[kind][0]}, its" in sentence
+    )
     assert REMOVED[kind][0] in EXPORTERS
     assert "choose one of huggingface, " in CliRunner().invoke(app, ["export", str(file), "--format", "none"]).stderr
 
 
 def test_trainers_of_fixed_lengths_get_shares_of_tokens(recipe):
     parts = written("megatron", recipe).split()
-    assert {p.removeprefix("/data/"): float(w) for w, p in zip(parts[::2], parts[1::2], strict=True)} == pytest.approx(TOKENS)
+    assert {p.removeprefix("/data/"): float(w) for w, p in zip(parts[::2], parts[1::2], strict=True)} == pytest.approx(
+        TOKENS
+    )
     levanter = yaml.safe_load(written("levanter", recipe))["data"]
     assert levanter["train_weights"] == pytest.approx(TOKENS) and set(levanter["configs"]) == set(TOKENS)
     olmo = yaml.safe_load(written("olmo", recipe))["source_mixture_config"]
@@ -173,7 +178,9 @@ def test_shards_hold_exactly_the_mixture_whatever_the_files(sources, tmp_path, l
     manifests = {}
     for label, source in (("plain", "{}.jsonl"), ("shuffled", "shuffled/{}/*.jsonl")):
         corpora = [Corpus(name=n, source=str(sources / source.format(n))) for n in ("a", "b")]
-        manifests[label] = materialise(corpora, {"a": 0.25, "b": 0.75}, 12_000, located, 1, Store(str(tmp_path / label)))
+        manifests[label] = materialise(
+            corpora, {"a": 0.25, "b": 0.75}, 12_000, located, 1, Store(str(tmp_path / label))
+        )
     made = manifests["plain"]
     assert made["tokens"] == manifests["shuffled"]["tokens"] and made["files"] == manifests["shuffled"]["files"]
     assert made["tokens"]["a"] == pytest.approx(3000, abs=60) and made["tokens"]["b"] == pytest.approx(9000, abs=60)
@@ -190,7 +197,9 @@ def test_shards_hold_exactly_the_mixture_whatever_the_files(sources, tmp_path, l
     assert {n for t, n in times.items() if t.startswith("b ")} == ({whole, whole + 1} if part else {whole})
     assert {n for t, n in times.items() if t.startswith("a ")} == {1}, "a part of one pass: no document twice"
     order = [r["corpus"] for r in rows]
-    assert 0.2 < np.mean([x != y for x, y in zip(order, order[1:], strict=False)]) < 0.6, "corpora are mixed, not one by one"
+    assert 0.2 < np.mean([x != y for x, y in zip(order, order[1:], strict=False)]) < 0.6, (
+        "corpora are mixed, not one by one"
+    )
     other = materialise(corpora, {"a": 0.25, "b": 0.75}, 12_000, located, 2, Store(str(tmp_path / "seed")))
     assert other["files"] != made["files"]
     with pytest.raises(ConfigError, match="lower the budget"):

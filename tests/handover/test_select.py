@@ -85,7 +85,8 @@ def test_a_document_without_tokens_or_a_finite_embedding_has_no_score_and_the_ot
     broken[3] = [28, *[-1] * 11]
     broken[1][broken[1] == 28] = 27
     without = np.isin(np.arange(4), [0, 3])
-    model.transformer.wte.weight.data[28] = float("nan")  # token 28 spoils what reads it (the head is tied: all losses too)
+    # token 28 spoils what reads it (the head is tied: all losses too)
+    model.transformer.wte.weight.data[28] = float("nan")
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().nan_to_num())
     scores = sequence_scores(model, broken, Embedding(draws=1), 0, "trunk", targets)
     assert np.isnan(scores.alignment[:, 0]).tolist() == without.tolist()
@@ -160,10 +161,12 @@ def test_near_duplicates_of_one_good_document_do_not_take_over():
     corpus = np.concatenate([rng.normal(0.6, 0.1, 27_000), cluster])
     keys = keys_for(len(corpus))
     share = {
-        method: (ranked(keys, corpus, own)[0][:1000] >= 27_000).mean() for method, own in (("top", None), ("gumbel", target))
+        method: (ranked(keys, corpus, own)[0][:1000] >= 27_000).mean()
+        for method, own in (("top", None), ("gumbel", target))
     }
     assert share["top"] > 0.5 and share["gumbel"] < 0.05
-    middle = np.concatenate([corpus[:27_000], rng.normal(0.7, 1e-4, 3_000)])  # where the target has most of its documents
+    # where the target has most of its documents
+    middle = np.concatenate([corpus[:27_000], rng.normal(0.7, 1e-4, 3_000)])
     assert (ranked(keys, middle, target)[0][:1000] >= 27_000).mean() < 2.5 / np.sqrt(500)
 
 
@@ -315,14 +318,19 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     assert result["alignment"]["after"] == pytest.approx(scores[best].mean(), abs=1e-5)
     assert result["threshold"] == result["alignment"]["lowest"] == rows[-1]["alignment"]
     assert result["examples"]["most"][0] == {"text": rows[0]["text"], "alignment": rows[0]["alignment"], "taken": True}
-    assert result["examples"]["least"][0]["text"] == good[np.argmin(scores)] and not result["examples"]["least"][0]["taken"]
+    assert (
+        result["examples"]["least"][0]["text"] == good[np.argmin(scores)]
+        and not result["examples"]["least"][0]["taken"]
+    )
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest == {k: v for k, v in result.items() if k not in ("work", "examples")}
     (file,) = manifest["files"]
     assert file["rows"] == 20 and file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
 
 
-def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_needs_no_other_scores(study, selected, no_pools, tmp_path, monkeypatch):
+def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_needs_no_other_scores(
+    study, selected, no_pools, tmp_path, monkeypatch
+):
     opened, (first, _) = study[0], selected
     folder = opened.store.local_path(first["settings"]["scores"])
     chunks = sorted(folder.glob("*.parquet"))
@@ -342,7 +350,9 @@ def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_nee
     assert len({r["key"] for r in written}) == len(written) == result["selected"]["documents"]
 
 
-def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_order(study, selected, tmp_path, monkeypatch):
+def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_order(
+    study, selected, tmp_path, monkeypatch
+):
     opened, (first, _) = study[0], selected
     config, store = opened.config, opened.store
     lines = open(config.candidates[-1].source).read().splitlines(keepends=True)
@@ -381,7 +391,10 @@ def test_scores_that_are_damaged_in_the_middle_are_one_sentence(study, selected,
 
 def test_a_selection_stops_at_the_cap_and_is_charged(study, selected, tmp_path):
     opened, (first, _) = study[0], selected
-    priced = {"price_per_hour": 3600.0, "max_cost": sum(row.get("spent", 0.0) for row in costs(opened.store).values()) + 0.2}
+    priced = {
+        "price_per_hour": 3600.0,
+        "max_cost": sum(row.get("spent", 0.0) for row in costs(opened.store).values()) + 0.2,
+    }
     capped = dataclasses.replace(opened, config=opened.config.model_copy(update={"cost": Cost(**priced)}))
     for chunk in opened.store.local_path(first["settings"]["scores"]).glob("*.parquet"):
         chunk.unlink()
@@ -410,7 +423,9 @@ def test_samples_show_the_most_and_least_aligned_sequences_of_every_corpus(study
         np.testing.assert_allclose([r["alignment"] for r in found["most"]], np.sort(aligned)[::-1][:3], atol=1e-5)
         np.testing.assert_allclose([r["alignment"] for r in found["least"]], np.sort(aligned)[:3], atol=1e-5)
         np.testing.assert_allclose([r["loss"] for r in found["most"]], loss[np.argsort(-aligned)[:3]], atol=1e-3)
-        text = load_tokenizer(opened.probe).decode(np.concatenate(batches)[np.argmax(aligned)], skip_special_tokens=True)
+        text = load_tokenizer(opened.probe).decode(
+            np.concatenate(batches)[np.argmax(aligned)], skip_special_tokens=True
+        )
         assert found["most"][0]["text"] == text
     assert stored(opened, pipeline.samples) == result
     monkeypatch.setattr("align_ray.embedding.scores.score_chunks", None)  # a second run scores nothing

@@ -1,4 +1,5 @@
-"""Random small mixture problems, and their optimum by trying every choice of corpora: what the search is held against."""
+"""Random small mixture problems, and their optimum by trying every choice of corpora: what the search is held
+against."""
 
 import dataclasses
 from itertools import combinations
@@ -44,8 +45,8 @@ class Instance:
 
 
 def instance(seed: int, limited: bool | None = None) -> Instance:
-    """A feasible problem of 3 to 8 corpora with random caps, minima, maxima, pins and prior; `limited`: with `max_corpora` (None:
-    by chance). Often the caps are round, so that those of a few corpora sum to exactly 1."""
+    """A feasible problem of 3 to 8 corpora with random caps, minima, maxima, pins and prior; `limited`: with
+    `max_corpora` (None: by chance). Often the caps are round, so that those of a few corpora sum to exactly 1."""
     rng = np.random.default_rng([seed, 20260101])
     while True:
         k = int(rng.integers(3, 9))
@@ -69,7 +70,13 @@ def instance(seed: int, limited: bool | None = None) -> Instance:
             elif chance < 0.4:
                 weights[name] = {"min": 0.02, "max": 0.4}
         prior = rng.choice(["uniform", "proportional", "given"])
-        given = dict(zip(names, (rng.dirichlet(np.ones(k)) * (rng.random(k) < 0.7) + 1e-3 * (np.arange(k) == 0)).tolist(), strict=True))
+        given = dict(
+            zip(
+                names,
+                (rng.dirichlet(np.ones(k)) * (rng.random(k) < 0.7) + 1e-3 * (np.arange(k) == 0)).tolist(),
+                strict=True,
+            )
+        )
         strength = float(rng.choice([0.0, 0.0, 0.01, 0.1, 1.0]))
         most = int(rng.integers(1, k + 1)) if (rng.random() < 0.7 if limited is None else limited) else None
         tokens = dict(zip(names, counts.tolist(), strict=True))
@@ -86,7 +93,9 @@ def instance(seed: int, limited: bool | None = None) -> Instance:
         targets = int(rng.choice([1, 1, 2, 3]))
         objectives = [_objective(rng, k) for _ in range(targets)]
         try:
-            return Instance(search, tokens, objectives, targets > 1 and rng.random() < 0.5, constraints_of(search, tokens))
+            return Instance(
+                search, tokens, objectives, targets > 1 and rng.random() < 0.5, constraints_of(search, tokens)
+            )
         except ConfigError:
             continue
 

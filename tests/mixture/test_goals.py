@@ -1,4 +1,5 @@
-"""The evidence behind the search: unigram models that leave enough for unseen tokens, DSIR's selection, one prior for all units."""
+"""The evidence behind the search: unigram models that leave enough for unseen tokens, DSIR's selection, one prior
+for all units."""
 
 import numpy as np
 import pytest

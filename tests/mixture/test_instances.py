@@ -15,7 +15,6 @@ TOLERANCE = 1e-6
 """Of the objective's spread over single corpora."""
 
 
-
 def seeds(some, all_of_them):
     """A few always; the others with --full."""
     parts = [range(some), pytest.param(range(some, all_of_them), marks=[pytest.mark.full, pytest.mark.slow])]
@@ -58,7 +57,10 @@ def test_whatever_is_derived_from_the_best_mixture_keeps_to_the_number_of_corpor
         kept_to(mean, constraints, seed)
         assert ((mean > 0) <= (best.weights > 0)).all(), "its corpora are the optimum's"
         rng = np.random.default_rng(seed)
-        resampled = [dataclasses.replace(goal, weights=None if problem.worst else s) for s in rng.dirichlet(np.ones(len(goal.objectives)), 3)]
+        resampled = [
+            dataclasses.replace(goal, weights=None if problem.worst else s)
+            for s in rng.dirichlet(np.ones(len(goal.objectives)), 3)
+        ]
         again = [solve(other, constraints, best.weights) for other in resampled]
         for found, other in zip(again, resampled, strict=True):
             kept_to(found.weights, constraints, seed)
@@ -66,7 +68,10 @@ def test_whatever_is_derived_from_the_best_mixture_keeps_to_the_number_of_corpor
         kept_to(nearest(np.mean([found.weights for found in again], axis=0), constraints), constraints, seed)
         within = comparison_mixtures(goal, constraints, problem.tokens)
         for name in ("unimax", "bad"):
-            assert (within[name] != 0).sum() <= constraints.most and (within[name] <= constraints.caps + 1e-12).all(), (seed, name)
+            assert (within[name] != 0).sum() <= constraints.most and (within[name] <= constraints.caps + 1e-12).all(), (
+                seed,
+                name,
+            )
 
 
 @seeds(20, 400)

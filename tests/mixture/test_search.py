@@ -50,11 +50,15 @@ def weights_of(result, name="recommended"):
     return np.array(list(result["mixtures"][name]["weights"].values()))
 
 
-@pytest.mark.parametrize(("objective", "method", "depends"), [("loss", "tune", True), ("mixmin", "tune", True), ("kl", "tune", False)])
+@pytest.mark.parametrize(
+    ("objective", "method", "depends"), [("loss", "tune", True), ("mixmin", "tune", True), ("kl", "tune", False)]
+)
 def test_a_search_that_trains_depends_on_how(small_config, tmp_path, objective, method, depends):
     def key(rate):
         search = {"token_budget": 10_000, "objective": objective, "method": method, "proxy_tokens": 512}
-        mapping = small_config(tmp_path / "out", search=search, finetune={"tokens": 1024, "eval_tokens": 512, "learning_rate": rate})
+        mapping = small_config(
+            tmp_path / "out", search=search, finetune={"tokens": 1024, "eval_tokens": 512, "learning_rate": rate}
+        )
         return answer_key(open_study(Config.model_validate(mapping)), pipeline.search)
 
     assert (key(1e-3) != key(1e-4)) == depends
@@ -77,7 +81,9 @@ def test_tune_trains_proxies_on_mixtures_and_keeps_their_losses(embedded):
     losses = [t["loss"] for t in result["trials"]]
     assert losses == sorted(losses) and all(np.isfinite(losses))
     for trial in result["trials"]:
-        assert sum(trial["weights"].values()) == pytest.approx(1) and trial["losses"]["target"] == pytest.approx(trial["loss"])
+        assert sum(trial["weights"].values()) == pytest.approx(1) and trial["losses"]["target"] == pytest.approx(
+            trial["loss"]
+        )
     np.testing.assert_allclose(weights_of(result), list(result["trials"][0]["weights"].values()))
     again = pipeline.search(embedded(objective="loss", method="tune", max_epochs=16))
     assert again["trials"] == result["trials"], "a finished search is not trained again"
@@ -85,8 +91,11 @@ def test_tune_trains_proxies_on_mixtures_and_keeps_their_losses(embedded):
     shutil.rmtree(tune)  # as if Ray's state had been torn
     study.store.local_path("search.json").unlink()
     anew = pipeline.search(study)
-    assert len(kept) >= len(result["trials"]) and len(list(tune.glob("trial-*"))) == 3 - len(kept), "a finished proxy is trained again"
-    assert all(trial in anew["trials"] for trial in result["trials"])  # those that were stopped early may now be finished
+    assert len(kept) >= len(result["trials"]) and len(list(tune.glob("trial-*"))) == 3 - len(kept), (
+        "a finished proxy is trained again"
+    )
+    # those that were stopped early may now be finished
+    assert all(trial in anew["trials"] for trial in result["trials"])
 
 
 @pytest.mark.slow
@@ -145,8 +154,8 @@ def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_con
 
 @pytest.mark.slow
 def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, no_pools, tmp_path, monkeypatch):
-    """The whole session is killed without warning, also in the middle of what Ray writes. Both searches are processes of their own: the
-    suggestions depend on the last bit, and that on the number of threads."""
+    """The whole session is killed without warning, also in the middle of what Ray writes. Both searches are
+    processes of their own: the suggestions depend on the last bit, and that on the number of threads."""
     data = small_config("out", CANDIDATES)
     data["search"] = {"token_budget": 10_000, "trials": 30, "bootstrap": 20}
     align_ray = str(Path(sys.executable).with_name("align-ray"))

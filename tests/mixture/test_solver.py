@@ -114,7 +114,9 @@ def test_a_lower_bound_that_costs_has_its_price():
 def test_a_number_of_corpora_is_kept_and_costs_little():
     best = solve(goal(), constraints(max_corpora=2))
     assert (best.weights > 1e-4).sum() == 2
-    pairs = [np.eye(4)[i] * t + np.eye(4)[j] * (1 - t) for i in range(4) for j in range(i) for t in np.linspace(0, 1, 101)]
+    pairs = [
+        np.eye(4)[i] * t + np.eye(4)[j] * (1 - t) for i in range(4) for j in range(i) for t in np.linspace(0, 1, 101)
+    ]
     assert best.value >= goal().values(np.stack(pairs)).max() - 1e-4
 
 
@@ -238,7 +240,11 @@ def test_a_number_of_corpora_is_kept_where_only_a_corpus_the_target_does_not_wan
     wanted = Goal([scaled_cosine_objective(pooled, np.array([0.0, 0.4, 0.3, 0.3]) @ pooled)], np.ones(1))
     bounds = constraints({"a": 1000, "b": 400, "c": 400, "d": 400}, max_epochs=1, max_corpora=2)
     best = solve(wanted, bounds)
-    assert (best.weights > 1e-6).sum() == 2 and best.weights[0] >= 0.6 - 1e-9 and (best.weights <= bounds.upper + 1e-9).all()
+    assert (
+        (best.weights > 1e-6).sum() == 2
+        and best.weights[0] >= 0.6 - 1e-9
+        and (best.weights <= bounds.upper + 1e-9).all()
+    )
     for u in np.random.default_rng(seed).random((50, 4)):
         w = from_unit_cube(u, bounds)
         assert (w > 1e-6).sum() <= 2 and w.sum() == pytest.approx(1) and (w <= bounds.upper + 1e-9).all()
@@ -292,7 +298,9 @@ def test_where_one_mixture_is_left_it_is_given(tokens, fields, strength):
 
 def test_bounds_that_cross_by_rounding_are_met():
     third = 1000 / 3
-    bounds = constraints({"a": 333, "b": 10_000, "c": 10_000, "d": 10_000}, max_epochs=third / 333 * (1 - 1e-10), weights={"a": 1 / 3})
+    bounds = constraints(
+        {"a": 333, "b": 10_000, "c": 10_000, "d": 10_000}, max_epochs=third / 333 * (1 - 1e-10), weights={"a": 1 / 3}
+    )
     assert (bounds.lower <= bounds.upper).all() and solve(goal(), bounds).weights[0] == pytest.approx(1 / 3)
 
 

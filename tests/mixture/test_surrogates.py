@@ -72,7 +72,9 @@ def test_the_proposal_is_feasible_and_better_than_any_run(kind):
 
 
 def test_the_swarm_is_feasible_spread_and_the_same_for_the_same_seed():
-    constraints = constraints_of(Search(token_budget=100, weights={"b": {"min": 0.1}, "c": {"max": 0.3}}), dict.fromkeys("abcd", 1000))
+    constraints = constraints_of(
+        Search(token_budget=100, weights={"b": {"min": 0.1}, "c": {"max": 0.3}}), dict.fromkeys("abcd", 1000)
+    )
     w = swarm_mixtures(constraints, 50, 3)
     assert w.shape == (50, 4) and (w >= constraints.lower - 1e-9).all() and (w <= constraints.upper + 1e-9).all()
     np.testing.assert_array_equal(w, swarm_mixtures(constraints, 50, 3))
@@ -86,7 +88,9 @@ def test_with_content_coordinates_runs_stay_usable_when_a_corpus_is_split_and_re
     coordinates = content_coordinates(np.concatenate([old, new]))
     assert coordinates.shape[1] <= 8
     w = mixtures(80)
-    found = propose(w, {"loss": law(w)}, np.ones(1), free(5), 0.0, "log-linear", coordinates=(coordinates[:4], coordinates[4:]))
+    found = propose(
+        w, {"loss": law(w)}, np.ones(1), free(5), 0.0, "log-linear", coordinates=(coordinates[:4], coordinates[4:])
+    )
     assert found.weights[1] + found.weights[2] > 0.8, "the law's best corpus was 'a'"
     assert found.predicted["loss"] == pytest.approx(law(np.eye(4)[0]), abs=0.05)
 
@@ -100,7 +104,9 @@ def write(folder, name, header, rows):
 @pytest.fixture
 def tables(tmp_path):
     w = mixtures(40)
-    ratios = write(tmp_path, "ratios.csv", ["run", "a", "b", "c", "d"], [[f"r{i}", *(1.002 * row)] for i, row in enumerate(w)])
+    ratios = write(
+        tmp_path, "ratios.csv", ["run", "a", "b", "c", "d"], [[f"r{i}", *(1.002 * row)] for i, row in enumerate(w)]
+    )
     losses = write(
         tmp_path, "metrics.csv", ["run", "web", "code"], [[f"r{i}", law(r), 1.0] for i, r in reversed([*enumerate(w)])]
     )
@@ -137,7 +143,10 @@ def test_fit_and_propose_give_their_answer_as_json(tables):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,x", 1)), "column 'a' of run 'r3' is not a finite number"),
+        (
+            lambda r: r.write_text(r.read_text().replace("r3,", "r3,x", 1)),
+            "column 'a' of run 'r3' is not a finite number",
+        ),
         (lambda r: r.write_text(r.read_text().replace("r3,", "r3,1,", 1)), "run 'r3' has 6 fields, the header 5"),
         (lambda r: r.write_text(r.read_text() + "r50,1,2\n"), "run 'r50' has 3 fields, the header 5"),
         (lambda r: r.write_text("run,a\nq1,1\n"), "0 runs in common"),
@@ -146,8 +155,14 @@ def test_fit_and_propose_give_their_answer_as_json(tables):
         (lambda r: r.write_text(""), "not a readable table"),
         (lambda r: r.write_text("run\nr1\n"), "only the column 'run'"),
         (lambda r: r.write_text(r.read_text().replace("r4,", "r3,", 1)), "run 'r3' is there twice"),
-        (lambda r: r.write_text(r.read_text().replace("r3,", "r3,nan", 1)), "column 'a' of run 'r3' is not a finite number"),
-        (lambda r: r.write_text("run,a\n" + "".join(f"r{i},nan\n" for i in range(40))), "'a' of run 'r0' is not a finite"),
+        (
+            lambda r: r.write_text(r.read_text().replace("r3,", "r3,nan", 1)),
+            "column 'a' of run 'r3' is not a finite number",
+        ),
+        (
+            lambda r: r.write_text("run,a\n" + "".join(f"r{i},nan\n" for i in range(40))),
+            "'a' of run 'r0' is not a finite",
+        ),
     ],
 )
 def test_a_bad_table_is_one_sentence_that_names_file_and_run(tables, spoil, words):

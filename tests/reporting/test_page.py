@@ -1,4 +1,5 @@
-"""The report in a real browser: what it shows is what is stored, and it can be used with a mouse, a keyboard and a screen reader."""
+"""The report in a real browser: what it shows is what is stored, and it can be used with a mouse, a keyboard and a
+screen reader."""
 
 import re
 import shutil
@@ -39,14 +40,17 @@ def address(stored, tmp_path_factory):
 
 
 def opener(browser, address):
-    """A function that opens the report, then whatever went wrong: nothing may be asked of a network, and no error be logged."""
+    """A function that opens the report, then whatever went wrong: nothing may be asked of a network, and no error be
+    logged."""
     contexts, trouble = [], []
 
     def open_page(width=1400, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: trouble.append(request.url) if request.url != address else None)
         page.goto(address)
@@ -79,7 +83,10 @@ def tree(stored):
     finetuned, losses = {}, {}
     for t in TARGETS:
         ours, uniform = runs["mixture"]["targets"][t], runs["uniform"]["targets"][t]
-        gap, half = uniform["after"] - ours["after"], 1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5
+        gap, half = (
+            uniform["after"] - ours["after"],
+            1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5,
+        )
         finetuned[t] = {"value": gap, "low": gap - half, "high": gap + half}
         pooled = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][t]}
         x = [pooled[n] for n in CANDIDATES]
@@ -87,7 +94,10 @@ def tree(stored):
         r = np.corrcoef(x, y)[0, 1]
         low, high = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959963985 / np.sqrt(len(x) - 3))
         all_x = x + [mixtures[k]["alignment"]["value"] for k in ("uniform", "recommended")]
-        losses[t] = {"r": {"r": r, "low": low, "high": high, "points": len(x)}, "points": [{"alignment": v} for v in all_x]}
+        losses[t] = {
+            "r": {"r": r, "low": low, "high": high, "points": len(x)},
+            "points": [{"alignment": v} for v in all_x],
+        }
     derived = {
         "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
         "price": mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"],
@@ -180,14 +190,17 @@ def test_the_slider_moves_along_the_stored_front_by_keyboard(stored, page):
     seen = []
     for step in range(len(front)):
         point = front[step]
-        texts = dict(zip(CANDIDATES, page.locator("#front-weights tbody td:nth-child(2)").all_text_contents(), strict=True))
+        texts = dict(
+            zip(CANDIDATES, page.locator("#front-weights tbody td:nth-child(2)").all_text_contents(), strict=True)
+        )
         assert texts == {n: f"{100 * w:.1f}%" for n, w in point["weights"].items()}
         assert page.locator("#front-targets tbody td:nth-child(3)").all_text_contents() == [
             f"{v:.4f}" for v in point["values"].values()
         ]
         spoken = slider.get_attribute("aria-valuetext")
         assert all(
-            f"{t}: {100 * point['target_weights'][t]:.1f}%" in spoken and f"{point['values'][t]:.4f}" in spoken for t in TARGETS
+            f"{t}: {100 * point['target_weights'][t]:.1f}%" in spoken and f"{point['values'][t]:.4f}" in spoken
+            for t in TARGETS
         )
         assert page.evaluate("document.getElementById('front').data[0].selectedpoints") == [step]
         widest = page.locator("#front-weights .bar").first.evaluate("e => parseFloat(e.style.width)")
@@ -291,7 +304,11 @@ def test_figures_follow_a_change_of_scheme_and_are_light_on_paper(opened):
 
 def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(page):
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map((h) => Number(h.tagName[1]))")
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels[:-1], levels[1:], strict=True))
+    assert (
+        levels[0] == 1
+        and levels.count(1) == 1
+        and all(b - a <= 1 for a, b in zip(levels[:-1], levels[1:], strict=True))
+    )
     assert [page.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
     figures = page.locator("[role=img]").all()
     assert len(figures) == 3 + 2 * len(TARGETS)
@@ -300,7 +317,9 @@ def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(page):
             figure.get_attribute("aria-label")
             and page.locator(f"[id='{figure.get_attribute('aria-describedby')}']").count() == 1
         )
-        assert page.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, "its numbers are in a table"
+        assert page.locator(f"table[id='{figure.get_attribute('aria-details')}']").count() == 1, (
+            "its numbers are in a table"
+        )
         assert figure.locator("svg").count() > 0
     bare = "table:not(:has(> caption)), thead th:not([scope=col]), tbody th:not([scope=row]), [role=region]:not([aria-label]):not([aria-labelledby])"
     assert page.locator(bare).count() == 0
@@ -337,8 +356,13 @@ def test_a_corpus_without_a_finite_score_is_named_and_left_out_of_figure_and_tab
     (box,) = samples_figure(Samples.parse(samples), TARGETS[0]).data
     assert sorted(box.y) == sorted(set(KINDS) - {"news"}) and list(box.median) == sorted(box.median, reverse=True)
     only = {name: {**s, "targets": dict.fromkeys(TARGETS, nothing)} for name, s in samples.items()}
-    assert not samples_figure(Samples.parse(only), TARGETS[0]).data and not samples_figure(Samples.parse({}), TARGETS[0]).data
-    assert render_report(*typed(config, {**results, "samples": only})).count("is left out:") == len(TARGETS) * len(KINDS)
+    assert (
+        not samples_figure(Samples.parse(only), TARGETS[0]).data
+        and not samples_figure(Samples.parse({}), TARGETS[0]).data
+    )
+    assert render_report(*typed(config, {**results, "samples": only})).count("is left out:") == len(TARGETS) * len(
+        KINDS
+    )
     assert "Samples of text" not in render_report(*typed(config, {**results, "samples": {}}))
 
 

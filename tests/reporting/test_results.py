@@ -66,7 +66,10 @@ def mixture():
 
     found = {"low": 0.1, "high": 0.8, "gain_per_million_tokens": 0.0, "price_of_bound": 0.0}
     return Mixture(
-        mixtures={"recommended": described({"a": 0.3, "b": 0.7}, -6.0), "uniform": described({"a": 0.5, "b": 0.5}, -7.0)},
+        mixtures={
+            "recommended": described({"a": 0.3, "b": 0.7}, -6.0),
+            "uniform": described({"a": 0.5, "b": 0.5}, -7.0),
+        },
         weights={"a": {"weight": 0.2, "binds": None, **found}, "b": {"weight": 0.8, "binds": "repetition", **found}},
         caps={"a": 1.3, "b": 0.8},
     )
@@ -87,7 +90,12 @@ def validation():
 @pytest.fixture
 def contamination():
     def clean(rank):
-        values = {"alignment": estimate(0.9), "alignment_clean": None, "cross_entropy": 6.0, "cross_entropy_clean": None}
+        values = {
+            "alignment": estimate(0.9),
+            "alignment_clean": None,
+            "cross_entropy": 6.0,
+            "cross_entropy_clean": None,
+        }
         return {"share": 1.0, **values, "rank": rank, "rank_clean": None}
 
     overlap = {"documents": 3, "of": 10, "covered": 0.25}
@@ -101,7 +109,14 @@ def contamination():
 
 @pytest.fixture
 def corpora():
-    a = {"role": "target", "batches": 4, "estimated_tokens": 1000, "sample_digest": "0a", "documents": 10, "bytes": 4000}
+    a = {
+        "role": "target",
+        "batches": 4,
+        "estimated_tokens": 1000,
+        "sample_digest": "0a",
+        "documents": 10,
+        "bytes": 4000,
+    }
     b = {**a, "role": "candidate", "in_target": 2, "unreadable": 1}
     return Corpora(corpora={"a": a, "b": b}, work=WORK)
 
@@ -149,7 +164,12 @@ def test_a_name_cannot_become_markup_in_a_notebook(corpora):
 
 def test_alignment_is_a_row_a_target_and_candidate_in_the_order_of_cross_entropy(alignment):
     frame = alignment.to_pandas()
-    assert list(zip(frame["target"], frame["candidate"], strict=True)) == [("t1", "a"), ("t1", LONG), ("t2", "a"), ("t2", LONG)]
+    assert list(zip(frame["target"], frame["candidate"], strict=True)) == [
+        ("t1", "a"),
+        ("t1", LONG),
+        ("t2", "a"),
+        ("t2", LONG),
+    ]
     assert list(frame["rank"]) == [1, 2, 1, 2]
     row = frame[(frame["target"] == "t2") & (frame["candidate"] == "a")].iloc[0]
     assert (row["cross_entropy"], row["alignment"], row["head"], row["ceiling"]) == (8.0, 0.6, 0.2, 0.85)
@@ -170,7 +190,11 @@ def test_a_change_of_loss_has_an_interval_only_where_its_error_is_known(finetune
 
 def test_a_mixture_is_a_row_a_corpus_and_is_compared_in_a_row_a_mixture(mixture):
     frame = mixture.to_pandas()
-    assert list(frame["corpus"]) == ["b", "a"] and list(frame["weight"]) == [0.7, 0.3] and list(frame["optimum"]) == [0.8, 0.2]
+    assert (
+        list(frame["corpus"]) == ["b", "a"]
+        and list(frame["weight"]) == [0.7, 0.3]
+        and list(frame["optimum"]) == [0.8, 0.2]
+    )
     assert list(mixture.comparison()["most_epochs"]) == [4.0, 4.0]
     assert list(mixture.comparison()["mixture"]) == ["recommended", "uniform"]
 
@@ -203,7 +227,9 @@ def test_the_stages_are_those_of_the_python_interface_the_commands_and_the_jobs(
 
     assert tuple(stage.name for stage in STAGES) == align_ray.STAGE_NAMES
     assert all(issubclass(stage.result, Result) for stage in STAGES)
-    assert all(getattr(align_ray, name) in STAGES for name in align_ray.STAGE_NAMES) and set(align_ray.STAGE_NAMES) <= set(dir(align_ray))
+    assert all(getattr(align_ray, name) in STAGES for name in align_ray.STAGE_NAMES) and set(
+        align_ray.STAGE_NAMES
+    ) <= set(dir(align_ray))
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     jobs = {file.stem for file in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py")}
     for name in set(align_ray.STAGE_NAMES) - {"predict"} | {"study"}:  # `predict` is the command `study`

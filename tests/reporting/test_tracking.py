@@ -66,7 +66,15 @@ def recipe(weight=0.75, **fields):
 
 
 def sample(looks=()):
-    work = {"key": "k", "dtype": "float32", "planned": 3, "computed": 0, "tokens": 0, "actor_seconds": 0.0, "looks": list(looks)}
+    work = {
+        "key": "k",
+        "dtype": "float32",
+        "planned": 3,
+        "computed": 0,
+        "tokens": 0,
+        "actor_seconds": 0.0,
+        "looks": list(looks),
+    }
     return Corpora.parse({"corpora": CORPORA, "work": work})
 
 
@@ -86,7 +94,9 @@ def history(tracker, metric):
 
 
 def children(tracker):
-    runs = MlflowClient(tracker.uri).search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{tracker.run_id}'")
+    runs = MlflowClient(tracker.uri).search_runs(
+        [tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+    )
     return {run.info.run_id: run for run in runs}
 
 
@@ -111,7 +121,10 @@ def test_looks_of_a_sequential_study_and_trials_are_steps_of_the_parent_run(open
     for _ in range(2):
         tracking.corpora(tracker, config, store, sample(looks))
         tracking.mixture(tracker, config, store, search([-8.0, -6.0, -7.0]))
-    assert history(tracker, "looks/batches") == [(1, 16), (2, 24)] and history(tracker, "looks/unsettled") == [(1, 2), (2, 0)]
+    assert history(tracker, "looks/batches") == [(1, 16), (2, 24)] and history(tracker, "looks/unsettled") == [
+        (1, 2),
+        (2, 0),
+    ]
     assert history(tracker, "search/value") == [(0, -8), (1, -6), (2, -7)]
     assert history(tracker, "search/best_penalised") == [(0, -8), (1, -6), (2, -6)]
 
@@ -156,7 +169,9 @@ def test_the_mixture_is_registered_once_and_its_files_are_the_recipe(opened):
     assert tracker.register(name, recipe(0.5)) == "2"
     for number, weight in (("1", 0.75), ("2", 0.5)):
         folder = download_artifacts(client.get_model_version_download_uri(name, number), tracking_uri=tracker.uri)
-        assert json.loads((Path(folder) / "recipe.json").read_text()) == recipe(weight), "a later version leaves the earlier one"
+        assert json.loads((Path(folder) / "recipe.json").read_text()) == recipe(weight), (
+            "a later version leaves the earlier one"
+        )
     assert str(client.get_model_version_by_alias(name, "recommended").version) == "2"
     assert tracker.register(name, recipe()) == "1", "found again: the version it had"
     assert str(client.get_model_version_by_alias(name, "recommended").version) == "1"
@@ -168,7 +183,9 @@ def test_another_configuration_has_a_parent_run_of_its_own_and_another_cluster_h
     other = config.model_copy(update={"seed": 7})
     assert start_tracking(config, store) == tracker
     assert (
-        start_tracking(config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_actors": 2})}), store)
+        start_tracking(
+            config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_actors": 2})}), store
+        )
         == tracker
     )
     second = start_tracking(other, store)
@@ -180,7 +197,8 @@ def test_another_configuration_has_a_parent_run_of_its_own_and_another_cluster_h
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_the_parent_run_says_how_a_stage_ended(opened, error, status):
     tracker = opened[2]
@@ -225,9 +243,13 @@ def command(*arguments) -> list[str]:
 
 @pytest.mark.parametrize("module", ["reporting.tracking", "doctor", "cli.ui", "cli.main"])
 def test_whatever_imports_mlflow_finds_its_telemetry_off(module):
-    script = f"import align_ray.{module}, os, sys; print('mlflow' in sys.modules, os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    script = (
+        f"import align_ray.{module}, os, sys; print('mlflow' in sys.modules, os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    )
     bare = {k: v for k, v in os.environ.items() if k != "MLFLOW_DISABLE_TELEMETRY"}
-    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=bare, capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
     assert done.stdout.split() == ["False", "true"], done.stderr
 
 
@@ -237,7 +259,9 @@ def test_ui_names_a_port_that_is_taken(output, opened):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = subprocess.run(command(output, "--port", port), capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+        done = subprocess.run(
+            command(output, "--port", port), capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+        )
     assert done.returncode == 2 and f"--port {port}" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -247,7 +271,9 @@ def test_ui_serves_the_study_on_loopback_alone_and_a_study_can_be_tracked_on_suc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(command(output, "--port", port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPOSITORY)
+    server = subprocess.Popen(
+        command(output, "--port", port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPOSITORY
+    )
     try:
         uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
         while True:

@@ -21,7 +21,9 @@ from tests.conftest import actors_here
 def searched(local_ray, small_config, tmp_path_factory):
     """A study after its search; its output folder and the folder of Ray Tune's experiment."""
     out = tmp_path_factory.mktemp("searched")
-    study = open_study(Config.model_validate(small_config(out, search={"token_budget": 10_000, "trials": 4, "bootstrap": 20})))
+    study = open_study(
+        Config.model_validate(small_config(out, search={"token_budget": 10_000, "trials": 4, "bootstrap": 20}))
+    )
     with actors_here():
         pipeline.embed(study)
         pipeline.search(study)
@@ -68,7 +70,10 @@ def test_a_torn_or_missing_snapshot_gives_way_to_the_one_before(searched, tmp_pa
 
 def test_a_search_goes_on_with_the_trials_it_had(searched):
     study, out, experiment = searched
-    expected, trials = json.loads((out / "search.json").read_text()), {f.name for f in experiment.glob("MixtureTrial_*")}
+    expected, trials = (
+        json.loads((out / "search.json").read_text()),
+        {f.name for f in experiment.glob("MixtureTrial_*")},
+    )
     (out / "search.json").unlink()
     assert pipeline.search(study)["trials"] == expected["trials"]
     assert {f.name for f in experiment.glob("MixtureTrial_*")} == trials, "a trial was made anew"
