@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from align_ray import pipeline
-from align_ray.cli.show import show_mixture
+from align_ray.cli.show import show_result
 from align_ray.config import Config, Cost
 from align_ray.config_file import load_config
 from align_ray.errors import CapReached, ConfigError
@@ -134,7 +134,7 @@ def test_a_search_of_a_number_of_corpora_keeps_to_it_and_gives_no_certificate(em
         assert (weights_of(result, name) != 0).sum() <= 2, name
     assert all(sum(w != 0 for w in t["weights"].values()) <= 2 for t in result["trials"])
     assert result["kkt_residual"] is None and result["choice"] == "exhaustive" and result["kkt_residual_within"] < 1e-6
-    show_mixture(result, 10_000)
+    show_result(result)
     assert "no KKT certificate of the optimum: every choice was tried" in capsys.readouterr().out
 
 
