@@ -62,7 +62,8 @@ def submit(head, *command: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_a_study_runs_as_a_job_and_its_log_shows_the_answer(head, small_config, tmp_path):
     config = tmp_path / "study.yaml"
-    config.write_text(yaml.safe_dump(small_config(tmp_path / "out")))
+    closed_form = {"token_budget": 10_000, "method": "closed_form"}
+    config.write_text(yaml.safe_dump(small_config(tmp_path / "out", search=closed_form)))
     done = submit(head, "jobs/run.py", "--config", str(config))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and "embedded" in done.stdout and "report.html" in done.stdout
