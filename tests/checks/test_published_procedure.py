@@ -122,7 +122,7 @@ def test_whether_a_probe_has_dropout_is_read_from_its_configuration(family, tmp_
             if hasattr(model.config, name):
                 setattr(model.config, name, rate)
         model.config.save_pretrained(tmp_path)
-        located = Located(str(tmp_path), {"trust_remote_code": False}, "d", 64)
+        located = Located(str(tmp_path), {"trust_remote_code": False}, f"d{rate}", 64)
         made = MODELS[family](29, True).__class__(model.config).train()
         ids = torch.arange(8)[None]
         with torch.no_grad():
