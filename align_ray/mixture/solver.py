@@ -29,7 +29,7 @@ from align_ray.mixture.objectives import Objective
 CHAINS = 32
 """Walkers of the near-optimal set."""
 ROUGH = 3e-7
-"""Of the spread over single corpora: with a larger residual the climb is gone on with, in that unit."""
+"""A share of the spread over single corpora: with a larger residual the climb is gone on with, in that unit."""
 FEW = 3
 """Exchanges of corpora that are solved in a round where a start is given, as in every resample: those that look
 best."""
@@ -77,23 +77,15 @@ class Optimum:
     """[K] loss of F per unit of a lower bound, at least 0."""
 
 
-<<<<<<< HEAD
 def with_prior(goal: Goal, constraints: Constraints, prior_strength: float) -> Goal:
     """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between
     the best and the worst single corpus, so that one strength means the same for nats and for similarities."""
-    spread = float(np.ptp(goal.values(np.eye(len(constraints.names)))))
-    return dataclasses.replace(goal, strength=prior_strength * spread)
-=======
-def with_prior(goal: Goal, limits: Constraints, prior_strength: float) -> Goal:
-    """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between the best and
-    the worst single corpus, so that one strength means the same for nats and for similarities."""
-    return dataclasses.replace(goal, strength=prior_strength * spread(goal, limits))
+    return dataclasses.replace(goal, strength=prior_strength * spread(goal, constraints))
 
 
-def spread(goal: Goal, limits: Constraints) -> float:
-    """Of the objective over single corpora."""
-    return float(np.ptp(goal.values(np.eye(len(limits.names)))))
->>>>>>> h-search
+def spread(goal: Goal, constraints: Constraints) -> float:
+    """The spread of the objective over single corpora."""
+    return float(np.ptp(goal.values(np.eye(len(constraints.names)))))
 
 
 def solve(goal: Goal, constraints: Constraints, start: np.ndarray | None = None) -> Optimum:
@@ -181,16 +173,10 @@ def _fewer(face: Face, constraints: Constraints, w: np.ndarray) -> np.ndarray:
     return w > 0
 
 
-<<<<<<< HEAD
-def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarray:
-    k = len(start)
-    bounds = list(zip(constraints.lower, constraints.upper, strict=True))
-=======
-def _ascend(goal: Goal, limits: Constraints, start: np.ndarray, unit: float = 1.0) -> np.ndarray:
+def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray, unit: float = 1.0) -> np.ndarray:
     """From one mixture [K] to the best around it, until F gains less than 1e-13 `unit`."""
     k, options = len(start), {"maxiter": 500, "ftol": 1e-13 * unit}
-    bounds = list(zip(limits.lower, limits.upper, strict=True))
->>>>>>> h-search
+    bounds = list(zip(constraints.lower, constraints.upper, strict=True))
     simplex = {"type": "eq", "fun": lambda x: x[:k].sum() - 1, "jac": lambda x: np.r_[np.ones(k), np.zeros(len(x) - k)]}
     if goal.weights is not None:
 
@@ -198,19 +184,7 @@ def _ascend(goal: Goal, limits: Constraints, start: np.ndarray, unit: float = 1.
             value, gradient = _penalised(goal, constraints, x)
             return -value, -gradient
 
-        found = minimize(
-<<<<<<< HEAD
-            loss,
-            start,
-            jac=True,
-            method="SLSQP",
-            bounds=bounds,
-            constraints=[simplex],
-            options={"maxiter": 500, "ftol": 1e-13},
-=======
-            loss, start, jac=True, method="SLSQP", bounds=bounds, constraints=[simplex], options=options
->>>>>>> h-search
-        )
+        found = minimize(loss, start, jac=True, method="SLSQP", bounds=bounds, constraints=[simplex], options=options)
         return _tidy(found.x, constraints)
 
     def floor(x: np.ndarray) -> np.ndarray:  # every target's value is at least x[k]
@@ -260,9 +234,9 @@ def _described(
     goal: Goal, constraints: Constraints, w: np.ndarray, choice: Literal["exhaustive", "exchange"] | None
 ) -> Optimum:
     """The mixture [K] with its certificate: among those of its own corpora where they were chosen."""
-    part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (limits.lower > 0))
-    smaller, bounds = _smaller(goal, limits, part)
-    found, unit = w[part], spread(goal, limits)
+    part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (constraints.lower > 0))
+    smaller, bounds = _smaller(goal, constraints, part)
+    found, unit = w[part], spread(goal, constraints)
     known = _certified(smaller, bounds, found)
     if known.gap > ROUGH * unit > 0:
         finer = _ascend(smaller, bounds, found, 1e-3 * unit)
@@ -272,26 +246,16 @@ def _described(
     weights[part], shadow[part], price[part] = found, known.shadow, known.price
     by_target = np.array([o.gradient(weights)[0] for o in goal.objectives])
     value = float(by_target.min() if goal.weights is None else goal.weights @ by_target)
-    cost = _penalty(goal, limits, weights)[0]
+    cost = _penalty(goal, constraints, weights)[0]
     return Optimum(weights, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
 
 
-def _certified(goal: Goal, limits: Constraints, w: np.ndarray) -> Certificate:
+def _certified(goal: Goal, constraints: Constraints, w: np.ndarray) -> Certificate:
     parts = [o.gradient(w) for o in goal.objectives]
     values, slopes = np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
     if goal.weights is not None:
         values, slopes = np.array([goal.weights @ values]), (goal.weights @ slopes)[None]
-<<<<<<< HEAD
-    part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (constraints.lower > 0))
-    _, smaller = _smaller(goal, constraints, part)
-    known = certify(values, slopes[:, part], w[part], smaller, goal.strength)
-    shadow, price = np.zeros(len(w)), np.zeros(len(w))
-    shadow[part], price[part] = known.shadow, known.price
-    value, cost = float(values.min()), _penalty(goal, constraints, w)[0]
-    return Optimum(w, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
-=======
-    return certify(values, slopes, w, limits, goal.strength)
->>>>>>> h-search
+    return certify(values, slopes, w, constraints, goal.strength)
 
 
 def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum, slack: float, seed: int) -> np.ndarray:
