@@ -82,8 +82,7 @@ def test_every_objective_of_the_scaled_cosine_takes_the_epsilon_of_the_study():
 
 
 @pytest.mark.slow
-def test_seeds_of_batches_make_them_less_alike(no_pools, small_reference, tmp_path):
-    """With one seed the first labels of all batches come from the same random numbers."""
+def test_the_first_batch_keeps_the_seed_of_the_study_and_the_others_have_their_own(no_pools, small_reference, tmp_path):
     seen = {}
     for by_batch in (False, True):
         study = open_study(Config.model_validate(small_reference(tmp_path / f"{by_batch}", seed_by_batch=by_batch)))
