@@ -87,12 +87,12 @@ def measure_table(result: Prediction, tokens: str, names: list[str] | None = Non
     results, versus = setting.results, setting.versus
     readings = [r for r in READINGS if r in results]
     last = "heldout" if "heldout" in results else "others"
-    order = sorted(names or results.others, key=lambda n: -results.others[n].spearman.value)
+    order = sorted(names or results["others"], key=lambda n: -results["others"][n].spearman.value)
     head = [*(READINGS[r] for r in readings), "Pearson", "means removed", "regret@1", "pooled r²"]
     against = f"less {versus[last].baseline} ({READINGS[last]})"
     lines = [f"| measure | {' | '.join(head)} | {against} | s per corpus |", "|---" * (len(head) + 3) + "|"]
     for name in order:
-        q = results.others[name]
+        q = results["others"][name]
         gap = versus[last].difference.get(name)
         seconds = result.measures[name].seconds if name in result.measures else None
         cells = [
@@ -110,7 +110,7 @@ def measure_table(result: Prediction, tokens: str, names: list[str] | None = Non
 
 def leading_measures(result: Prediction, tokens: str, per_family: int = 4) -> list[str]:
     """The best few of every family without the own corpus, every baseline, and the paper's coefficient."""
-    results = result.settings[tokens].results.others
+    results = result.settings[tokens].results["others"]
     families: dict[str, list[str]] = {}
     for name in sorted(results, key=lambda n: -results[n].spearman.value):
         families.setdefault(_family(result, name), []).append(name)
@@ -125,7 +125,7 @@ def measures_plot(result: Prediction, tokens: str) -> Any:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    results = result.settings[tokens].results.others
+    results = result.settings[tokens].results["others"]
     names = sorted(leading_measures(result, tokens), key=lambda n: results[n].spearman.value)
     figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.3 * len(names)), layout="constrained")
     for i, name in enumerate(names):
@@ -163,8 +163,8 @@ def losses_plot(result: Prediction, tokens: str, name: str = PAPER) -> Any:
         if i >= len(targets):
             continue
         own = np.array([c in result.related.get(targets[i], []) for c in result.candidates])
-        panel.plot(scores[~own, i], losses[~own, i], "o", color=COLOURS.alignment, markersize=4)
-        panel.plot(scores[own, i], losses[own, i], "D", color=COLOURS.baseline, markersize=5)
+        panel.plot(scores[~own, i], losses[~own, i], "o", color=COLOURS["alignment"], markersize=4)
+        panel.plot(scores[own, i], losses[own, i], "D", color=COLOURS["baseline"], markersize=5)
         panel.axhline(setting.before[i], color="#999", linewidth=0.8, linestyle=":")
         panel.set_title(targets[i], fontsize=9)
         panel.tick_params(labelsize=7)

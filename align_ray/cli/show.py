@@ -83,7 +83,7 @@ def show_noise(alignment: "Alignment", floor: float) -> None:
             continue
         want = needed(noise.model_dump(), floor)
         interval = f"{noise.floor.low:.4f}-{noise.floor.high:.4f}"
-        counts = (f"{noise.share:.0%}", str(want.draws), str(want.sequences))
+        counts = (f"{noise.share:.0%}", str(want["draws"]), str(want["sequences"]))
         table.add_row(name, f"{noise.floor.value:.4f}", interval, *counts)
     out.print(table)
     first = next(iter(alignment.noise.values()))
@@ -96,7 +96,7 @@ def show_prediction(result: "Prediction", folder: str) -> None:
     from align_ray.checks.page import leading_measures
 
     for tokens, setting in result.settings.items():
-        results, versus = setting.results.others, setting.versus.others
+        results, versus = setting.results["others"], setting.versus["others"]
         table = plain_table(f"{tokens} tokens: rank correlation with the loss within a target, its own corpus left out")
         table.add_column("measure", max_width=44)
         for column in ("Spearman", "95% interval", "regret@1", "less best cheap"):
@@ -190,7 +190,7 @@ def show_published() -> dict[str, Any]:
     out.print(table)
     picks = points["picks"]
     out.print(
-        f"Spearman, pooled: {points['pooled'].spearman:+.3f}; the most aligned training set has the lowest loss on "
+        f"Spearman, pooled: {points['pooled']['spearman']:+.3f}; the most aligned training set has the lowest loss on "
         f"{sum(picks.values())} of {len(picks)} evaluation sets",
         highlight=False,
     )

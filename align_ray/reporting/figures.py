@@ -28,7 +28,7 @@ def all_figures(results: dict[str, Any], losses: dict[str, Any], pairs: list[dic
         "matrix-given": matrix_figure(alignment, clustered=False),
     }
     if search:
-        figures.weights = weights_figure(search)
+        figures["weights"] = weights_figure(search)
     if search and pairs:
         figures["front"] = front_figure(search, pairs[0])
     figures |= {f"loss-{target}": loss_figure(loss["points"]) for target, loss in losses.items()}
@@ -137,7 +137,7 @@ def loss_figure(points: list[dict[str, Any]]) -> go.Figure:
         "annotation_text": "before fine-tuning",
         "annotation_position": "bottom left",
     }
-    figure.add_hline(y=points[0].before, **line)
+    figure.add_hline(y=points[0]["before"], **line)
     x, y = [p["alignment"] for p in points], [p["after"] for p in points]
     room = 0.12 * (max(x) - min(x) or 1.0)
     return figure.update_layout(
