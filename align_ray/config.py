@@ -50,8 +50,8 @@ class Probe(Model):
     """The causal language model whose Fisher information makes the embeddings."""
 
     model: Place = "embedded"
-    """`embedded` (shipped with the package), `smollm2` (SmolLM2-135M-Instruct in Q4_1; needs the extra of that name), a local
-    folder, or a hub id such as `openai-community/gpt2`. A dense decoder-only transformer, safetensors."""
+    """`embedded` (shipped with the package), `smollm2` (SmolLM2-135M-Instruct in Q4_1; needs the extra of that name), a
+    local folder, or a hub id such as `openai-community/gpt2`. A dense decoder-only transformer, safetensors."""
     revision: str | None = None
     """Hub revision (commit, tag or branch)."""
     trust_remote_code: bool = False
@@ -260,7 +260,8 @@ class Predict(Model):
     related: dict[Name, list[Name]] = {}
     """For each target the candidates of its own origin or text template; every result is given without them too."""
     probes: list[Place] = []
-    """Further probes, with the same tokenizer, whose alignment is compared: as `probe.model`, also `owner/name@revision`."""
+    """Further probes, with the same tokenizer, whose alignment is compared: as `probe.model`, also
+    `owner/name@revision`."""
     poolings: list[Literal["mean", "unit"]] = ["mean"]
     """How sequences make a batch (see `embedding.pooling`), each compared with the main probe."""
     design: list[Name] = []

@@ -49,7 +49,7 @@ from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
 def open_study(config: Config, say: Callable[[str], None] = lambda line: None, write: bool = True) -> Study:
-    """Check everything that can be checked without a cluster or a model's weights; raise a UserError at the first thing wrong.
+    """Check all that can be checked without a cluster or a model's weights; raise a UserError at the first thing wrong.
 
     `write`: keep the configuration in the output folder, which shows that it can be written."""
     study = Study(config, Store(config.output), checked_probe(config), say)

@@ -29,8 +29,8 @@ ORACLE_SHARE = 10
 
 
 def check_predictable(study: Study) -> None:
-    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to compare, and
-    ProbeError for a further probe that cannot be one."""
+    """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to compare,
+    and ProbeError for a further probe that cannot be one."""
     config = study.config
     most = max(config.predict.tokens)
     if most > config.finetune.tokens:

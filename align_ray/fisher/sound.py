@@ -1,5 +1,5 @@
-"""Refuse a model that would give no sound results, before anything is read: by its configuration, the headers of its weights, its
-tokenizer and a forward pass without numbers. However large the model is, no weights are read and no memory is taken."""
+"""Refuse a model that would give no sound results, before anything is read: by its configuration, the headers of its
+weights, its tokenizer and a forward pass without numbers. However large it is, no weights are read, no memory is taken."""
 
 from functools import lru_cache
 
@@ -34,16 +34,21 @@ def _refuse_kind(located: Located) -> None:
         if quantised := getattr(config, "quantization_config", None):
             how = quantised if isinstance(quantised, dict) else quantised.to_dict()
             raise ProbeError(
-                f"probe '{located.name}': its weights are quantised ({how.get('quant_method', 'quantization_config')}) and would stay "
-                "so, which is not supported; use the model they were made from."
+                f"probe '{located.name}': its weights are quantised ({how.get('quant_method', 'quantization_config')}) and "
+                "would stay so, which is not supported; use the model they were made from."
             )
     if whole.is_encoder_decoder or text.is_encoder_decoder:
         raise ProbeError(
-            f"probe '{located.name}': {kind} is of an encoder-decoder model, which is not supported; use a decoder-only one."
+            f"probe '{located.name}': {kind} is of an encoder-decoder model, which is not supported; use a decoder-only "
+            "one."
         )
     if type(text) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(whole, "auto_map"):
         return
-    what = "no causal language model" if text is whole else "a multimodal model whose language model cannot be had by itself"
+    what = (
+        "no causal language model"
+        if text is whole
+        else "a multimodal model whose language model cannot be had by itself"
+    )
     raise ProbeError(f"probe '{located.name}': {kind} is of {what}; use a causal language model.")
 
 
@@ -52,8 +57,8 @@ def _refuse_tokens(located: Located, embedded: int) -> None:
     largest = max(load_tokenizer(located).get_vocab().values(), default=0)
     if largest >= embedded:
         raise ProbeError(
-            f"probe '{located.name}': its tokenizer numbers tokens up to {largest}, but its embedding has {embedded} rows; enlarge it "
-            "(resize_token_embeddings), or restore the tokenizer that the model was trained with."
+            f"probe '{located.name}': its tokenizer numbers tokens up to {largest}, but its embedding has {embedded} rows; "
+            "enlarge it (resize_token_embeddings), or restore the tokenizer that the model was trained with."
         )
 
 
@@ -64,5 +69,7 @@ def _refuse_way(located: Located) -> None:
             check_probe(random_model(located, {}).eval(), located.name)
     except ProbeError:
         raise
-    except Exception:  # a way that depends on numbers, or an operation without a fake one: left to the check with the weights
+    except (
+        Exception
+    ):  # a way that depends on numbers, or an operation without a fake one: left to the check with the weights
         return

@@ -1,7 +1,7 @@
 """Whether a model is one that the estimator's identities hold for (method 3.3): a forward pass of eight tokens tells.
 
-On torch's fake tensors, which have shapes but no numbers, the pass needs neither weights nor memory. Logits are there taken to be
-the head of the trunk's output where nothing is computed between: where tensors share their memory.
+On torch's fake tensors, which have shapes but no numbers, the pass needs neither weights nor memory. Logits are there
+taken to be the head of the trunk's output where nothing is computed between: where tensors share their memory.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,16 @@ LENGTH = 8
 
 
 def check_probe(model: nn.Module, name: str = "") -> None:
-    """Raise ProbeError where the logits are not the head of the trunk's output (scaled or capped logits, a projection between),
-    where the trunk has weight matrices beside embeddings and linear modules that see every token once (mixture of experts, state
-    spaces), or where the model goes by more than its input embeddings: the estimator's identities need the first and the last,
-    and its embedding would leave the second out. `name`: of the probe, for the sentence."""
+    """Raise ProbeError where the logits are not the head of the trunk's output (scaled or capped logits, a projection
+    between), where the trunk has weight matrices beside embeddings and linear modules that see every token once (mixture
+    of experts, state spaces), or where the model goes by more than its input embeddings: the estimator's identities need
+    the first and the last, and its embedding would leave the second out. `name`: of the probe, for the sentence."""
     fake = isinstance(next(model.parameters()), FakeTensor)
-    if fault := _weights_fault(model) or _linear_fault(model) or (_between_fault(model) if fake else _logits_fault(model)):
+    if (
+        fault := _weights_fault(model)
+        or _linear_fault(model)
+        or (_between_fault(model) if fake else _logits_fault(model))
+    ):
         which = f"probe '{name}'" if name else "probe"
         raise ProbeError(f"{which}: {fault}, which is not supported; use a dense decoder-only transformer.")
 
@@ -83,7 +87,9 @@ def _between_fault(model: nn.Module) -> str:
         for module in (model.base_model, *model.base_model.children()):
             note: Callable[..., None] = lambda _, __, output: trunk.add(_memory(output))
             hooks.callback(module.register_forward_hook(note).remove)
-        see: Callable[..., None] = lambda _, args, output: passed.append((_memory(args[0]), _memory(output), output._version))
+        see: Callable[..., None] = lambda _, args, output: passed.append(
+            (_memory(args[0]), _memory(output), output._version)
+        )
         hooks.callback(model.get_output_embeddings().register_forward_hook(see).remove)
         logits = model(input_ids=_tokens(model), use_cache=False).logits
     before, *after = passed[0]
