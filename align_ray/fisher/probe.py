@@ -90,6 +90,7 @@ def _refuse_incomplete(name: str, folder: Path) -> None:
             (f for f in folder.glob("checkpoint-*") if f.is_dir()), key=lambda f: (len(f.name), f.name)
         )
         if checkpoints:
+            last = max(checkpoints, key=lambda f: (len(f.name), f.name))
             raise ProbeError(
                 f"probe '{name}': {folder} holds no model but a trainer's checkpoints; name one of them, such as "
                 f"{checkpoints[-1]}."
@@ -173,6 +174,7 @@ def _covered(located: Located, dtype: str, **options: Any) -> Any:
     import torch
     import transformers
 
+    options |= {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     options |= located.arguments
     if "gguf_file" not in located.arguments:
         options["use_safetensors"] = True
