@@ -93,7 +93,7 @@ def _refuse_incomplete(name: str, folder: Path) -> None:
             last = max(checkpoints, key=lambda f: (len(f.name), f.name))
             raise ProbeError(
                 f"probe '{name}': {folder} holds no model but a trainer's checkpoints; name one of them, such as "
-                f"{checkpoints[-1]}."
+                f"{last}."
             )
         if list(folder.glob("*.gguf")):
             raise ProbeError(
