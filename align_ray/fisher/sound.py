@@ -1,6 +1,6 @@
 """Refuse a model that would give no sound results, before anything is read: by its configuration, the headers of its
-weights, its tokenizer and a forward pass without numbers. However large the model is, no weights are read and no
-memory is taken."""
+weights, its tokenizer and a forward pass without numbers. However large it is, no weights are read, no memory is
+taken."""
 
 from functools import lru_cache
 
@@ -36,13 +36,14 @@ def _refuse_kind(located: Located) -> None:
             how = quantised if isinstance(quantised, dict) else quantised.to_dict()
             raise ProbeError(
                 f"probe '{located.name}': its weights are quantised "
-                f"({how.get('quant_method', 'quantization_config')}) and would stay "
-                "so, which is not supported; use the model they were made from."
+                f"({how.get('quant_method', 'quantization_config')}) and "
+                "would stay so, which is not supported; use the model they were made from."
             )
     if whole.is_encoder_decoder or text.is_encoder_decoder:
         raise ProbeError(
             f"probe '{located.name}': {kind} is of an encoder-decoder model, which is not supported; use a "
-            "decoder-only one."
+            "decoder-only "
+            "one."
         )
     if type(text) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(whole, "auto_map"):
         return
@@ -60,8 +61,8 @@ def _refuse_tokens(located: Located, embedded: int) -> None:
     if largest >= embedded:
         raise ProbeError(
             f"probe '{located.name}': its tokenizer numbers tokens up to {largest}, but its embedding has {embedded} "
-            "rows; enlarge it "
-            "(resize_token_embeddings), or restore the tokenizer that the model was trained with."
+            "rows; "
+            "enlarge it (resize_token_embeddings), or restore the tokenizer that the model was trained with."
         )
 
 
@@ -72,6 +73,7 @@ def _refuse_way(located: Located) -> None:
             check_probe(random_model(located, {}).eval(), located.name)
     except ProbeError:
         raise
-    # a way that depends on numbers, or an operation without a fake one: left to the check with the weights
-    except Exception:
+    except (
+        Exception
+    ):  # a way that depends on numbers, or an operation without a fake one: left to the check with the weights
         return

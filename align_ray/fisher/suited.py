@@ -21,11 +21,11 @@ LENGTH = 8
 
 
 def check_probe(model: nn.Module, name: str = "") -> None:
-    """Raise ProbeError where the logits are not the head of the trunk's output (scaled or capped logits, a
-    projection between), where the trunk has weight matrices beside embeddings and linear modules that see every
-    token once (mixture of experts, state spaces), or where the model goes by more than its input embeddings: the
-    estimator's identities need the first and the last, and its embedding would leave the second out. `name`: of the
-    probe, for the sentence."""
+    """Raise ProbeError where the logits are not the head of the trunk's output (scaled or capped logits, a projection
+    between), where the trunk has weight matrices beside embeddings and linear modules that see every token once
+    (mixture of experts, state spaces), or where the model goes by more than its input embeddings: the estimator's
+    identities need the first and the last, and its embedding would leave the second out. `name`: of the probe, for
+    the sentence."""
     fake = isinstance(next(model.parameters()), FakeTensor)
     if (
         fault := _weights_fault(model)
