@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from align_ray.config import Corpus, Sampling
-from align_ray.corpora.sources import Fragment, documents
-from align_ray.corpora.tasks import grouped_fragments, on_tasks
+from align_ray.corpora.sources import documents
+from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.errors import CorpusError, mistake, named
 from align_ray.fisher.trunk import PADDING
 from align_ray.progress import counted
@@ -71,41 +71,35 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
     its part; the driver holds the sample of one corpus at a time.
     """
     length = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
-    characters = [tokens * CHARACTERS_PER_TOKEN for _, tokens in wanted]
+    characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens in wanted}
     # Where a document gives one sequence, there must be as many; `cut` leaves out short ones, so twice that.
     sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
-    documents_wanted = [sequences * -(-tokens // sampling.sequence_length) for _, tokens in wanted]
+    least = {corpus.name: sequences * -(-tokens // sampling.sequence_length) for corpus, tokens in wanted}
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
         counts: Counter = Counter()
-        index = int(batch["corpus"][0])
-        fragments = [Fragment(**f) for f in json.loads(batch["fragments"][0])]
-        texts = documents(wanted[index][0], fragments, counts)
+        corpus, fragments = read_task(batch)
+        keyed = ((document_key(seed, t), t[:length]) for t in documents(corpus, fragments, counts))
         kept, error = [], ""
         try:
-            kept = smallest(
-                ((document_key(seed, t), t[:length]) for t in texts), characters[index], documents_wanted[index]
-            )
+            kept = smallest(keyed, characters[corpus.name], least[corpus.name])
         except CorpusError as reason:  # returned, not raised: Ray would wrap it in the worker's traceback
             error = named(reason)
         return {
-            "corpus": [index],
+            "corpus": [corpus.name],
             "keys": [[key for key, _ in kept]],
             "texts": [[text.encode("utf-8", errors="replace") for _, text in kept]],
             "counts": [json.dumps(counts)],
             "error": [error],
         }
 
-    rows = [
-        {"corpus": index, "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
-        for index, groups in enumerate(grouped_fragments([corpus for corpus, _ in wanted]))
-        for group in groups or [[]]  # files may have become empty since they were checked
-    ]
-    done = counted(on_tasks(rows, read).iter_rows(), "parts of corpora read", len(rows))
-    for index, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
+    by_name = {corpus.name: corpus for corpus, _ in wanted}
+    tasks = read_tasks(list(by_name.values()))
+    done = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
+    for name, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
         counts: Counter = Counter()
-        found = smallest(_documents_of(part, counts), characters[index], documents_wanted[index])
-        yield wanted[index][0], Drawn(found, dict(counts))
+        found = smallest(_documents_of(part, counts), characters[name], least[name])
+        yield by_name[name], Drawn(found, dict(counts))
 
 
 def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes, str]]:

@@ -28,7 +28,7 @@ from align_ray.training.jobs import (
     scaling,
     train_jobs,
 )
-from align_ray.training.loop import train_model
+from align_ray.training.loop import on_worker, train_model
 from align_ray.training.rows import (
     heldout_sequences,
     mixture_job,
@@ -37,7 +37,7 @@ from align_ray.training.rows import (
     unique_sequences,
     validation_half,
 )
-from align_ray.training.step import trainable_model
+from align_ray.training.step import sequence_losses, trainable_model
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the proxy's tokens after which its loss is reported."""
@@ -148,15 +148,9 @@ def proxy_loop(settings: dict[str, Any]) -> None:
     """What each Ray Train worker of a trial runs: train on the mixture, report the loss at every rung."""
     import torch
     from ray import train
-    from ray.train.torch import get_device
 
-    from align_ray.training.step import sequence_losses
-
-    device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    device, heldout = on_worker(settings)
     torch.manual_seed(settings["job"]["seed"])
-    heldout = {t: torch.as_tensor(rows, dtype=torch.long, device=device) for t, rows in settings["targets"].items()}
     model = trainable_model(settings, device)
 
     reported: list[dict[str, float]] = []

@@ -23,16 +23,10 @@ def train_loop(settings: dict[str, Any]) -> None:
     """
     import torch
     from ray import train
-    from ray.train.torch import get_device
     from safetensors.numpy import save
 
-    rank, store, device = train.get_context().get_world_rank(), settings["store"], get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    heldout = {
-        name: torch.as_tensor(rows, dtype=torch.long, device=device) for name, rows in settings["targets"].items()
-    }
-    scratch = settings["scratch"]
+    rank, store, scratch = train.get_context().get_world_rank(), settings["store"], settings["scratch"]
+    device, heldout = on_worker(settings)
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
         if finished(store, job["key"]):
@@ -54,6 +48,18 @@ def train_loop(settings: dict[str, Any]) -> None:
             done = {"targets": losses, "seconds": seconds, "training": training}
             store.write_json(f"finetune/{job['key']}.json", done)
         train.report({"job": job["key"]})
+
+
+def on_worker(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The device of a Ray Train worker, and the targets' held-out sequences on it, int64 [m, T] by target."""
+    import torch
+    from ray.train.torch import get_device
+
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # one CPU a worker
+    targets = settings["targets"].items()
+    return device, {name: torch.as_tensor(rows, dtype=torch.long, device=device) for name, rows in targets}
 
 
 def train_model(
