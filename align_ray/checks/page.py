@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.reporting.results import Interval, Prediction
+from align_ray.reporting.results import Prediction
+from align_ray.reporting.values import Interval
 
 PAPER = "trunk scaled-cosine pairwise"
 """The paper's coefficient, over the trunk's rows."""

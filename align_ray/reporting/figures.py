@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from align_ray.reporting.results import Alignment, Estimate, Mixture, Samples
+from align_ray.reporting.results import Alignment, Mixture, Samples
+from align_ray.reporting.values import Estimate
 
 LAYOUT: dict[str, Any] = {
     "template": "simple_white",

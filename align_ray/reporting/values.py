@@ -1,0 +1,310 @@
+"""The values that results are made of: estimates with their intervals, rankings, mixtures, losses, scores."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Value(BaseModel):
+    """The base of all values: fixed once made; fields that this version does not know are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", protected_namespaces=())
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).model_fields
+
+
+class Estimate(Value):
+    """A value with its standard error and the ends of its 95% interval."""
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+Estimates = dict[str, Estimate]
+
+
+Weights = dict[str, float]
+"""Shares of tokens by candidate."""
+
+
+class Counts(Value):
+    """Counts of one corpus: what was read and what was drawn of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    batches: int
+    estimated_tokens: int
+    """Bytes of all documents times the tokens per byte of the sample."""
+    sample_digest: str = ""
+    documents: int = 0
+    bytes: int = 0
+    in_target: int = 0
+    """Drawn documents left out because a target holds the same text."""
+
+
+class Embedded(Value):
+    """What the embedding stage did: units planned and computed now, their folder, and batches used by corpus where
+    fewer."""
+
+    key: str
+    dtype: str
+    planned: int
+    computed: int
+    tokens: int
+    actor_seconds: float
+    used: dict[str, int] | None = None
+    looks: list[dict[str, int]] = []
+    """By look of sequential embedding: batches embedded so far, and corpora whose rank is `unsettled`."""
+
+
+class Ranked(Estimate):
+    """A candidate's place in a ranking: its value, and how sure that place is (see `alignment.comparison.ranking`)."""
+
+    candidate: str
+    p_best: float
+    p_above_next: float | None = None
+    adjusted: float | None = None
+    """P(above the next), adjusted for all comparisons."""
+    separate: int | None = None
+    """Batches a corpus that would tell it from the next."""
+    corrected: Estimate | None = None
+    """Without label noise."""
+    pooled: Estimate | None = None
+    """The alignment of the corpora's mean embeddings."""
+
+
+class Diversity(Estimate):
+    """div of a corpus, also without label noise."""
+
+    corrected: Estimate | None = None
+
+
+class Noise(Value):
+    """Label noise of a corpus (see `alignment.noise.corpus_noise`)."""
+
+    floor: Estimate | None
+    draw_variance: float | None
+    share: float | None
+    draws: int
+    sequences: int
+
+
+class Measured(Value):
+    """One measure of all pairs: 1 - div on the diagonal of `matrix`."""
+
+    matrix: dict[str, Estimates] = {}
+    ranking: dict[str, list[Ranked]]
+    """By target, most aligned first."""
+    diversity: dict[str, Diversity] = {}
+    ceiling: Estimates = {}
+    """By target: 1 - div(T), what a candidate of the target's very distribution reaches."""
+
+
+class Predicted(Value):
+    """The ranking by the measure that predicts losses best."""
+
+    measure: str
+    ranking: dict[str, list[Ranked]]
+
+
+class Described(Value):
+    """A mixture: `value` of the objective (higher is better), pooled alignment, and epochs of every corpus at the
+    budget."""
+
+    weights: Weights
+    value: float
+    alignment: Estimate
+    epochs: dict[str, float]
+
+
+class Bounded(Value):
+    """A corpus' weight at the optimum, what limits it, and what more of it would gain."""
+
+    weight: float
+    low: float
+    high: float
+    binds: str | None
+    gain_per_million_tokens: float
+    price_of_bound: float = 0.0
+
+
+class Lead(Value):
+    """The optimum's objective less that of the best single corpus."""
+
+    corpus: str
+    value: float
+    low: float
+    high: float
+
+
+class Trial(Value):
+    """A mixture that a search tried: `value` and `penalised` of a cheap objective, `loss` of a proxy, nats per
+    token."""
+
+    weights: Weights
+    value: float | None = None
+    penalised: float | None = None
+    loss: float | None = None
+    losses: dict[str, float] | None = None
+
+
+class FrontPoint(Value):
+    """A mixture of the Pareto front, and every target's objective."""
+
+    target_weights: dict[str, float]
+    weights: Weights
+    values: dict[str, float]
+
+
+class Checked(Value):
+    """Pooled alignment with a target, predicted and measured on other text."""
+
+    predicted: Estimate
+    measured: Estimate
+
+
+class Change(Value):
+    """A target's loss before and after a training, nats per token on held-out text."""
+
+    before: float
+    after: float
+    change: float
+    change_error: float | None
+    """Standard error over held-out sequences; None for a single one."""
+    overlap: float
+    """Share of the held-out 13-token windows that occur in the training rows."""
+
+
+class Training(Value):
+    """One run of the fine-tuning stage."""
+
+    weights: Weights
+    sequences: int
+    training: list[tuple[int, float]] = []
+    """Steps with the loss of their batch."""
+    targets: dict[str, Change]
+
+
+class Validated(Value):
+    """A mixture's loss by target, nats per token, over seeds and held-out sequences."""
+
+    weights: Weights
+    same_as: str | None
+    """A mixture with the same weights that was trained in its place."""
+    loss: Estimates
+
+
+class Difference(Estimate):
+    """The difference of two mixtures' losses, paired; `p_lower`: the probability that the first one's is lower."""
+
+    p_lower: float
+
+
+class Overlap(Value):
+    """`documents` of a candidate, of `of` in all, that share a run of words with a target; the share of its runs
+    they cover."""
+
+    documents: int
+    of: int
+    covered: float
+
+
+class Clean(Value):
+    """A candidate's sample with and without the sequences that hold text of the target."""
+
+    share: float = 0.0
+    """The share of its sampled sequences that hold some."""
+    alignment: Estimate
+    alignment_clean: Estimate | None
+    cross_entropy: float
+    cross_entropy_clean: float | None
+    rank: int
+    rank_clean: int | None
+
+
+class Excerpt(Value):
+    """A sequence's text, its alignment with the target and the probe's loss on it, nats per token."""
+
+    text: str
+    alignment: float
+    loss: float | None
+
+
+class Scores(Value):
+    """Alignment of a corpus' sequences with a target: minimum, quartiles and maximum, and examples."""
+
+    of: int
+    quantiles: list[float]
+    most: list[Excerpt] = []
+    least: list[Excerpt] = []
+
+
+class Sampled(Value):
+    """The scored sequences of a corpus."""
+
+    role: str
+    targets: dict[str, Scores]
+
+
+class Interval(Value):
+    """A mean over targets with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Gap(Interval):
+    """A measure's rank correlation less that of the best cheap baseline; p of a sign-flip test."""
+
+    p: float
+
+
+class Judged(Value):
+    """What a measure is worth (see `checks.prediction.Quality`)."""
+
+    spearman: Interval
+    pearson: Interval
+    regret: Interval
+    centred: Interval
+    pooled_r2: float
+    by_target: list[float]
+
+
+class MeasureScores(Value):
+    """A measure's scores [K][M], and the seconds it takes a corpus."""
+
+    name: str
+    family: str
+    scores: list[list[float]]
+    seconds: float
+
+
+class Versus(Value):
+    """The best cheap baseline, and what every other measure's rank correlation is above it."""
+
+    baseline: str
+    difference: dict[str, Gap]
+
+
+class Setting(Value):
+    """Trainings on one number of tokens: losses [K][M], nats per token, and how well every measure predicts them."""
+
+    learning_rate: float
+    validation: dict[str, float]
+    before: list[float]
+    loss: list[list[float]]
+    seed_error: float
+    seconds: float
+    reliability: float
+    results: dict[str, dict[str, Judged]]
+    versus: dict[str, Versus]
