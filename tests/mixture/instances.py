@@ -40,7 +40,7 @@ class Instance:
         if not penalised or not self.search.prior_strength:
             return value
         present = w > 0
-        ratio = np.log(w[present] / np.maximum(self.limits.prior, 1e-9)[present])
+        ratio = np.log(w[present] / np.maximum(self.constraints.prior, 1e-9)[present])
         return value - self.search.prior_strength * self.spread * float(w[present] @ ratio)
 
 
@@ -114,7 +114,7 @@ def _objective(rng: np.random.Generator, k: int) -> Objective:
 
 def exhaustive(problem: Instance, starts: int = 3) -> tuple[float, np.ndarray]:
     """The best value and mixture [K] over all choices of corpora, every one solved from several starts."""
-    constraints, k = problem.limits, len(problem.tokens)
+    constraints, k = problem.constraints, len(problem.tokens)
     most = min(constraints.most or k, k)
     forced = np.flatnonzero(constraints.lower > 0)
     others = np.flatnonzero((constraints.lower == 0) & (constraints.upper > 0))
@@ -129,7 +129,7 @@ def exhaustive(problem: Instance, starts: int = 3) -> tuple[float, np.ndarray]:
 
 def _best_of(problem: Instance, part: np.ndarray, starts: int) -> tuple[float, np.ndarray]:
     """Of the corpora `part` alone: in their coordinates, with the objective in units of its spread."""
-    constraints, spread = problem.limits, problem.spread
+    constraints, spread = problem.constraints, problem.spread
     lower, upper, k = constraints.lower[part], constraints.upper[part], len(problem.tokens)
     prior, strength = np.log(np.maximum(constraints.prior[part], 1e-9)), problem.search.prior_strength
     rng = np.random.default_rng(0)

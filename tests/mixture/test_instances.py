@@ -22,7 +22,7 @@ def seeds(some, all_of_them):
 
 
 def goal_of(problem):
-    return with_prior(Goal(problem.objectives, problem.share), problem.limits, problem.search.prior_strength)
+    return with_prior(Goal(problem.objectives, problem.share), problem.constraints, problem.search.prior_strength)
 
 
 def kept_to(w, constraints, seed):
@@ -35,12 +35,12 @@ def kept_to(w, constraints, seed):
 def test_the_best_mixture_keeps_to_every_constraint_exactly_and_nothing_beats_it(seeds):
     for seed in seeds:
         problem = instance(seed)
-        best = solve(goal_of(problem), problem.limits)
-        kept_to(best.weights, problem.limits, seed)
+        best = solve(goal_of(problem), problem.constraints)
+        kept_to(best.weights, problem.constraints, seed)
         value, _ = exhaustive(problem)
         lack, spread = value - problem.value(best.weights), problem.spread
         assert lack <= TOLERANCE * spread, seed
-        assert (best.gap is None) == (best.choice is not None) and (best.gap is not None or problem.limits.most), seed
+        assert (best.gap is None) == (best.choice is not None) and (best.gap is not None or problem.constraints.most), seed
         if best.gap is not None:
             assert lack - 1e-12 * spread <= best.gap <= TOLERANCE * spread, seed
         assert best.gap_within <= TOLERANCE * spread, seed
@@ -50,7 +50,7 @@ def test_the_best_mixture_keeps_to_every_constraint_exactly_and_nothing_beats_it
 def test_whatever_is_derived_from_the_best_mixture_keeps_to_the_number_of_corpora(seeds):
     for seed in seeds:
         problem = instance(seed, limited=True)
-        goal, constraints = goal_of(problem), problem.limits
+        goal, constraints = goal_of(problem), problem.constraints
         best = solve(goal, constraints)
         slack = 0.05 * problem.spread
         mean = near_optimal_average(goal, constraints, best, slack, seed)
@@ -81,8 +81,8 @@ def test_exchanges_keep_to_the_number_of_corpora_and_seldom_miss_the_best_choice
     short = []
     for seed in seeds:
         problem = instance(seed, limited=True)
-        best = solve(goal_of(problem), problem.limits)
-        kept_to(best.weights, problem.limits, seed)
+        best = solve(goal_of(problem), problem.constraints)
+        kept_to(best.weights, problem.constraints, seed)
         short.append((exhaustive(problem)[0] - problem.value(best.weights)) / problem.spread)
     assert np.mean(np.array(short) > TOLERANCE) <= 0.03 and min(short) > -TOLERANCE
 
@@ -90,7 +90,7 @@ def test_exchanges_keep_to_the_number_of_corpora_and_seldom_miss_the_best_choice
 @pytest.mark.parametrize("seed", [6, 20, 49, 52, 112])
 def test_under_a_prior_too_prices_are_what_a_little_more_of_a_bound_is_worth(seed):
     problem, step = instance(seed, limited=False), 1e-4
-    goal, constraints = goal_of(problem), problem.limits
+    goal, constraints = goal_of(problem), problem.constraints
     assert goal.strength > 0
     best = solve(goal, constraints)
     for k in range(len(constraints.names)):
