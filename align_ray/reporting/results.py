@@ -367,10 +367,9 @@ class Mixture(Result):
         """What is said where the number of corpora is limited, so that no KKT residual certifies the optimum."""
         if self.kkt_residual is not None:
             return []
-        exhaustive = "every choice of corpora was tried"
-        exchanged = "corpora were chosen by exchanges, another choice may be better"
-        how = exhaustive if self.choice == "exhaustive" else exchanged
-        return [f"number of corpora limited, so no KKT certificate of the optimum: {how}"]
+        exchanged = "chosen by exchanges, another choice may be better"
+        how = "every choice was tried" if self.choice == "exhaustive" else exchanged
+        return [f"corpora limited, so no KKT certificate: {how}"]
 
 
 class Finetuned(Result):
