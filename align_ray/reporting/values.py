@@ -16,7 +16,7 @@ class Value(BaseModel):
         return getattr(self, name)
 
     def __contains__(self, name: object) -> bool:
-        return name in type(self).model_fields
+        return name in type(self).model_fields or name in (self.model_extra or {})
 
 
 class Estimate(Value):
