@@ -557,7 +557,7 @@ def test_a_second_run_is_refused_with_the_first_ones_process_and_a_killed_run_ho
     finally:
         holder.kill()
         holder.wait()
-    with pytest.raises(UserError, match="holds no result of the stage 'align'"):
+    with pytest.raises(UserError, match="holds no result of the stage 'embed'"):
         pipeline.report(study)
 
 
