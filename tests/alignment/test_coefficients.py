@@ -121,6 +121,6 @@ def test_align_corpora_ranks_candidates_by_their_alignment_with_the_target():
 def test_the_published_coefficient_takes_all_rows_and_its_parts_are_given_apart():
     blocks = {"trunk": np.ones((1, 3), np.float32), "vocabulary": np.full((1, 2), 7, np.float32)}
     unit = Unit(blocks, {}, 2.0, sequences=8, skipped=(), tokens=8, seconds=0.0)
-    kinds = al.measures([unit])
+    kinds = al.block_sets([unit])
     assert list(kinds) == ["published", "trunk", "vocabulary"]
     assert al.batch_matrix([unit], kinds["published"]).tolist() == [[1, 1, 1, 7, 7]]
