@@ -341,7 +341,7 @@ def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
     config, results = stored
     html = render_report(*typed(config, {name: results[name] for name in ("corpora", "alignment", "cost")}))
     assert (
-        "is the candidate most likely to lower the loss" in html
+        "of all candidates' unigram models its own gives the target the lowest cross-entropy" in html
         and "Mixture weights" not in html
         and 'id="front-slider"' not in html
     )
