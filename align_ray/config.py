@@ -365,6 +365,9 @@ class Config(Model):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"the name '{name}' is used twice; give every target and candidate its own name")
+        taken = {c.name for c in self.candidates} & {"mixture", "uniform"} | {t.name for t in self.targets} & {"all"}
+        if taken:  # `finetune` reports its two mixtures beside the candidates, `validate` all targets beside each
+            raise ValueError(f"the results call something else '{min(taken)}'; give that corpus another name")
         for target in self.targets:
             for candidate in self.candidates:
                 if _records(target) == _records(candidate):

@@ -1,8 +1,8 @@
 """Train the embedded probe: a small GPT-2 with its own byte-level BPE, on permissively licensed text.
 
-    python jobs/train_probe.py prepare ../shared/corpora /tmp/probe --python-docs
-    /usr/share/doc/python3.11/html/_sources MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
-    OMP_NUM_THREADS=1 \\
+    python jobs/train_probe.py prepare ../shared/corpora /tmp/probe \\
+        --python-docs /usr/share/doc/python3.11/html/_sources
+    MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1 \\
         torchrun --nproc-per-node 2 jobs/train_probe.py train /tmp/probe
     python jobs/train_probe.py export /tmp/probe align_ray/fisher/embedded_probe
 

@@ -82,7 +82,7 @@ def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
     for row in on_tasks(read_tasks(config.targets), collect).iter_rows():
         parts[row["name"]].append(np.asarray(row["hashes"], np.uint64))
         lost[row["name"]] += row["vanished"]
-    return {name: np.unique(np.concatenate(found))[:MOST_NGRAMS] for name, found in parts.items()}
+    return {name: _join(found)[:MOST_NGRAMS] for name, found in parts.items()}
 
 
 def _join(parts: Iterable[np.ndarray]) -> np.ndarray:

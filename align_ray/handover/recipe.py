@@ -5,7 +5,15 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from align_ray.config import Name, digest
 from align_ray.context import Study
@@ -57,7 +65,7 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 class _Counts(BaseModel):
     documents: NonNegativeInt
-    tokens: NonNegativeFloat
+    tokens: PositiveFloat
     epochs: NonNegativeFloat
 
 

@@ -1,5 +1,4 @@
-"""The search for mixture weights: closed form, Ray Tune from there, intervals by resampling, and the mixtures to
-compare with."""
+"""What is said of a mixture: its objective, its pooled alignment with an interval, and the epochs it takes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -75,7 +74,8 @@ def mixture_alignment(
     of the distance, default relative.
 
     Noise of the pooled means makes d too large; the jackknife over the batches of every corpus and target, on the scale
-    v = d / (1 - d), removes that and gives the interval (see `alignment.pooled_alignment`).
+    v = d / (1 - d), removes that and gives the interval (see
+    `alignment.coefficients.pooled_alignment`).
     """
     present = [k for k in range(len(w)) if w[k] > 1e-6]
     pooled = sum(w[k] * batches[k].mean(0, dtype=np.float64) for k in present)

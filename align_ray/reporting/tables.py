@@ -1,4 +1,4 @@
-"""What the command line prints: tables narrow enough for 80 columns, from what is stored."""
+"""The console, and tables narrow enough for 80 columns."""
 
 from rich import box
 from rich.console import Console
