@@ -7,9 +7,11 @@
                                           UNIT: the batch's token ids
     OUTPUT/heads/KEY.safetensors          a vocabulary head tuned on all corpora
     OUTPUT/scores/KEY/CHUNK.parquet       scores of 64 documents (or a batch's sequences), with their texts; CHUNK:
-    their keys OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
-    OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token OUTPUT/proxies/KEY.json
-    losses of one proxy of a search on real loss OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
+                                          their keys
+    OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
+    OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token
+    OUTPUT/proxies/KEY.json               losses of one proxy of a search on real loss
+    OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
     OUTPUT/answers/FILE-KEY.json          every result of a stage; KEY: all that determines it
     OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction}.json   the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
