@@ -118,4 +118,4 @@ def capacity(cluster: Cluster) -> Capacity:
             "larger "
             "one, or set 'cluster.max_actors' if it grows on demand."
         )
-    return Capacity({"num_cpus": 1.0, "num_gpus": float(use_gpu)}, min(now, most), most)
+    return Capacity({"num_cpus": 1.0, "num_gpus": float(use_gpu)}, max(0, min(now, most)), most)

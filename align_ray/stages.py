@@ -102,8 +102,9 @@ def need(study: Study, wanted: Stage[Found]) -> Found:
 
 
 def answer_key(study: Study, wanted: Stage[Any]) -> str:
-    """Digest of all that determines a stage's result: fields of the configuration, the probe, and the rows that are
-    on disk now, so that a result is found only beside the sample it was made from."""
+    """Digest of all that determines a stage's result: fields of the configuration, the probe, the rows that are on
+    disk now, and the batches that were embedded of them, so that a result is found only beside what it was made from.
+    """
     config = study.config.model_dump(mode="json")
     values = []
     for field in (*wanted.fields, *wanted.further(study)):
@@ -112,6 +113,13 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
             value = value[part]
         values.append(value)
     inputs: list[Any] = [answer_key(study, needed) for needed in wanted.needs]
+    if "finetune" in (*wanted.fields, *wanted.further(study)):
+        inputs.append(study.model.digest)  # the folder's name is in the fields, not what lies there now
+    for needed in wanted.needs:
+        if not needed.needs:  # the embedding: a cap may have ended it early, and `auto` is another dtype on a GPU
+            found = study.store.find_json(_answer(needed, answer_key(study, needed)))
+            work = found.get("work", {}) if isinstance(found, dict) else {}
+            inputs.append([work.get("key"), work.get("used")])
     if not inputs:
         samples = study.store.find_mappings("corpora.json")
         inputs = [study.probe.digest, {name: counts.get("rows_digest") for name, counts in samples.items()}]

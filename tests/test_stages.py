@@ -85,6 +85,14 @@ def test_a_finished_study_whose_cap_is_used_up_is_reported_and_keeps_all(study_o
         assert stored(finished, stage) is not None
 
 
-def test_a_search_that_trains_depends_on_how(study_of, finished):
-    keys = {answer_key(study_of(finetune={"learning_rate": rate}), pipeline.search) for rate in (1e-3, 1e-4)}
-    assert len(keys) == 1, "words alone do not"
+def test_an_answer_from_fewer_batches_is_not_found_beside_more(study_of, finished):
+    store, name = finished.store, f"answers/corpora-{answer_key(finished, pipeline.embed)}.json"
+    whole = store.read_json(name)
+    store.write_json(name, {**whole, "work": {**whole["work"], "used": dict.fromkeys(whole["corpora"], 2)}})
+    try:
+        assert stored(finished, pipeline.embed) is not None
+        for stage in (pipeline.align, pipeline.search):
+            assert stored(finished, stage) is None
+    finally:
+        store.write_json(name, whole)
+    assert stored(finished, pipeline.align) is not None

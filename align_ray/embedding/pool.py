@@ -101,7 +101,7 @@ def probe_with_head(located: Located, device: str, folder: Folder, store: Store)
 
     model = load_model(located, device, folder.dtype)
     check_probe(model, located.name)
-    return with_head(model, load(store.read_bytes(folder.head))["weight"].to(device)) if folder.head else model
+    return with_head(model, store.read(folder.head, load)["weight"].to(device)) if folder.head else model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +179,9 @@ def embed_batches(study: Study, by_corpus: Iterable[Iterable[np.ndarray]], dtype
         if u not in done
     ]
     tokens, seconds = 0, 0.0
+    if folder.head and store.find(folder.head, load) is None:  # `samples` and `select` read it too
+        _tune_shared_head(study, folder, folder.head)
     if todo:
-        if folder.head and store.find(folder.head, load) is None:
-            _tune_shared_head(study, folder, folder.head)
         settings, pad = study.config.embedding.plain(), study.tokenizer.eos_token_id or 0
         work = Embed(store, folder.key, settings, study.config.seed, pad)
         rows = ray.data.from_items(todo, override_num_blocks=len(todo))
