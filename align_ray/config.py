@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -456,7 +457,7 @@ def to_yaml(value: Any) -> str:
 
 def _records(corpus: Corpus) -> tuple:
     """What identifies a corpus' records, whatever text is made of them."""
-    source = corpus.source if ":" in corpus.source else str(Path(corpus.source).resolve())
+    source = corpus.source if ":" in corpus.source else str(Path(os.path.expanduser(corpus.source)).resolve())
     return source, corpus.split, corpus.subset
 
 

@@ -232,7 +232,8 @@ def report(study: Study) -> str:
                 store.write_json(f"{name}.json", result.dump())
         if search.file in found:
             store.write_json("recipe.json", recipe(study))
-        costs = {name: store.read_json(f"{name}.json") for name in ("cost", "estimate") if store.exists(f"{name}.json")}
+        kept = {name: store.find_json(f"{name}.json") for name in ("cost", "estimate")}
+        costs = {name: value for name, value in kept.items() if isinstance(value, dict)}
         store.write_bytes("report.html", render_report(study.config, found, costs).encode())
         tracker = tracking.start_tracking(study.config, store)
         with tracker.running():

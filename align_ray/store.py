@@ -61,7 +61,7 @@ class Store:
     def __post_init__(self) -> None:
         if "://" not in self.uri:  # made absolute here: Ray Train's workers run in folders of their own
             try:
-                object.__setattr__(self, "uri", str(Path(self.uri).expanduser().resolve()))
+                object.__setattr__(self, "uri", str(Path(os.path.expanduser(self.uri)).resolve()))
             except (RuntimeError, ValueError) as error:  # an unknown user's home, a NUL
                 raise ConfigError(f"field 'output': {self.uri!r} is no path ({error}).") from None
 

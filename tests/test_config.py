@@ -1,6 +1,8 @@
 """A configuration is read strictly: what is wrong is refused in one sentence that names the file, the field and a
 remedy."""
 
+import os
+
 import pytest
 import yaml
 
@@ -75,6 +77,21 @@ def test_a_configuration_cannot_be_changed_after_it_was_validated(tmp_path):
         ({"embedding": {"draws": 0}}, "field 'embedding.draws' is 0: input should be greater than 0."),
         ({"targets": [{"name": "a b", "source": "x"}]}, "field 'targets.0.name' is 'a b'"),
         ({"targets": [{"name": "web", "source": "x"}]}, "the name 'web' is used twice; give every"),
+        ({"targets": [{"name": "all", "source": "x"}]}, "the results call something else 'all'; give that corpus"),
+        (
+            {"candidates": [{"name": "uniform", "source": "x"}, {"name": "b", "source": "y"}]},
+            "the results call something else 'uniform'; give that corpus another name",
+        ),
+        (
+            {
+                "targets": [{"name": "goal", "source": "~/x.jsonl"}],
+                "candidates": [
+                    {"name": "a", "source": os.path.expanduser("~/x.jsonl")},
+                    {"name": "b", "source": "~nobody-here/y"},
+                ],
+            },
+            "'goal' and candidate 'a' are the same corpus",
+        ),
         (
             {"targets": [{"name": "goal", "source": "x/../code.parquet"}]},
             "'goal' and candidate 'code' are the same corpus",

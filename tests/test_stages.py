@@ -1,11 +1,12 @@
 """Results are kept by what determines them, the rows on disk included: another answer does not replace the first,
 and none is found beside a sample it was not made from."""
 
+import dataclasses
 import json
 
 import pytest
 
-from align_ray import pipeline
+from align_ray import pipeline, stages
 from align_ray.config import Config
 from align_ray.errors import CapReached, UserError
 from align_ray.pipeline import open_study
@@ -96,3 +97,20 @@ def test_an_answer_from_fewer_batches_is_not_found_beside_more(study_of, finishe
     finally:
         store.write_json(name, whole)
     assert stored(finished, pipeline.align) is not None
+
+
+def test_a_result_of_another_format_counts_as_not_there(finished, monkeypatch):
+    assert stored(finished, pipeline.align) is not None
+    monkeypatch.setattr(stages, "FORMAT", stages.FORMAT + 1)
+    assert stored(finished, pipeline.align) is None
+    monkeypatch.undo()
+    assert stored(finished, pipeline.align) is not None
+
+
+def test_another_model_under_the_same_name_makes_other_trainings(finished, monkeypatch):
+    keys = [answer_key(finished, stage) for stage in (pipeline.search, pipeline.finetune, pipeline.validate)]
+    changed = dataclasses.replace(finished.model, digest="of other weights")
+    monkeypatch.setattr(type(finished), "model", changed)
+    fresh = dataclasses.replace(finished)  # a Study looks its model up once
+    after = [answer_key(fresh, stage) for stage in (pipeline.search, pipeline.finetune, pipeline.validate)]
+    assert [a == b for a, b in zip(keys, after, strict=True)] == [True, False, False]

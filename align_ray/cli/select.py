@@ -101,7 +101,7 @@ def show_selection(result: dict[str, Any], where: str) -> None:
         if n and reason not in ("documents", "scored")
     ]
     lines = [f"read: {counts['documents']:,} documents; left out: {', '.join(left_out) or 'none'}"]
-    lines.append(f"threshold: {result['threshold']:.4f}; lowest alignment taken: {result['alignment']['lowest']:.4f}")
+    lines.append(f"lowest alignment taken: {result['alignment']['lowest']:.4f}")
     if match := result["match"]:
         lines.append(
             f"Kolmogorov-Smirnov distance to the scores of {match['documents']:,} held-out documents of "

@@ -129,7 +129,9 @@ def javascript() -> Iterator[str]:
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
-    return sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"].lower())
+    # an interrupted installation leaves folders without a name
+    named = [d for d in importlib.metadata.distributions() if d.metadata["Name"]]
+    return sorted(named, key=lambda d: d.metadata["Name"].lower())
 
 
 def package_descriptions() -> Iterator[str]:

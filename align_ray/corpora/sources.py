@@ -168,7 +168,7 @@ def _filesystem(corpus: Corpus) -> tuple[pafs.FileSystem, str]:
                 f"corpus '{corpus.name}': cannot open {corpus.source} ({error}); check the URI."
             ) from None
     try:
-        return pafs.LocalFileSystem(), str(Path(corpus.source).expanduser().resolve())
+        return pafs.LocalFileSystem(), str(Path(os.path.expanduser(corpus.source)).resolve())
     except (RuntimeError, ValueError) as error:  # an unknown user's home, a NUL
         raise CorpusError(
             f"corpus '{corpus.name}': {corpus.source!r} is no path ({error}); check the field 'source'."

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -49,8 +50,8 @@ def locate_probe(probe: ProbeName) -> Located:
     elif probe.model == "smollm2":
         file = _smollm2_file()
         folder, arguments["gguf_file"] = file.parent, file.name
-    elif Path(probe.model).expanduser().is_dir():
-        folder = Path(probe.model).expanduser().resolve()
+    elif os.path.isdir(os.path.expanduser(probe.model)):
+        folder = Path(os.path.expanduser(probe.model)).resolve()
     else:
         folder = _hub_folder(probe)
     if "gguf_file" in arguments:

@@ -354,11 +354,17 @@ class Mixture(Result):
         yield "Beside it", _texts(self.comparison(), shown)
 
     def notes(self) -> list[str]:
-        return [
+        weight, objective = (
             "weight: the mean of all mixtures that are as good as the optimum within its error",
-            f"optimum: of the objective ({self.objective}), 95% over resampled batches",
-            "gain: of the objective, where repetition limits a corpus",
-            "value: of the objective, higher is better; alignment: pooled",
+            self.objective,
+        )
+        if objective == "loss":  # the cheap objective from which the search by training started
+            weight, objective = "weight: by the losses of trained proxies", "cross-entropy"
+        return [
+            weight,
+            f"optimum: of the objective ({objective}), 95% over resampled batches",
+            "gain: of that objective, where repetition limits a corpus",
+            "value: of that objective, higher is better; alignment: pooled",
             f"effective number of corpora: {self.effective_corpora:.1f}",
             *self._certificate(),
         ]
@@ -426,6 +432,7 @@ class Validation(Result):
             f"after {self.tokens:,} tokens, {self.seeds} seeds, 95% over seeds and sequences; before: {before}",
             "difference: from the recommended mixture's loss, above 0 is worse",
             "P(lower): that the loss is lower than the recommended mixture's",
+            *(["all: the weighted mean of the targets"] if len(self.before) > 2 else []),
             *(f"{name}: the weights of {m.same_as}, trained once" for name, m in self.mixtures.items() if m.same_as),
         ]
 
@@ -435,7 +442,7 @@ class Validation(Result):
         return self.versus.get(mixture, {}).get("recommended", {}).get(target)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target (`all`: their mean) and mixture, lowest loss first: `loss` with its interval,
+        """One row a target (`all`: their weighted mean) and mixture, lowest loss first: `loss` with its interval,
         `difference` from the recommended mixture's (above 0: worse), `p_lower`, the probability that it is lower
         than the recommended one's, and `same_as`, the mixture with the same weights that was trained in its place."""
         rows: list[dict[str, Any]] = []

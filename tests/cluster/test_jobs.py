@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from align_ray import stages
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -86,6 +88,18 @@ def test_every_script_takes_a_configuration(script, small_config, tmp_path, monk
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
     assert end.value.code == 2 and "field 'seed' is -1" in capsys.readouterr().err
+
+
+def test_a_stage_script_runs_the_stage_of_its_name(small_config, tmp_path, monkeypatch):
+    config, called = tmp_path / "study.yaml", []
+    config.write_text(yaml.safe_dump(small_config(tmp_path / "out")))
+    monkeypatch.setattr(stages.Stage, "__call__", lambda stage, *_: called.append(stage.name) or sys.exit(0))
+    named = ["embed", "align", "contamination", "samples", "search", "finetune", "validate"]
+    for name in named:
+        monkeypatch.setattr(sys, "argv", [name, "--config", str(config)])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(REPOSITORY / "jobs" / f"{name}.py"), run_name="__main__")
+    assert called == named
 
 
 def test_a_failing_job_ends_failed_and_says_why(head, small_config, tmp_path):

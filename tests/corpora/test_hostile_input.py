@@ -772,7 +772,7 @@ def test_torn_units_are_computed_again_and_equal_the_first(embedded, no_pools):
     ids=["empty", "cut", "binary", "a list", "a number", "other values"],
 )
 @pytest.mark.parametrize("name", ["cost.json", "corpora.json", "alignment.json", "answer"])
-def test_torn_and_foreign_results_count_as_not_there_and_the_stages_make_them_anew(embedded, name, garbage):
+def test_torn_and_foreign_results_count_as_not_there_and_an_answer_is_made_anew(embedded, name, garbage):
     study, _ = embedded
     answer = f"answers/alignment-{stages.answer_key(study, pipeline.align)}.json"
     path = study.store.local_path(answer if name == "answer" else name)

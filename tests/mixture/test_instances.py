@@ -40,7 +40,9 @@ def test_the_best_mixture_keeps_to_every_constraint_exactly_and_nothing_beats_it
         value, _ = exhaustive(problem)
         lack, spread = value - problem.value(best.weights), problem.spread
         assert lack <= TOLERANCE * spread, seed
-        assert (best.gap is None) == (best.choice is not None) and (best.gap is not None or problem.constraints.most), seed
+        assert (best.gap is None) == (best.choice is not None) and (best.gap is not None or problem.constraints.most), (
+            seed
+        )
         if best.gap is not None:
             assert lack - 1e-12 * spread <= best.gap <= TOLERANCE * spread, seed
         assert best.gap_within <= TOLERANCE * spread, seed
@@ -87,12 +89,13 @@ def test_exchanges_keep_to_the_number_of_corpora_and_seldom_miss_the_best_choice
     assert np.mean(np.array(short) > TOLERANCE) <= 0.03 and min(short) > -TOLERANCE
 
 
-@pytest.mark.parametrize("seed", [6, 20, 49, 52, 112])
+@pytest.mark.parametrize("seed", [6, 20, 38, 49, 52, 93, 106, 112, 123])
 def test_under_a_prior_too_prices_are_what_a_little_more_of_a_bound_is_worth(seed):
     problem, step = instance(seed, limited=False), 1e-4
     goal, constraints = goal_of(problem), problem.constraints
     assert goal.strength > 0
     best = solve(goal, constraints)
+    not_zero = set()
     for k in range(len(constraints.names)):
         for bound, sign, price in (("upper", 1, best.shadow[k]), ("lower", -1, best.price[k])):
             if constraints.lower[k] == 0 and bound == "lower":
@@ -102,3 +105,6 @@ def test_under_a_prior_too_prices_are_what_a_little_more_of_a_bound_is_worth(see
             if constraints.lower[k] < constraints.upper[k] < 1 and moved[k] > 0 and constraints.upper.sum() > 1.01:
                 gain = solve(goal, dataclasses.replace(constraints, **{bound: moved})).penalised - best.penalised
                 assert gain == pytest.approx(price * step, rel=0.05, abs=2e-3 * step), (k, bound)
+                if price > 0.005:
+                    not_zero.add(bound)
+    assert not_zero == {"upper", "lower"} or seed not in (38, 93, 106, 123)

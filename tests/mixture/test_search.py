@@ -128,7 +128,9 @@ def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded):
 
 @pytest.mark.slow
 def test_a_search_of_a_number_of_corpora_keeps_to_it_and_gives_no_certificate(embedded, capsys):
-    study = embedded(objective="scaled-cosine", max_corpora=2, max_epochs=16, prior_strength=1.0)  # a prior would have all
+    study = embedded(
+        objective="scaled-cosine", max_corpora=2, max_epochs=16, prior_strength=1.0
+    )  # a prior would have all
     result = pipeline.search(study)
     for name in result["mixtures"].keys() - {"uniform", "proportional", "dsir", "unconstrained"}:
         assert (weights_of(result, name) != 0).sum() <= 2, name
