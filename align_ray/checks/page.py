@@ -8,6 +8,8 @@ import numpy as np
 from align_ray.reporting.results import Prediction
 from align_ray.reporting.values import Interval
 
+LEADING = 4
+"""Measures of a family that a figure and the terminal show."""
 PAPER = "trunk scaled-cosine pairwise"
 """The paper's coefficient, over the trunk's rows."""
 COLOURS = {
@@ -77,8 +79,8 @@ def study_markdown(result: Prediction) -> str:
     return "\n".join(lines)
 
 
-def measure_table(result: Prediction, tokens: str, names: list[str] | None = None) -> list[str]:
-    """Lines of a Markdown table of measures (default: all), by rank correlation without the own corpus, best first.
+def measure_table(result: Prediction, tokens: str) -> list[str]:
+    """Lines of a Markdown table of all measures, by rank correlation without the own corpus, best first.
 
     The first columns are within-target rank correlations; design and held-out targets, Pearson, regret and the
     correlation after row and column means are removed are without the own corpus as well; the pooled r² is over all
@@ -88,7 +90,7 @@ def measure_table(result: Prediction, tokens: str, names: list[str] | None = Non
     results, versus = setting.results, setting.versus
     readings = [r for r in READINGS if r in results]
     last = "heldout" if "heldout" in results else "others"
-    order = sorted(names or results["others"], key=lambda n: -results["others"][n].spearman.value)
+    order = sorted(results["others"], key=lambda n: -results["others"][n].spearman.value)
     head = [*(READINGS[r] for r in readings), "Pearson", "means removed", "regret@1", "pooled r²"]
     against = f"less {versus[last].baseline} ({READINGS[last]})"
     lines = [f"| measure | {' | '.join(head)} | {against} | s per corpus |", "|---" * (len(head) + 3) + "|"]
@@ -109,13 +111,13 @@ def measure_table(result: Prediction, tokens: str, names: list[str] | None = Non
     return lines
 
 
-def leading_measures(result: Prediction, tokens: str, per_family: int = 4) -> list[str]:
-    """The best few of every family without the own corpus, every baseline, and the paper's coefficient."""
+def leading_measures(result: Prediction, tokens: str) -> list[str]:
+    """The LEADING best of every family without the own corpus, every baseline, and the paper's coefficient."""
     results = result.settings[tokens].results["others"]
     families: dict[str, list[str]] = {}
     for name in sorted(results, key=lambda n: -results[n].spearman.value):
         families.setdefault(_family(result, name), []).append(name)
-    names = [n for family, of in families.items() for n in (of if family == "baseline" else of[:per_family])]
+    names = [n for family, of in families.items() for n in (of if family == "baseline" else of[:LEADING])]
     return [*names, *([PAPER] if PAPER in results and PAPER not in names else [])]
 
 
@@ -145,15 +147,15 @@ def measures_plot(result: Prediction, tokens: str) -> Any:
     return figure
 
 
-def losses_plot(result: Prediction, tokens: str, name: str = PAPER) -> Any:
-    """Loss against a measure, one panel a target, own corpora marked; a matplotlib figure."""
+def losses_plot(result: Prediction, tokens: str) -> Any:
+    """Loss against the paper's coefficient, one panel a target, own corpora marked; a matplotlib figure."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     setting, targets = result.settings[tokens], result.targets
-    scores, losses = np.array(result.measures[name].scores), np.array(setting.loss)
+    scores, losses = np.array(result.measures[PAPER].scores), np.array(setting.loss)
     columns = min(4, len(targets))
     rows = -(-len(targets) // columns)
     figure, panels = pyplot.subplots(
@@ -170,7 +172,7 @@ def losses_plot(result: Prediction, tokens: str, name: str = PAPER) -> Any:
         panel.set_title(targets[i], fontsize=9)
         panel.tick_params(labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(name, fontsize=9)
+    figure.supxlabel(PAPER, fontsize=9)
     figure.supylabel("loss (nats per token)", fontsize=9)
     return figure
 

@@ -60,7 +60,8 @@ def locate_probe(probe: ProbeName) -> Located:
         weights = sorted(f for pattern in WEIGHTS for f in folder.glob(pattern))
         _refuse_incomplete(probe.model, folder)
     beside = ("tokenizer", "vocab", "merges", "config")
-    files = (*weights, *sorted(f for f in folder.glob("*") if f.name.startswith(beside)))
+    code = sorted(folder.glob("*.py")) if probe.trust_remote_code else []
+    files = (*weights, *sorted(f for f in folder.glob("*") if f.name.startswith(beside)), *code)
     located = Located(str(folder), arguments, _files_digest(_stamped(files)), 0, probe.model)
     try:
         config = whole_config(located).get_text_config()
@@ -277,10 +278,9 @@ def _hub_folder(probe: ProbeName) -> Path:
         raise ProbeError(f"{unknown}; check the path.")
     if revision and probe.revision:
         raise ProbeError(f"probe '{probe.model}' names a revision, and so does 'probe.revision'; remove one.")
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if probe.trust_remote_code else [])]
     try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision or probe.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
-        )
+        folder = huggingface_hub.snapshot_download(name, revision=revision or probe.revision, allow_patterns=patterns)
     except Exception as error:  # not found, gated, offline: each its own class, the first line says which
         raise ProbeError(
             f"{unknown}, and the hub does not give it ({_first_line(error)}); check the name and the connection."

@@ -395,6 +395,27 @@ def test_a_revision_is_part_of_a_name(monkeypatch, tmp_path):
         locate_probe(ProbeName("owner/name@v1.0", "main"))
 
 
+def test_a_models_own_code_is_fetched_and_part_of_its_digest_where_it_is_trusted(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked, folder = [], saved(small(), tmp_path / "hub")
+    (folder / "own.py").write_text("a = 1\n")
+
+    def download(name, revision, allow_patterns):
+        asked.append("*.py" in allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    def digests():
+        return [locate_probe(ProbeName("owner/name", None, trusted)).digest for trusted in (False, True)]
+
+    plain, trusted = digests()
+    (folder / "own.py").write_text("a = 22\n")
+    assert digests()[0] == plain and digests()[1] != trusted
+    assert asked == [False, True] * 3
+
+
 def test_the_model_to_fine_tune_has_a_revision_of_its_own(monkeypatch, small_config, tmp_path):
     import huggingface_hub
 
