@@ -43,12 +43,12 @@ def connect(cluster: Cluster, say: Callable[[str], None] = lambda line: None) ->
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
-        runtime_env = {"env_vars": WORKER_ENVIRONMENT}
         say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
         if address:
-            ray.init(address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+            environment = _workers_environment(_direct(address))
+            ray.init(address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            _start_local(runtime_env)
+            _start_local()
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -59,11 +59,27 @@ def connect(cluster: Cluster, say: Callable[[str], None] = lambda line: None) ->
     context.max_errored_blocks = 0  # data are never dropped silently
 
 
-def _start_local(runtime_env: dict[str, dict[str, str]]) -> None:
-    """A Ray of this process, beside others that may run on this machine.
+def _workers_environment(address: str | None) -> dict[str, dict[str, str]]:
+    """The runtime environment of a connection. Ray Train's workers ask for the state of "the" local Ray, and fail where
+    there are two on a machine (a trial that was stopped then keeps its resources for ever), so they are told which."""
+    return {"env_vars": WORKER_ENVIRONMENT | ({"RAY_ADDRESS": address} if address else {})}
 
-    Ray Train's workers ask for the state of "the" local Ray, and fail where there are two (a trial that was stopped
-    then keeps its resources for ever), so they are told the address, which must be known before the start."""
+
+def _direct(address: str) -> str | None:
+    """The host and port of a cluster that was named so or as `auto`; None where Ray cannot tell."""
+    from ray._private.services import canonicalize_bootstrap_address  # private, but what ray.init resolves by
+
+    if "://" in address:
+        return None
+    try:
+        return canonicalize_bootstrap_address(address)
+    except (ValueError, OSError):
+        return None  # ray.init says what is wrong
+
+
+def _start_local() -> None:
+    """A Ray of this process, beside others that may run on this machine; its address must be known before the start
+    (see `_workers_environment`)."""
     import ray
 
     # private, but what ray.init counts by: os.cpu_count knows no container's quota
@@ -74,7 +90,7 @@ def _start_local(runtime_env: dict[str, dict[str, str]]) -> None:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     os.environ["RAY_GCS_SERVER_PORT"] = port
-    told = {"env_vars": runtime_env["env_vars"] | {"RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}}
+    told = _workers_environment(f"{get_node_ip_address()}:{port}")
     try:
         # One logical CPU more than there are: Ray Data's reading tasks, which idle while actors work, must never
         # wait for a CPU that an actor holds (ray#44687). The dashboard stays on: without it Ray Train leaks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, settings
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
 os.environ["RAY_DATA_DEFAULT_MIN_PARALLELISM"] = "4"  # parts that Ray Data groups rows in: 200 by default, a task each
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora"
-
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "corpora"
 
 for profile, examples in {"default": 100, "full": 1000}.items():
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
@@ -128,18 +129,47 @@ PLANTED = {
 """Secrets in the environment of the study below."""
 
 
+def pip(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
-def whole_study(small_config, tmp_path_factory):
-    """A whole study as a user runs it, in a process of its own: the embedded probe, as many workers as there are, an
-    MLflow store of its own, secrets in the environment. Its folder, all that it printed, its configuration."""
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, since setuptools puts whatever lies in `build/` into a wheel; nothing is downloaded."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "align_ray", source / "align_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, source)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def from_wheel(wheel, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """The folder into which the wheel is installed, and an environment in which it is found before all else, also by
+    Ray's workers; dependencies come from the tests' environment."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", "--no-deps", "--no-index", "--target", folder, wheel)
+    return folder, os.environ | {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def whole_study(small_config, from_wheel, tmp_path_factory):
+    """A whole study as a user runs it, from the installed wheel, in a process of its own: the embedded probe, as many
+    workers as there are, an MLflow store of its own, secrets in the environment. Its folder, all that it printed, its
+    configuration."""
     folder = tmp_path_factory.mktemp("study")
     config = folder / "study.yaml"
     defaults = {"probe": {}, "cluster": {}, "tracking": {}}
     config.write_text(
         yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **defaults))
     )
-    command = [str(Path(sys.executable).with_name("align-ray")), "run", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500, env=os.environ | PLANTED)
+    installed, environment = from_wheel
+    command = [str(installed / "bin" / "align-ray"), "run", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500, env=environment | PLANTED)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout + done.stderr, config
 
@@ -172,8 +202,41 @@ def actors_here():
     torch.set_num_threads(threads)
 
 
+@contextmanager
+def trainings_here():
+    """Within, training jobs run in this process: a run of Ray Train is ten seconds of imports. Ray Train itself is
+    tested in cluster/test_recovery.py, test_search.py and with the whole study."""
+    import ray.train.torch
+    import torch
+    from ray import train
+
+    from align_ray.training import jobs
+
+    alone, threads = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1), torch.get_num_threads()
+
+    def train_here(study, heldout, todo):
+        jobs.train_loop(jobs.loop_settings(study, heldout) | {"jobs": todo})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "_train", train_here)
+        patch.setattr(train, "get_context", lambda: alone)
+        patch.setattr(train, "get_checkpoint", lambda: None)
+        patch.setattr(train, "report", lambda *_, **__: None)
+        patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        patch.setattr(ray.train.torch, "prepare_model", lambda model: model)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_trainings():
+    """`trainings_here` for a whole test."""
+    with trainings_here():
+        yield
+
+
 @pytest.fixture
 def no_pools(local_ray):
-    """`actors_here` for a whole test."""
+    """`actors_here` for a whole test; the Ray."""
     with actors_here():
-        yield
+        yield local_ray

@@ -21,8 +21,9 @@ def test_the_notebook_is_stored_without_outputs_and_names_no_machine():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(tmp_path, monkeypatch):
+def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ray, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the kernel starts in a folder of its own
+    monkeypatch.setenv("RAY_ADDRESS", local_ray.get_runtime_context().gcs_address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}

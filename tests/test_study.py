@@ -83,7 +83,7 @@ def test_the_recipe_says_what_a_trainer_must_know_and_is_exported(finished):
 
 
 @pytest.mark.slow
-def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finished):
+def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finished, no_trainings):
     out, _, config = finished
     done = align_ray("validate", config, "--mixture", "by kl")
     assert done.exit_code == 0, done.output

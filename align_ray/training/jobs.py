@@ -110,7 +110,7 @@ def _train(study: Study, heldout: dict[str, np.ndarray], jobs: list[dict[str, An
     room = capacity(config.cluster)
     slots = min(len(jobs), runs_at_once(config, room))
     storage = store.place("train")
-    settings = {"located": study.model, "store": store, "targets": heldout, **config.finetune.model_dump()}
+    settings = loop_settings(study, heldout)
 
     def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
         share = jobs[point["share"] :: slots]
@@ -145,6 +145,11 @@ def _train(study: Study, heldout: dict[str, np.ndarray], jobs: list[dict[str, An
         results = tuner.fit()
     for error in results.errors:
         raise RuntimeError(f"fine-tuning failed: {error}") from error
+
+
+def loop_settings(study: Study, heldout: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What `train_loop` is told of the study; the jobs come with it."""
+    return {"located": study.model, "store": study.store, "targets": heldout, **study.config.finetune.model_dump()}
 
 
 def job_counter() -> Any:

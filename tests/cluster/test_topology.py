@@ -1,4 +1,5 @@
-"""The same study on clusters of other shapes, from files in other order, in other pieces: the same result."""
+"""The same study by one worker in this process, and on a cluster of several nodes from files in other order and other
+pieces: the same result."""
 
 import json
 import random
@@ -8,6 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from align_ray import pipeline
+from align_ray.config import Config
+from align_ray.embedding.units import read_unit
+from align_ray.pipeline import open_study
+from align_ray.store import Store
+from tests.conftest import actors_here
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -21,16 +29,13 @@ from align_ray.corpora import sources as corpora
 from align_ray.corpora import tasks
 from align_ray.config import Config
 
-mappings = json.loads(sys.argv[1])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "include_dashboard": False})
-for mapping in mappings:
-    nodes, pieces = mapping.pop("nodes"), mapping.pop("pieces")
-    for _ in range(nodes - len(cluster.list_all_nodes())):
-        cluster.add_node(num_cpus=3)
-    corpora.FRAGMENT_BYTES = tasks.TASK_BYTES = pieces
-    study = open_study(Config.model_validate({**mapping, "cluster": {**mapping["cluster"], "address": cluster.address}}))
-    pipeline.embed(study)
-    pipeline.search(study)
+mapping = json.loads(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(num_cpus=2)
+corpora.FRAGMENT_BYTES = tasks.TASK_BYTES = 2**13
+mapping["cluster"]["address"] = cluster.address
+pipeline.embed(open_study(Config.model_validate(mapping)))
 ray.shutdown()  # a driver that outlives its raylet exits with 1, and at the end of the process either may be first
 cluster.shutdown()
 """
@@ -47,28 +52,27 @@ def shuffled(source: Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_actors_nodes_file_order_and_pieces_change_nothing(small_config, corpora, tmp_path):
-    shapes = {"one": (1, 1, 2**26), "four": (4, 1, 2**14), "nodes": (2, 3, 2**13)}  # actors, nodes, bytes of a piece
-    mappings = []
-    for name, (actors, nodes, pieces) in shapes.items():
-        mapping = small_config(
-            tmp_path / name, cluster={"max_actors": actors}, search={"method": "closed_form", "token_budget": 10_000}
-        )
-        if name == "nodes":
-            for corpus in mapping["targets"] + mapping["candidates"]:
-                corpus["source"] = shuffled(Path(corpus["source"]), tmp_path / "shuffled" / corpus["name"])
-        mappings.append(mapping | {"nodes": nodes, "pieces": pieces})
+def test_workers_nodes_file_order_and_pieces_change_nothing(small_config, local_ray, corpora, tmp_path):
+    def mapping(name, workers):
+        search = {"method": "closed_form", "token_budget": 10_000}
+        return small_config(tmp_path / name, cluster={"max_actors": workers}, search=search)
+
+    many = mapping("nodes", 3)
+    for corpus in many["targets"] + many["candidates"]:
+        corpus["source"] = shuffled(Path(corpus["source"]), tmp_path / "shuffled" / corpus["name"])
     done = subprocess.run(
-        [sys.executable, "-c", CLUSTER, json.dumps(mappings)], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-c", CLUSTER, json.dumps(many)], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    with actors_here():
+        one = open_study(Config.model_validate(mapping("one", 1)))
+        pipeline.embed(one)
+        for study in (one, open_study(Config.model_validate(many))):
+            pipeline.search(study)
 
     def units(name):
         (folder,) = (tmp_path / name / "embeddings").iterdir()
         return {p.name: p for p in folder.iterdir()}
-
-    from align_ray.embedding.units import read_unit
-    from align_ray.store import Store
 
     def blocks(name, unit):
         (folder,) = (tmp_path / name / "embeddings").iterdir()
@@ -78,11 +82,10 @@ def test_actors_nodes_file_order_and_pieces_change_nothing(small_config, corpora
         return json.loads((tmp_path / name / file).read_text())
 
     samples = {c: row["sample_digest"] for c, row in read("one", "corpora.json").items()}
-    for name in ("four", "nodes"):
-        assert {c: row["sample_digest"] for c, row in read(name, "corpora.json").items()} == samples
-        assert set(units(name)) == set(units("one"))  # names are digests of the batches' tokens
-        for unit in units("one"):
-            for block, values in blocks("one", unit).items():
-                np.testing.assert_allclose(blocks(name, unit)[block], values, rtol=1e-5)
-        found, expected = (read(n, "search.json")["mixtures"]["recommended"]["weights"] for n in (name, "one"))
-        assert found == pytest.approx(expected, abs=1e-6)
+    assert {c: row["sample_digest"] for c, row in read("nodes", "corpora.json").items()} == samples
+    assert set(units("nodes")) == set(units("one"))  # names are digests of the batches' tokens
+    for unit in units("one"):
+        for block, values in blocks("one", unit).items():
+            np.testing.assert_allclose(blocks("nodes", unit)[block], values, rtol=1e-5)
+    found, expected = (read(n, "search.json")["mixtures"]["recommended"]["weights"] for n in ("nodes", "one"))
+    assert found == pytest.approx(expected, abs=1e-6)

@@ -24,6 +24,9 @@ from align_ray.spending import costs
 from align_ray.stages import answer_key, stored
 from tests.conftest import actors_here
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from soak_run import TRIAL, workers  # noqa: E402
+
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
 
 
@@ -66,7 +69,7 @@ def test_a_search_that_trains_depends_on_how(small_config, tmp_path, objective, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["scaled-cosine", "hellinger", "kl", "linear", "mixmin"])
-def test_every_objective_finds_the_targets_own_domain(embedded, objective):
+def test_every_objective_finds_the_targets_own_domain(embedded, no_trainings, objective):
     result = pipeline.search(embedded(objective=objective, method="closed_form", prior_strength=0.01, max_epochs=16))
     w = weights_of(result)
     assert w.sum() == pytest.approx(1) and np.argmax(w) == 0, result["mixtures"]["recommended"]
@@ -114,7 +117,7 @@ def test_a_search_that_trains_stops_at_the_cap_and_goes_on_with_a_higher_one(emb
 
 
 @pytest.mark.slow
-def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded):
+def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded, no_trainings):
     study = embedded(objective="loss", method="swarm", trials=10, max_epochs=16)
     result = pipeline.search(study)
     assert len(result["trials"]) == 10 and result["surrogate"]["surrogate"] == "log-linear"
@@ -156,26 +159,37 @@ def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_con
 
 @pytest.mark.slow
 def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, no_pools, tmp_path, monkeypatch):
-    """The whole session is killed without warning, also in the middle of what Ray writes. Both searches are
+    """One of the workers is killed, then the whole session, also in the middle of what Ray writes. Both searches are
     processes of their own: the suggestions depend on the last bit, and that on the number of threads."""
     data = small_config("out", CANDIDATES)
-    data["search"] = {"token_budget": 10_000, "trials": 30, "bootstrap": 20}
-    align_ray = str(Path(sys.executable).with_name("align-ray"))
+    data["search"] = {"token_budget": 10_000, "trials": 16, "bootstrap": 20}
+    command = [str(Path(sys.executable).with_name("align-ray")), "search", "study.yaml"]
+    on_tests_ray = os.environ | {"RAY_ADDRESS": no_pools.get_runtime_context().gcs_address}
 
-    def start(folder, command):
+    def start(folder, environment):
         return subprocess.Popen(
-            [align_ray, command, "study.yaml"],
+            command,
             cwd=folder,
+            env=environment,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def finish(folder, command):
-        process = start(folder, command)
+    def finish(folder):
+        process = start(folder, on_tests_ray)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
+
+    def begun():
+        return {f.name for f in (killed / "out" / "tune").glob("search-*/MixtureTrial_*")}
+
+    def wait_for(reached):
+        end = time.time() + 200
+        while time.time() < end and not (found := reached()):
+            time.sleep(0.01)
+        return found
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()
@@ -183,24 +197,23 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, 
     monkeypatch.chdir(killed)
     pipeline.embed(open_study(load_config("study.yaml")))
     shutil.copytree(killed, whole)
-    process = start(killed, "search")
-    begun = lambda: {f.name for f in (killed / "out" / "tune").glob("search-*/MixtureTrial_*")}
-    deadline = time.time() + 200
-    while time.time() < deadline and len(begun()) < 3:
-        time.sleep(0.01)
+    process = start(killed, os.environ)  # with a Ray of its own
+    (victim, *_) = wait_for(lambda: workers([process.pid], TRIAL))
+    victim.kill()
+    wait_for(lambda: len(begun()) >= 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     had = begun()
-    assert 3 <= len(had) < 30 and not (killed / "out" / "search.json").exists()
-    finish(killed, "search")
-    finish(whole, "search")
+    assert 3 <= len(had) < 16 and not (killed / "out" / "search.json").exists()
+    finish(killed)
+    finish(whole)
     after, undisturbed = (json.loads((f / "out" / "search.json").read_text()) for f in (killed, whole))
     assert len(after["trials"]) == len(undisturbed["trials"])
     assert after["mixtures"] == undisturbed["mixtures"]
 
 
 @pytest.mark.slow
-def test_lora_trains_adapters_alone_and_learns(embedded):
+def test_lora_trains_adapters_alone_and_learns(embedded, no_trainings):
     import torch
     from safetensors.torch import load_file
 
