@@ -10,6 +10,7 @@ import email.message
 import hashlib
 import importlib.metadata
 import importlib.util
+import site
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,9 +130,15 @@ def javascript() -> Iterator[str]:
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
-    # an interrupted installation leaves folders without a name
-    named = [d for d in importlib.metadata.distributions() if d.metadata["Name"]]
-    return sorted(named, key=lambda d: d.metadata["Name"].lower())
+    """By name, each once. From the folders of installed packages alone: others on `sys.path` (Ray adds one of its own
+    when it is imported) are there in one process and not in another."""
+    folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions(path=folders):
+        name = distribution.metadata["Name"]
+        if name:  # an interrupted installation leaves folders without one
+            found.setdefault(name.lower(), distribution)
+    return [found[name] for name in sorted(found)]
 
 
 def package_descriptions() -> Iterator[str]:
@@ -147,7 +154,7 @@ def package_descriptions() -> Iterator[str]:
 def licences() -> Iterator[str]:
     """Licence texts of the installed packages."""
     for distribution in _distributions():
-        for file in distribution.files or []:
+        for file in sorted(distribution.files or []):
             if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE")) and file.suffix != ".py":
                 path = Path(str(file.locate()))
                 if path.is_file():

@@ -129,10 +129,8 @@ def search_mixture(
         best = max(trials, key=lambda t: t["penalised"])
         gap = optimum.penalised - best["penalised"]
         if gap < -1e-9:
-            optimum, found = (
-                solve(goal, constraints, np.array([best["weights"][n] for n in constraints.names])),
-                "search",
-            )
+            better = solve(goal, constraints, np.array([best["weights"][n] for n in constraints.names]))
+            optimum, found = dataclasses.replace(better, choice=optimum.choice), "search"
     free = solve(plain, unconstrained(constraints))
     noise = _bootstrap(config, build, goal, constraints, optimum)
     recommended = near_optimal_average(goal, constraints, optimum, noise["slack"], config.seed)

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -291,3 +293,19 @@ def test_pieces_of_a_file_are_bounded_and_lose_nothing():
     text = "short\n" * 2000 + "x" * 10_000 + "\nend"
     pieces = list(installed._pieces(text))
     assert "".join(pieces) == text and max(map(len, pieces)) <= installed.PIECE
+
+
+def test_the_installed_corpora_are_the_same_before_and_after_ray_is_imported():
+    """Ray puts a folder with packages of its own on the path: a driver and its workers must not read other texts."""
+    script = """
+import hashlib, sys
+from align_ray.corpora.installed import licences, package_descriptions
+for name in sys.argv[1:]:
+    __import__(name)
+print([hashlib.sha256("".join(texts()).encode()).hexdigest() for texts in (licences, package_descriptions)])
+"""
+    found = [
+        subprocess.run([sys.executable, "-c", script, *first], capture_output=True, text=True, check=True).stdout
+        for first in ((), ("ray",))
+    ]
+    assert found[0] == found[1] and len(found[0]) > 100

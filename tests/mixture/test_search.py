@@ -213,7 +213,7 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, 
 
 
 @pytest.mark.slow
-def test_lora_trains_adapters_alone_and_learns(embedded, no_trainings):
+def test_lora_trains_adapters_alone_and_learns(embedded):
     import torch
     from safetensors.torch import load_file
 
