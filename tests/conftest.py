@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process less a training; no machine here is taken away
 os.environ["RAY_DATA_DEFAULT_MIN_PARALLELISM"] = "4"  # parts that Ray Data groups rows in: 200 by default, a task each
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,8 +24,12 @@ RUNS = {
 }
 
 
+LONG = ("fisher.py", "correction.py", "interval_coverage.py")
+"""Those that take ten seconds and more."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", RUNS)
+@pytest.mark.parametrize("script", [pytest.param(s, marks=pytest.mark.full) if s in LONG else s for s in RUNS])
 def test_a_benchmark_prints_its_table(script, tiny_probe, monkeypatch, capsys):
     arguments, expected = RUNS[script]
     line = [str(FOLDER / script), *(tiny_probe if a == "TINY" else a for a in arguments)]

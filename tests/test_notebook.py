@@ -20,11 +20,21 @@ def test_the_notebook_is_stored_without_outputs_and_names_no_machine():
     assert 10 <= len(notebook.cells) <= 20
 
 
+SMALLER = {'"batch_size": 8, "batches": 8': '"batch_size": 4, "batches": 4', '"tokens": 8_192': '"tokens": 2_048'}
+
+
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ray, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "smaller", [SMALLER, pytest.param({}, marks=pytest.mark.full)], ids=["smaller", "as it stands"]
+)
+def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ray, tmp_path, monkeypatch, smaller):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the kernel starts in a folder of its own
     monkeypatch.setenv("RAY_ADDRESS", local_ray.get_runtime_context().gcs_address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    configured = next(cell for cell in notebook.cells if "sequence_length" in cell.source)
+    for text, small in smaller.items():
+        assert text in configured.source
+        configured.source = configured.source.replace(text, small)
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()

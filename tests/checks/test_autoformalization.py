@@ -17,11 +17,10 @@ FEW = ("minif2f-lean4/validation", "gsm8k/train", "gutenberg-novels/train")
 
 
 @pytest.mark.shared
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(
-    ("candidates", "batches"), [(FEW, 4), pytest.param(CANDIDATES, 8, marks=pytest.mark.full)], ids=["few", "all"]
-)
+@pytest.mark.parametrize(("candidates", "batches"), [(FEW, 4), (CANDIDATES, 8)], ids=["few", "all"])
 def test_formal_mathematics_ranks_first_and_mathematical_prose_above_dialogue_and_fiction(
     tmp_path, candidates, batches
 ):

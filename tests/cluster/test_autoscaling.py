@@ -73,6 +73,7 @@ print(json.dumps({"seen": seen, "left": alive(), "planned": result["work"]["plan
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
     from ray.util import get_node_ip_address
 

@@ -1,5 +1,5 @@
 """The same study by one worker in this process, and on a cluster of several nodes from files in other order and other
-pieces: the same result."""
+pieces: the same result. Two workers of one node, and files in other order, are in embedding/test_stage.py."""
 
 import json
 import random
@@ -52,6 +52,7 @@ def shuffled(source: Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_workers_nodes_file_order_and_pieces_change_nothing(small_config, local_ray, corpora, tmp_path):
     def mapping(name, workers):
         search = {"method": "closed_form", "token_budget": 10_000}
