@@ -82,6 +82,19 @@ class Sampling(Model):
     weighs by its length (not with the pooling `unit`)."""
 
 
+FIRST_LOOK = 8
+"""Batches of every corpus before `sampling.sequential` first asks whether ranks are settled: fewer leave so few degrees
+of freedom that hardly anything can be settled."""
+
+
+class Unigram(Model):
+    """The unigram models by whose cross-entropy candidates are ranked."""
+
+    tokens: PositiveInt = 8192
+    """Tokens on which every model is counted, whatever a corpus holds: one counted on more fits every target better.
+    At most what `sampling` gives every corpus; a candidate that holds less is listed apart, without a rank."""
+
+
 class Quirks(Model):
     """What the published procedure does beside the definition (method 1.4); the defaults are the published procedure.
     Beside the fields below a mapping may hold `preset: published` or `preset: none`, from which it starts."""
@@ -237,8 +250,8 @@ class Search(Model):
     evaluates 256 mixtures around the suggested one."""
     proxy_tokens: PositiveInt = 22_000
     """Training tokens of a proxy of `loss` or the swarm; at most `finetune.tokens`."""
-    bootstrap: Annotated[int, Field(ge=20)] = 100
-    """Resamples of the batches, for the intervals of weights and values."""
+    resamples: Annotated[int, Field(ge=20)] = 100
+    """Random halves of the batches, for the intervals of weights and values."""
 
 
 class Finetune(Model):
@@ -353,6 +366,7 @@ class Config(Model):
     probe: Probe = Probe()
     sampling: Sampling = Sampling()
     embedding: Embedding = Embedding()
+    unigram: Unigram = Unigram()
     search: Search = Search()
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
@@ -429,6 +443,13 @@ class Config(Model):
                 if name not in known:
                     raise ValueError(f"predict.{field} names '{name}', which is not one of {', '.join(sorted(known))}")
         return self
+
+    @property
+    def counted_tokens(self) -> int:
+        """Tokens on which unigram models are counted: `unigram.tokens`, at most what every corpus is given."""
+        drawn = self.sampling
+        batches = min(drawn.batches, FIRST_LOOK) if drawn.sequential else drawn.batches
+        return min(self.unigram.tokens, batches * drawn.batch_size * drawn.sequence_length)
 
     @property
     def corpora(self) -> list[Corpus]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from align_ray.alignment.coefficients import align_corpora
-from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
+from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
 from align_ray.checks.predict import check_predictable, predictive_study
@@ -112,21 +112,21 @@ def evidence_of(study: Study) -> Evidence:
     return read_evidence(study, need(study, embed).work)
 
 
-@stage("alignment", Alignment, needs=(embed,), track=tracking.alignment, on_workers=False)
+@stage("alignment", Alignment, needs=(embed,), fields=("unigram",), track=tracking.alignment, on_workers=False)
 def align(study: Study) -> dict[str, Any]:
     """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the
     ranking by the measure that predicts losses best (see `rank_by_cross_entropy`)."""
     evidence, names = evidence_of(study), [t.name for t in study.config.targets]
     result = align_corpora(evidence.units, names, study.config.embedding.epsilon)
-    by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer))
+    by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer), study.config.counted_tokens)
     for name, places in result["skipped"].items():
         if places:
             which = ", ".join(f"{sequence} of batch {batch}" for batch, sequence in places[:5])
             study.say(f"corpus '{name}': left out {len(places)} sequences without a finite embedding: {which}")
-    return {**result, "predicted": {"measure": MEASURE, "ranking": by_entropy}}
+    return {**result, "predicted": by_entropy}
 
 
-@stage("contamination", Contamination, needs=(embed,))
+@stage("contamination", Contamination, needs=(embed,), fields=("unigram",))
 def contamination(study: Study) -> dict[str, Any]:
     """Text that candidates share with the targets, and their ranks without it (see `find_contamination`)."""
     result = find_contamination(study, evidence_of(study))

@@ -7,7 +7,7 @@ import numpy as np
 
 from align_ray.alignment.coefficients import align_corpora, batch_matrix, main_blocks
 from align_ray.alignment.intervals import p_mean_negative, two_sample_mean
-from align_ray.alignment.words import MEASURE, rank_by_cross_entropy
+from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.config import Config
 from align_ray.fisher.unit import Unit
 from align_ray.mixture.goals import cross_entropy_goal
@@ -54,10 +54,10 @@ def study():
         candidates=[
             {"name": n, "source": f"{n}.jsonl", "template": HOSTILE if n == "news" else None} for n in CANDIDATES
         ],
-        search={"method": "closed_form", "token_budget": 10_000, "bootstrap": 20, "weights": {"news": {"min": 0.1}}},
+        search={"method": "closed_form", "token_budget": 10_000, "resamples": 20, "weights": {"news": {"min": 0.1}}},
     )
     alignment = align_corpora(units, list(TARGETS))
-    alignment["predicted"] = {"measure": MEASURE, "ranking": rank_by_cross_entropy(batches, list(TARGETS), VOCABULARY)}
+    alignment["predicted"] = rank_by_cross_entropy(batches, list(TARGETS), VOCABULARY, 512)
     rows = {name: batch_matrix(of_corpus, main_blocks(of_corpus)) for name, of_corpus in units.items()}
     search = search_mixture(config, rows, TOKENS, cross_entropy_goal(config, batches, VOCABULARY), "", {})
     search["check"] = {

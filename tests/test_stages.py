@@ -13,7 +13,7 @@ from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import answer_key, need, stored
 
-SEARCH = {"token_budget": 10_000, "method": "closed_form", "bootstrap": 20}
+SEARCH = {"token_budget": 10_000, "method": "closed_form", "resamples": 20}
 
 
 @pytest.fixture(scope="module")

@@ -109,8 +109,9 @@ def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[d
     """Candidates from best to worst, as JSON values, from the matrices [n_k, m] of their batches with the target's.
 
     Each row: `candidate`, the mean with its interval, `p_best`; against the next one `p_above_next` (that it is
-    better), the same `adjusted` for all comparisons among the candidates, and `separate`, the batches per corpus that
-    would tell the two apart (None where the gap is 0). `lowest_first`: low values are good.
+    better), 1 - p of a test of that, `adjusted` for all comparisons among the candidates, whether it is `settled` by
+    it, and `separate`, the batches per corpus that would tell the two apart (None where the gap is 0). `lowest_first`:
+    low values are good.
     """
     names = list(values)
     c = contrasts([-v if lowest_first else v for v in values.values()])
@@ -122,6 +123,7 @@ def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[d
         row |= {
             key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))
         }
+        row["settled"] = None if j is None else bool(adjusted[i, j] >= CONFIDENCE)
         row["separate"] = None if j is None or np.isinf(needed[i, j]) else int(needed[i, j])
         result.append(row)
     return result

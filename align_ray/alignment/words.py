@@ -1,51 +1,135 @@
-"""The cross-entropy of a target under a candidate's unigram model, with the same statistics as alignment.
+"""The cross-entropy of a target under a candidate's unigram model, counted on the same number of tokens for all.
 
 In the predictive study (docs/study.md) it ranked candidates by the loss after training better than any form of Fisher
 alignment, at next to no cost; so it is what candidates are ranked by, with the alignment coefficient beside it.
+
+A model counted on more text fits every target better, so that of two parts of one corpus the larger would come first.
+The number of tokens is therefore part of what is measured: every candidate's value is the mean over models that are
+each counted on N of its tokens, and tokens that such a model has not seen get a share of a background that is the same
+for all studies: uniform over the vocabulary.
 """
 
+import dataclasses
+import itertools
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.baselines import PRIOR, background_distribution
+from align_ray.alignment.baselines import PRIOR
 from align_ray.alignment.comparison import ranking
+from align_ray.alignment.intervals import two_sample_mean
 
 MEASURE = "unigram cross-entropy"
-
-
-def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Jackknife pseudo-values [n, m] of the target's cross-entropy under the candidate, nats per token.
-
-    `candidate`: token ids [n, B, T] of n batches, n >= 2; `target`: [m, B, T]; negative ids are padding; `background`:
-    float64 [V], the prior. Their mean estimates the cross-entropy under the candidate's whole distribution: under a
-    model counted on few batches it is too high by about c / n, which the jackknife removes. Rows and columns are
-    independent units, as those of a matrix of alignments.
-    """
-    n = len(candidate)
-    counts = np.stack([_counts(batch, len(background)) for batch in candidate])
-    tokens = np.stack([_counts(batch, len(background)) for batch in target])
-    shares = tokens / tokens.sum(1, keepdims=True)
-
-    def under(model: np.ndarray) -> np.ndarray:
-        return -np.log((model + PRIOR * background) / (model.sum(-1, keepdims=True) + PRIOR)) @ shares.T
-
-    whole = counts.sum(0)
-    return n * under(whole[None]) - (n - 1) * under(whole - counts)
+MOST_SUBSETS = 128
+"""Models counted on as many choices of batches; fewer choices than this are all taken."""
 
 
 def rank_by_cross_entropy(
-    batches: Mapping[str, np.ndarray], targets: list[str], vocabulary: int
-) -> dict[str, list[dict]]:
-    """Candidates of every target from lowest to highest cross-entropy, as `comparison.ranking` gives them, values in
-    nats per token. `batches`: token ids [n, B, T] by corpus; those that are no targets are candidates."""
+    batches: Mapping[str, np.ndarray], targets: list[str], vocabulary: int, tokens: int
+) -> dict[str, Any]:
+    """Candidates of every target from lowest to highest cross-entropy, nats per token, as a JSON value.
+
+    `batches`: token ids [n, B, T] by corpus, n >= 2; those that are no targets are candidates. `tokens`: on which every
+    model is counted; rounded down to whole batches, or whole sequences of one, and given back. `ranking[target]` as
+    `comparison.ranking` gives it; `unranked[target]`: candidates that hold less, each with its value under a model
+    counted on the `tokens` that it holds. Where all hold less, all are counted on what the smallest holds.
+    """
     candidates = [name for name in batches if name not in targets]
-    background = background_distribution([batches[c] for c in candidates], vocabulary)
-    return {
-        t: ranking({c: cross_entropy_values(batches[c], batches[t], background) for c in candidates}, lowest_first=True)
-        for t in targets
-    }
+    size = Size.of(tokens, [batches[c] for c in candidates])
+    ranked = [c for c in candidates if len(batches[c]) >= size.batches]
+    result: dict[str, Any] = {"measure": MEASURE, "tokens": size.tokens, "ranking": {}, "unranked": {}}
+    for t in targets:
+        values = {c: cross_entropy_values(batches[c], batches[t], vocabulary, size) for c in candidates}
+        result["ranking"][t] = ranking({c: values[c] for c in ranked}, lowest_first=True)
+        result["unranked"][t] = [
+            {"candidate": c, "tokens": size.held(len(batches[c])), **vars(two_sample_mean(values[c]))}
+            for c in candidates
+            if c not in ranked
+        ]
+    return result
 
 
-def _counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
-    return np.bincount(ids[ids >= 0], minlength=vocabulary).astype(np.float64)
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a model is counted on: `sequences` of `length` tokens from each of so many `batches`."""
+
+    batches: int
+    sequences: int
+    length: int
+
+    @classmethod
+    def of(cls, tokens: int, corpora: list[np.ndarray]) -> "Size":
+        """The most whole batches within `tokens`, or within one batch the most whole sequences, for corpora of batches
+        [n, B, T]; where none has so many batches, as many as the smallest has."""
+        _, of_batch, length = corpora[0].shape
+        wanted, held = max(1, tokens // length), [len(corpus) for corpus in corpora]
+        batches = max(1, wanted // of_batch)
+        return cls(batches if max(held) >= batches else min(held), min(wanted, of_batch), length)
+
+    @property
+    def tokens(self) -> int:
+        return self.held(self.batches)
+
+    def held(self, batches: int) -> int:
+        """Tokens of so many batches."""
+        return batches * self.sequences * self.length
+
+
+def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
+    """Values [n, m] whose mean is the target's cross-entropy under models of the candidate, nats per token, and whose
+    rows and columns are independent units, as those of a matrix of alignments.
+
+    `candidate`: token ids [n, B, T] of n batches, n >= 2; `target`: [m, B, T]; negative ids are padding. The mean over
+    models counted on `size.batches` batches each is a U-statistic; row i is that mean and what batch i adds to it (its
+    Hajek projection), which least squares gives. Of fewer batches than `size.batches` a model is counted on all.
+    """
+    counts = np.stack([np.bincount(ids[ids >= 0], minlength=vocabulary) for ids in target])
+    seen = counts.any(0)
+    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1))[:, seen].T
+
+    def under(model: np.ndarray, total: np.ndarray) -> np.ndarray:
+        return -np.log((model + PRIOR / vocabulary) / (total[:, None] + PRIOR)) @ shares
+
+    parts = counted_parts(candidate, vocabulary, size)  # [n, parts, V]
+    totals, parts = parts.sum(-1), parts[..., seen]
+    n, k = len(parts), min(size.batches, len(parts))
+    if k == 1:
+        return np.stack([under(part, total).mean(0) for part, total in zip(parts, totals, strict=True)])
+    models, total = parts[:, 0], totals[:, 0]
+
+    def over(chosen: np.ndarray) -> np.ndarray:
+        steps = range(0, len(chosen), 16)
+        return np.concatenate([under(chosen[i : i + 16] @ models, chosen[i : i + 16] @ total) for i in steps])
+
+    chosen = subsets(n, k)
+    values = over(chosen)
+    mean = values.mean(0)
+    if k == n:  # one model of all: what a batch adds is seen by leaving one out
+        k, chosen = n - 1, subsets(n, n - 1)
+        values = over(chosen)
+    added = k * np.linalg.lstsq(chosen - k / n, values - values.mean(0), rcond=None)[0]
+    return mean + added - added.mean(0)
+
+
+def counted_parts(ids: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
+    """Token counts of batches [n, B, T] in parts of `size.sequences` sequences, float64 [n, parts, V]; what is left of
+    a batch is not counted."""
+    parts = ids.shape[1] // size.sequences
+    cut = ids[:, : parts * size.sequences].reshape(len(ids), parts, -1)
+    return np.stack([[np.bincount(p[p >= 0], minlength=vocabulary) for p in batch] for batch in cut]).astype(np.float64)
+
+
+def subsets(n: int, k: int) -> np.ndarray:
+    """Choices of k of n units, float64 [choices, n] of 0 and 1: all where they are at most MOST_SUBSETS, else about so
+    many, every unit as often; always the same."""
+    if math.comb(n, k) <= MOST_SUBSETS:
+        chosen: Any = itertools.combinations(range(n), k)
+    else:
+        rng, each = np.random.default_rng([n, k]), n // k
+        rounds = -(-MOST_SUBSETS // each)
+        chosen = [rng.permutation(n)[: each * k].reshape(each, k) for _ in range(rounds)]
+        chosen = np.concatenate(chosen)
+    result = [np.isin(np.arange(n), list(units)) for units in chosen]
+    return np.array(result, np.float64)

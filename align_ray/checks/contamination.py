@@ -14,11 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from align_ray.alignment.coefficients import batch_matrix, main_blocks
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import two_sample_mean
-from align_ray.alignment.words import rank_by_cross_entropy
+from align_ray.alignment.words import Size, cross_entropy_values, rank_by_cross_entropy
 from align_ray.config import Config
 from align_ray.context import Study
 from align_ray.corpora.sources import documents
@@ -158,8 +159,9 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
 
     Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences
     that hold an n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one
-    (None where fewer than two batches remain), and the rank by cross-entropy before and after; `warnings`, where leaked
-    text explains a rank or files vanished.
+    (None where fewer than two batches remain), the rank by cross-entropy before and after (None where less is left than
+    models are counted on), and whether the loss is `explained` by the leaked text, not by chance; `warnings`, where
+    leaked text explains a rank or files vanished.
     """
     config, tokenizer = study.config, study.tokenizer
     study.say("reading every document again, for n-grams shared with the targets")
@@ -178,13 +180,10 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     embed_batches(study, kept.values(), evidence.dtype)
     clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
     for t in known:
-        whole = rank_by_cross_entropy(
-            {n: b for n, b in batches.items() if n not in known or n == t}, [t], len(tokenizer)
-        )[t]
-        cleaned = {c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}
-        enough = {n: b for n, b in cleaned.items() if len(b) > 1} | {t: batches[t]}
-        after = rank_by_cross_entropy(enough, [t], len(tokenizer))[t] if len(enough) > 1 else []
-        places = [{row["candidate"]: (i, row) for i, row in enumerate(ranked, 1)} for ranked in (whole, after)]
+        places = [
+            _places({c.name: batches[c.name] for c in config.candidates}, batches[t], tokenizer, config),
+            _places({c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}, batches[t], tokenizer, config),
+        ]
         for c in config.candidates:
             mine: np.ndarray | None = rows[c.name]
             if (c.name, t) in kept:
@@ -194,16 +193,45 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
                 None if v is None else vars(two_sample_mean(1 - distance_matrix(v, rows[t], config.embedding.epsilon)))
                 for v in (rows[c.name], mine)
             ]
+            gone = kept.get((c.name, t))
             clean[c.name][t] = {
+                "explained": gone is not None and _worse(batches[c.name], gone, batches[t], tokenizer, config),
                 "share": float(leaked[c.name, t].mean()),
                 "alignment": estimates[0],
                 "alignment_clean": estimates[1],
-                "cross_entropy": places[0][c.name][1]["value"],
-                "cross_entropy_clean": places[1][c.name][1]["value"] if c.name in places[1] else None,
+                "cross_entropy": places[0][c.name][1],
+                "cross_entropy_clean": places[1][c.name][1],
                 "rank": places[0][c.name][0],
-                "rank_clean": places[1][c.name][0] if c.name in places[1] else None,
+                "rank_clean": places[1][c.name][0],
             }
     return {"words": WORDS, "overlap": found, "clean": clean, "warnings": [*_vanished(lost), *_warnings(found, clean)]}
+
+
+def _places(
+    batches: dict[str, np.ndarray], target: np.ndarray, tokenizer: Any, config: Config
+) -> dict[str, tuple[int | None, float | None]]:
+    """By candidate its place by cross-entropy and the value, under models of the same number of tokens as `align`'s;
+    without a place where too little is left for that, None for both where fewer than two batches are left."""
+    enough = {name: rows for name, rows in batches.items() if len(rows) > 1}
+    if not enough:
+        return dict.fromkeys(batches, (None, None))
+    found = rank_by_cross_entropy(enough | {"": target}, [""], len(tokenizer), config.counted_tokens)
+    places: dict[str, tuple[int | None, float | None]] = dict.fromkeys(batches, (None, None))
+    places |= {row["candidate"]: (i, row["value"]) for i, row in enumerate(found["ranking"][""], start=1)}
+    return places | {row["candidate"]: (None, row["value"]) for row in found["unranked"][""]}
+
+
+def _worse(whole: np.ndarray, left: np.ndarray, target: np.ndarray, tokenizer: Any, config: Config) -> bool:
+    """Whether the cross-entropy under what is left of a candidate's batches is higher than under all, by more than
+    leaving out as many at random would make it (one-sided t test, 5%); also where too little is left to tell."""
+    if len(left) < 2:
+        return True
+    size = Size.of(config.counted_tokens, [whole, left])
+    if len(left) < size.batches:
+        return True
+    before, after = (cross_entropy_values(b, target, len(tokenizer), size).mean(1) for b in (whole, left))
+    error = np.sqrt(before.var(ddof=1) * max(0.0, 1 / len(left) - 1 / len(whole)))
+    return bool(after.mean() - before.mean() > stats.t.ppf(0.95, len(left) - 1) * error)
 
 
 def _rows(batches: np.ndarray) -> np.ndarray:
@@ -227,13 +255,11 @@ def _warnings(found: dict[str, Any], clean: dict[str, Any]) -> list[str]:
         for target, row in targets.items():
             overlap = found[name][target]
             held = f"{overlap['documents']:,} of {overlap['of']:,} documents of '{name}' share text with '{target}'"
-            if row["share"] > 0 and (row["rank_clean"] is None or row["rank_clean"] > row["rank"]):
-                then = (
-                    "too little is left to rank it"
-                    if row["rank_clean"] is None
-                    else f"it falls from place {row['rank']} to {row['rank_clean']}"
-                )
-                lines.append(f"{held}; without them {then}: leaked test data explains its rank.")
+            if row["share"] > 0 and row["rank"] and row["rank_clean"] is None:
+                lines.append(f"{held}; without them too little is left to rank it.")
+            elif row["explained"] and row["rank"] and row["rank_clean"] > row["rank"]:
+                fall = f"it falls from place {row['rank']} to {row['rank_clean']}"
+                lines.append(f"{held}; without them {fall}: leaked test data explains its rank.")
             elif overlap["covered"] >= 0.1:
                 lines.append(f"{held}, {overlap['covered']:.0%} of the target's text: remove it before training.")
     return lines

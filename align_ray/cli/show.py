@@ -21,18 +21,23 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         for column in ("x-ent", "P(>next)", "align", "95% interval", *extra):
             table.add_column(column, justify="right", no_wrap=True)
         for row in rows:
-            p, aligned = "" if row.adjusted is None else f"{row.adjusted:.3f}", by_name[row.candidate]
+            p = "" if row.p_above_next is None else f"{row.p_above_next:.3f}{'*' if row.settled else ' '}"
+            aligned = by_name[row.candidate]
             interval = f"{aligned.low:.4f}-{aligned.high:.4f}"
             cells = (row.candidate, f"{row.value:.3f}", p, f"{aligned.value:.4f}", interval)
             after = runs[row.candidate].targets.get(target) if row.candidate in runs else None
             table.add_row(*cells, *(_loss(after) if runs else _comparison(row, aligned)))
+        for few in alignment.predicted.unranked.get(target, []):
+            table.add_row(f"{few.candidate} (no rank)", f"{few.value:.3f}", "", "", "", "", "")
         for name in ("mixture", "uniform"):
             if name in runs:
                 table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(runs[name].targets[target]))
         out.print(table)
+        counted = f" of {alignment.predicted.tokens:,} tokens" if alignment.predicted.tokens else ""
         lines = [
-            f"x-ent: nats per token of {target} under the candidate's unigram model. Candidates are ranked by it,",
-            "since it predicts the loss best (docs/study.md). P(>next): adjusted for all comparisons.",
+            f"x-ent: nats per token of {target} under the candidate's unigram model{counted}. Candidates are",
+            "ranked by it, since it predicts the loss best (docs/study.md). P(>next): that it truly is below the next",
+            "one's, given the batches seen; *: settled at 95%, adjusted for all comparisons.",
             f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]
         if runs:
@@ -40,6 +45,10 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
             lines.append(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning")
         else:
             lines.append("corrected: align without label noise; batches: per corpus, to tell the row from the next")
+        lines += [
+            f"no rank: {few.candidate} holds {few.tokens:,} tokens; its model is of these"
+            for few in alignment.predicted.unranked.get(target, [])
+        ]
         out.print("\n".join(lines), highlight=False)
 
 

@@ -1,6 +1,6 @@
 """Sequential embedding: stop embedding a corpus as soon as its rank is settled (`sampling.sequential`).
 
-All corpora start with FIRST batches. At every look the ranking of every target is tested (`comparison.unsettled`); the
+All corpora start with FIRST_LOOK batches. At every look the ranking of every target is tested (`comparison.unsettled`); the
 corpora whose place is not settled, and the targets concerned, get twice as many batches, up to `sampling.batches`. The
 error is divided among the looks, so that the chance of any wrong decision about a target's ranking stays below 5%.
 """
@@ -12,20 +12,16 @@ import numpy as np
 
 from align_ray.alignment.comparison import contrasts, looks_of, unsettled
 from align_ray.alignment.distance import distance_matrix
+from align_ray.config import FIRST_LOOK
 from align_ray.context import Study
 from align_ray.embedding.evidence import read_evidence
 from align_ray.embedding.pool import embed_missing
-
-FIRST = 8
-"""Batches of every corpus at the first look: fewer leave so few degrees of freedom that hardly anything can be
-settled."""
-
 
 def embed_until_settled(study: Study) -> dict[str, Any]:
     """Embed look by look; returns the counts of `embed_missing` summed over looks, `used`: batches used by corpus,
     and `looks`: by look the batches embedded so far and the number of corpora whose rank is `unsettled`."""
     config = study.config
-    looks = looks_of(FIRST, config.sampling.batches)
+    looks = looks_of(FIRST_LOOK, config.sampling.batches)
     used = {c.name: looks[0] for c in config.corpora}
     total: dict[str, Any] = {}
     past = []

@@ -1,7 +1,9 @@
 """From what a study has stored to the goal of its mixture search, and the same goal under resampled evidence.
 
-A builder is called with None for the goal itself and with a random generator for a bootstrap resample: batches of every
-corpus (or held-out sequences, for MixMin) are drawn again with replacement.
+A builder is called with None for the goal itself and with a random generator for the same of half the evidence: a random
+half of the batches of every corpus (or of the held-out sequences, for MixMin), without repetition. What half of the
+evidence gives scatters around what all of it gives as that does around the truth (half-sampling; a bootstrap, which
+draws some batches twice, makes unigram models of fewer different batches, and its weights do not cover).
 """
 
 from collections.abc import Callable, Mapping
@@ -9,8 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from align_ray.alignment.baselines import background_distribution, discounted_distribution, ney_discount
+from align_ray.alignment.baselines import discounted_distribution, ney_discount
 from align_ray.alignment.distance import distance_matrix
+from align_ray.alignment.words import subsets
 from align_ray.config import Config
 from align_ray.context import target_weights
 from align_ray.mixture.objectives import (
@@ -34,7 +37,7 @@ def fisher_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     objective = (FISHER | {"scaled-cosine": scaled_cosine})[config.search.objective]
 
     def build(rng: np.random.Generator | None) -> Goal:
-        pooled = {name: resampled_mean(r, rng) for name, r in rows.items()}
+        pooled = {name: r[chosen(len(r), rng)].mean(0, dtype=np.float64) for name, r in rows.items()}
         mixed = np.stack([pooled[c.name] for c in config.candidates])
         return Goal([objective(mixed, pooled[t.name]) for t in config.targets], target_weights(config))
 
@@ -52,10 +55,9 @@ def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     def build(rng: np.random.Generator | None) -> Goal:
         goals = []
         for t in config.targets:
-            of_target = resample_weights(len(rows[t.name]), rng)
+            of_target = chosen(len(rows[t.name]), rng)
             scores = [
-                resample_weights(len(rows[c.name]), rng) @ aligned[c.name, t.name] @ of_target
-                for c in config.candidates
+                aligned[c.name, t.name][chosen(len(rows[c.name]), rng)][:, of_target].mean() for c in config.candidates
             ]
             goals.append(linear_objective(np.array(scores)))
         return Goal(goals, target_weights(config))
@@ -63,24 +65,47 @@ def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     return build
 
 
+MODELS = 8
+"""Unigram models of a corpus that holds more batches than the smallest, each counted on as many as that one's."""
+
+
 def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabulary: int) -> Builder:
     """Minus the targets' cross-entropy under the mixture of the candidates' unigram models; batches: token ids [n,
-    B, T]."""
-    background = background_distribution([batches[c.name] for c in config.candidates], vocabulary)
+    B, T]. All models are counted on as many batches as the smallest candidate holds, else a mixture would prefer
+    the larger of two parts of one corpus; the value is the mean over MODELS such choices."""
     counts = {
         name: np.stack([np.bincount(b[b >= 0], minlength=vocabulary) for b in rows]).astype(np.float32)
         for name, rows in batches.items()
     }
-    discounts = {name: ney_discount(c.sum(0)) for name, c in counts.items()}
 
     def build(rng: np.random.Generator | None) -> Goal:
-        totals = {name: len(c) * resampled_mean(c, rng) for name, c in counts.items()}
-        models = [discounted_distribution(totals[c.name], background, discounts[c.name]) for c in config.candidates]
+        held = {name: c[chosen(len(c), rng)] for name, c in counts.items()}
+        parts = equal_counts([held[c.name] for c in config.candidates])  # [models, K, V]
+        models = np.concatenate([_distributions(part) for part in parts], axis=1)
         return Goal(
-            [log_mixture_objective(np.stack(models), totals[t.name]) for t in config.targets], target_weights(config)
+            [log_mixture_objective(models, np.tile(held[t.name].sum(0), len(parts))) for t in config.targets],
+            target_weights(config),
         )
 
     return build
+
+
+def equal_counts(counts: list[np.ndarray]) -> list[np.ndarray]:
+    """Token counts of K corpora on as many batches each as the smallest has, float64 [K, V], once where all have as
+    many and else for MODELS choices of them. `counts`: [n_k, V] by corpus."""
+    least = min(map(len, counts))
+    if all(len(c) == least for c in counts):
+        return [np.stack([c.sum(0, dtype=np.float64) for c in counts])]
+    picks = [subsets(len(c), least) for c in counts]
+    spread = [pick[np.linspace(0, len(pick) - 1, MODELS).round().astype(int)] for pick in picks]
+    return [np.stack([p[i] @ c for p, c in zip(spread, counts, strict=True)]) for i in range(MODELS)]
+
+
+def _distributions(counts: np.ndarray) -> np.ndarray:
+    """Smoothed unigram distributions [K, V] of the counts, unseen tokens from what all corpora hold together."""
+    seen = counts + 0.5
+    background = (seen / seen.sum(1, keepdims=True)).mean(0)
+    return np.stack([discounted_distribution(c, background, ney_discount(c)) for c in counts])
 
 
 def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder:
@@ -91,25 +116,18 @@ def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder
         objectives: list[Objective] = []
         for t in config.targets:
             p = probabilities[t.name]
-            share = np.repeat(resample_weights(p.shape[1], rng), p.shape[2])
-            objectives.append(log_mixture_objective(p.reshape(len(p), -1), share))
+            p = p[:, chosen(p.shape[1], rng)].reshape(len(p), -1)
+            objectives.append(log_mixture_objective(p, np.ones(p.shape[1])))
         return Goal(objectives, target_weights(config))
 
     return build
 
 
-def resample_weights(n: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Weights [n] of n units that sum to 1: equal, or how often each is drawn with replacement."""
-    return np.full(n, 1 / n) if rng is None else rng.multinomial(n, np.full(n, 1 / n)) / n
-
-
-def resampled_mean(rows: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """Mean of the rows [n, D], or of as many drawn with replacement, float64 [D]."""
-    return (
-        rows.mean(0, dtype=np.float64)
-        if rng is None
-        else (resample_weights(len(rows), rng).astype(np.float32) @ rows).astype(np.float64)
-    )
+def chosen(n: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Indices of n units: all, or a random half (of an odd number, rounded up or down at random; at least one)."""
+    if rng is None:
+        return np.arange(n)
+    return rng.permutation(n)[: max(1, (n + int(rng.integers(2))) // 2)]
 
 
 def goal_builder(

@@ -83,7 +83,7 @@ def tune_search(
         goal.values(np.stack([nearest(w, constraints) for w in (*starts, *np.eye(len(names)))])).round(9).tolist(),
         names,
     ]
-    settings = config.search.model_dump(mode="json", exclude={"bootstrap", "proxy_tokens"})
+    settings = config.search.model_dump(mode="json", exclude={"resamples", "proxy_tokens"})
     tuner = experiment(
         storage,
         f"search-{digest([LAYOUT, inputs, settings, constraints.lower.tolist(), constraints.upper.tolist(), seed])}",

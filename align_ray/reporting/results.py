@@ -215,7 +215,7 @@ class Alignment(Result):
         "candidate": "",
         "cross_entropy": ".3f",
         "cross_entropy_low": ".3f",
-        "p_above_next_adjusted": ".3f",
+        "p_above_next": ".3f",
         "alignment": ".4f",
         "alignment_low": ".4f",
     }
@@ -239,8 +239,9 @@ class Alignment(Result):
     predicted: Predicted
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and candidate, ranked by `cross_entropy`; to it belong `p_best`, `p_above_next` (also
-        `_adjusted` for all comparisons) and `batches_to_separate` the row from the next. `alignment` is the paper's
+        """One row a target and candidate, ranked by `cross_entropy`; to it belong `p_best`, `p_above_next`
+        (that it is better than the next), `settled` (whether that stands after adjustment for all comparisons) and
+        `batches_to_separate` the row from the next. Candidates without a rank come last. `alignment` is the paper's
         coefficient with its own `alignment_p_best`, ..., `alignment_corrected` is it without label noise,
         `alignment_pooled` that of the corpora's mean embeddings; further rows of the probe stand under their name,
         for example `head`; `ceiling` is 1 - div(target)."""
@@ -259,6 +260,8 @@ class Alignment(Result):
                     cells |= _ranked(name, f"{name}_", found)
                     cells |= _estimate(f"{name}_corrected", found.corrected) | _estimate(f"{name}_pooled", found.pooled)
                 rows.append(cells | _estimate("ceiling", self.ceiling[target]))
+        for target, few in self.predicted.unranked.items():
+            rows += [{"target": target, "candidate": r.candidate, **_estimate("cross_entropy", r)} for r in few]
         return pd.DataFrame(rows)
 
 
@@ -266,7 +269,7 @@ def _ranked(name: str, prefix: str, row: Ranked) -> dict[str, Any]:
     places = {
         "p_best": row.p_best,
         "p_above_next": row.p_above_next,
-        "p_above_next_adjusted": row.adjusted,
+        "settled": row.settled,
         "batches_to_separate": row.separate,
     }
     return _estimate(name, row) | {f"{prefix}{column}": value for column, value in places.items()}

@@ -257,7 +257,8 @@ def corpora(tracker: Tracker, config: Config, store: Store, result: Corpora) -> 
 
 def alignment(tracker: Tracker, config: Config, store: Store, result: Alignment) -> None:
     """A child run a pair of candidate and target."""
-    entropy = {(t, row.candidate): row.value for t, rows in result.predicted.ranking.items() for row in rows}
+    places = (result.predicted.ranking, result.predicted.unranked)
+    entropy = {(t, row.candidate): row.value for placed in places for t, rows in placed.items() for row in rows}
     for target, ranking in result.ranking.items():
         for row in ranking:
             values = {

@@ -72,8 +72,11 @@ class Ranked(Estimate):
     candidate: str
     p_best: float
     p_above_next: float | None = None
+    """P(the true value is better than the next one's), given the batches seen."""
     adjusted: float | None = None
-    """P(above the next), adjusted for all comparisons."""
+    """1 - p of a test of that order, adjusted for all comparisons."""
+    settled: bool | None = None
+    """Whether it is better than the next one after that adjustment; None for the last."""
     separate: int | None = None
     """Batches a corpus that would tell it from the next."""
     corrected: Estimate | None = None
@@ -109,11 +112,21 @@ class Measured(Value):
     """By target: 1 - div(T), what a candidate of the target's very distribution reaches."""
 
 
+class Unranked(Estimate):
+    """A candidate that holds less than models are counted on: its value under a model of what it holds."""
+
+    candidate: str
+    tokens: int
+
+
 class Predicted(Value):
     """The ranking by the measure that predicts losses best."""
 
     measure: str
     ranking: dict[str, list[Ranked]]
+    tokens: int = 0
+    """On which every candidate's model is counted."""
+    unranked: dict[str, list[Unranked]] = {}
 
 
 class Described(Value):
@@ -225,10 +238,12 @@ class Clean(Value):
     """The share of its sampled sequences that hold some."""
     alignment: Estimate
     alignment_clean: Estimate | None
-    cross_entropy: float
+    cross_entropy: float | None
     cross_entropy_clean: float | None
-    rank: int
+    rank: int | None
     rank_clean: int | None
+    explained: bool = False
+    """Whether the cross-entropy without leaked text is higher by more than chance."""
 
 
 class Excerpt(Value):

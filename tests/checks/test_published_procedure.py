@@ -26,7 +26,7 @@ def small_reference(small_config):
 
     def make(output, **quirks):
         embedding = {"estimator": "reference", "quirks": {"head_epochs": 1, **quirks}}
-        settings = {"method": "closed_form", "objective": "scaled-cosine", "token_budget": 10_000, "bootstrap": 20}
+        settings = {"method": "closed_form", "objective": "scaled-cosine", "token_budget": 10_000, "resamples": 20}
         return small_config(output, NAMES, embedding=embedding, search=settings)
 
     return make

@@ -37,7 +37,7 @@ def embedded(small_config, tmp_path_factory, local_ray):
     data = small_config(folder / "out", CANDIDATES)
 
     def make(**search):
-        data["search"] = {"token_budget": 10_000, "trials": 3, "bootstrap": 20, "proxy_tokens": 512, **search}
+        data["search"] = {"token_budget": 10_000, "trials": 3, "resamples": 20, "proxy_tokens": 512, **search}
         file = folder / "study.yaml"
         file.write_text(yaml.safe_dump(data))
         study = open_study(load_config(file))
@@ -162,7 +162,7 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, 
     """One of the workers is killed, then the whole session, also in the middle of what Ray writes. Both searches are
     processes of their own: the suggestions depend on the last bit, and that on the number of threads."""
     data = small_config("out", CANDIDATES)
-    data["search"] = {"token_budget": 10_000, "trials": 16, "bootstrap": 20}
+    data["search"] = {"token_budget": 10_000, "trials": 16, "resamples": 20}
     command = [str(Path(sys.executable).with_name("align-ray")), "search", "study.yaml"]
     on_tests_ray = os.environ | {"RAY_ADDRESS": no_pools.get_runtime_context().gcs_address}
 

@@ -22,7 +22,7 @@ def searched(local_ray, small_config, tmp_path_factory):
     """A study after its search; its output folder and the folder of Ray Tune's experiment."""
     out = tmp_path_factory.mktemp("searched")
     study = open_study(
-        Config.model_validate(small_config(out, search={"token_budget": 10_000, "trials": 4, "bootstrap": 20}))
+        Config.model_validate(small_config(out, search={"token_budget": 10_000, "trials": 4, "resamples": 20}))
     )
     with actors_here():
         pipeline.embed(study)
