@@ -180,10 +180,9 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     embed_batches(study, kept.values(), evidence.dtype)
     clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
     for t in known:
-        places = [
-            _places({c.name: batches[c.name] for c in config.candidates}, batches[t], tokenizer, config),
-            _places({c.name: kept.get((c.name, t), batches[c.name]) for c in config.candidates}, batches[t], tokenizer, config),
-        ]
+        whole = {c.name: batches[c.name] for c in config.candidates}
+        left = {name: kept.get((name, t), mine) for name, mine in whole.items()}
+        places = [_places(drawn, batches[t], tokenizer, config) for drawn in (whole, left)]
         for c in config.candidates:
             mine: np.ndarray | None = rows[c.name]
             if (c.name, t) in kept:

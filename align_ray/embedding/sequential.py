@@ -1,8 +1,9 @@
 """Sequential embedding: stop embedding a corpus as soon as its rank is settled (`sampling.sequential`).
 
-All corpora start with FIRST_LOOK batches. At every look the ranking of every target is tested (`comparison.unsettled`); the
-corpora whose place is not settled, and the targets concerned, get twice as many batches, up to `sampling.batches`. The
-error is divided among the looks, so that the chance of any wrong decision about a target's ranking stays below 5%.
+All corpora start with FIRST_LOOK batches. At every look the ranking of every target is tested
+(`comparison.unsettled`); the corpora whose place is not settled, and the targets concerned, get twice as many batches,
+up to `sampling.batches`. The error is divided among the looks, so that the chance of any wrong decision about a
+target's ranking stays below 5%.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from align_ray.config import FIRST_LOOK
 from align_ray.context import Study
 from align_ray.embedding.evidence import read_evidence
 from align_ray.embedding.pool import embed_missing
+
 
 def embed_until_settled(study: Study) -> dict[str, Any]:
     """Embed look by look; returns the counts of `embed_missing` summed over looks, `used`: batches used by corpus,

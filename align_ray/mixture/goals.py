@@ -1,9 +1,9 @@
 """From what a study has stored to the goal of its mixture search, and the same goal under resampled evidence.
 
-A builder is called with None for the goal itself and with a random generator for the same of half the evidence: a random
+A builder is called with None for the goal itself and with a random generator for that of half the evidence: a random
 half of the batches of every corpus (or of the held-out sequences, for MixMin), without repetition. What half of the
-evidence gives scatters around what all of it gives as that does around the truth (half-sampling; a bootstrap, which
-draws some batches twice, makes unigram models of fewer different batches, and its weights do not cover).
+evidence gives scatters around what all of it gives as that does around the truth (half-sampling). A bootstrap, which
+draws some batches twice, makes unigram models of fewer different batches, and its intervals of weights do not cover.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,13 +1,14 @@
 """Shared n-grams: hashing, counts over all documents, and ranks without what was leaked."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from align_ray import pipeline
-from align_ray.checks.contamination import WORDS, ngram_hashes, shared
+from align_ray.checks.contamination import WORDS, _worse, ngram_hashes, shared
 from align_ray.config_file import load_config
 from align_ray.pipeline import open_study
 from align_ray.stages import stored
@@ -36,6 +37,23 @@ def test_order_matters_and_short_texts_have_no_run():
 def test_a_million_runs_do_not_collide():
     words = np.random.default_rng(0).integers(0, 1000, 300_000).astype(str)
     assert len(np.unique(ngram_hashes(" ".join(words)))) == 300_000 - WORDS + 1
+
+
+@pytest.mark.parametrize(("copied", "least", "most"), [(False, 0.0, 0.1), (True, 0.9, 1.0)])
+def test_sequences_left_out_at_random_explain_no_rank(copied, least, most):
+    """A third of a candidate's sequences is left out: of the same text as the others, or the target's own."""
+    rng, found = np.random.default_rng(0), []
+    p, q = rng.dirichlet(np.full(200, 1.0), 2)
+    config = SimpleNamespace(counted_tokens=2 * 8 * 32)
+
+    def batches(n, of):
+        return np.stack([rng.choice(200, (8, 32), p=rng.dirichlet(2000 * of)) for _ in range(n)])
+
+    for _ in range(100):
+        left, target = batches(10, p), batches(8, q)
+        whole = np.concatenate([left, batches(5, q if copied else p)])
+        found.append(_worse(whole, left, target, range(200), config))
+    assert least <= np.mean(found) <= most
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +92,9 @@ def test_without_the_leak_the_candidate_loses_its_place_and_a_warning_says_so(le
     result, _, study = leaky
     row = result["clean"]["leaky"]["target"]
     assert row["share"] > 0.3 and row["rank"] == 1
-    assert row["rank_clean"] is None or row["rank_clean"] > 1
-    assert any("leaked test data explains its rank" in line and "'leaky'" in line for line in result["warnings"])
+    assert row["explained"] and (row["rank_clean"] is None or row["rank_clean"] > 1)
+    then = "too little is left to rank it" if row["rank_clean"] is None else "leaked test data explains its rank"
+    assert any(then in line and "'leaky'" in line for line in result["warnings"])
     clean = result["clean"]["cpp-headers"]["target"]
     if clean["share"] == 0:
         assert clean["alignment"] == clean["alignment_clean"]
