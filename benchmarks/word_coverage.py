@@ -3,9 +3,9 @@
     python benchmarks/word_coverage.py [--repetitions 1000] [--pieces 768]
 
 Two installed corpora are cut into batches of 512 tokens, which then are the whole population; samples of n batches a
-side are drawn from it. A model is counted on 2 or on 8 batches. Last columns: two disjoint samples of one corpus, one of
-n and one of 32 batches, are compared: how often the larger has the lower cross-entropy, and how often that is held for
-surely so (P > 0.975, which a sound probability reaches in 2.5%).
+side are drawn from it. A model is counted on 2 or on 8 batches. Last columns: two disjoint samples of one corpus, one
+of n and one of 32 batches, are compared: how often the larger has the lower cross-entropy, and how often that is held
+for surely so (P > 0.975, which a sound probability reaches in 2.5%).
 """
 
 from collections import Counter
