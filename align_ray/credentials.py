@@ -15,13 +15,22 @@ def without_secret(value: str) -> str:
     """Refuse a URI with a password, a web address with a user, or a credential in the query.
 
     Raises ValueError."""
-    scheme, separator, rest = value.partition("://")
-    if separator:
-        place, *query = re.split("[?#]", rest)
-        user = scheme.lower() in ("http", "https") and "@" in place.partition("/")[0]
-        if user or USER_AND_PASSWORD.match(rest) or any(SECRETS.search(key) for key, _ in parse_qsl("&".join(query))):
-            raise ValueError("the URI carries a credential; leave it out and put it in the environment")
+    if "://" in value and _carries_secret(value):
+        raise ValueError("the URI carries a credential; leave it out and put it in the environment")
     return value
+
+
+def _carries_secret(uri: str) -> bool:
+    """Also in a URI, or its host alone, that is itself an option of the query (`endpoint_override`)."""
+    scheme, separator, rest = uri.partition("://") if "://" in uri else ("", "", uri)
+    place, *query = re.split("[?#]", rest)
+    user = separator and scheme.lower() in ("http", "https") and "@" in place.partition("/")[0]
+    options = parse_qsl("&".join(query))
+    return bool(
+        user
+        or USER_AND_PASSWORD.match(rest)
+        or any(SECRETS.search(key) or _carries_secret(option) for key, option in options)
+    )
 
 
 Place = Annotated[str, AfterValidator(without_secret)]

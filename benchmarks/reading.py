@@ -135,7 +135,7 @@ def main(
         corpus, watch = Corpus(name="generated", source=str(place)), Memory()
         watch.start()
         start = time.perf_counter()
-        ((_, drawn),) = draw_corpora([(corpus, 1_000_000)], Sampling(), 0)
+        ((_, drawn),) = draw_corpora([(corpus, 1_000_000, 0)], Sampling(), 0)
         seconds = time.perf_counter() - start
         watch.ended.set()
         print(

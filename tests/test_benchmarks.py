@@ -19,12 +19,13 @@ RUNS = {
         ["--repetitions", "4", "--pieces", "160", "--corpora", "cpp-headers", "licences", "--probe", "TINY"],
         "| simulation | 128 |",
     ),
+    "word_coverage.py": (["--repetitions", "2", "--pieces", "96"], "| 8 | 32 |"),
     "mixtures.py": (["--rows", "500", "--corpora", "4", "--repetitions", "1"], "| 4 | 500 |"),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }
 
 
-LONG = ("fisher.py", "correction.py", "interval_coverage.py")
+LONG = ("fisher.py", "correction.py", "interval_coverage.py", "word_coverage.py")
 """Those that take ten seconds and more."""
 
 

@@ -198,6 +198,8 @@ def test_a_digest_ignores_the_order_of_keys_and_nothing_else():
         "https://user:planted-pass@mlflow.example.org",
         "s3://bucket/x?secret_key=planted-pass",
         "https://host/x?X-Amz-Signature=planted-pass",
+        "s3://bucket/x?endpoint_override=http://user:planted-pass@host:9000",
+        "s3://bucket/x?scheme=http&endpoint_override=user:planted-pass@host:9000",
     ],
 )
 def test_a_credential_in_a_uri_is_refused_and_not_repeated(tmp_path, field, uri):

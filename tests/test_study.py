@@ -107,6 +107,8 @@ def test_fine_tuning_on_the_own_domain_beats_the_other_domains(finished):
     runs = stored(finished[0], "finetune")["runs"]
     after = {name: run["targets"]["target"]["after"] for name, run in runs.items()}
     assert set(after) == {"python-stdlib", "licences", "cpp-headers", "uniform", "mixture"}
+    assert all(runs[n]["epochs"] == 1 and runs[n]["distinct_tokens"] == 1024 for n in ("python-stdlib", "licences"))
+    assert all(run["distinct_tokens"] * run["epochs"] == pytest.approx(1024) for run in runs.values())
     assert len({run["targets"]["target"]["before"] for run in runs.values()}) == 1
     assert after["python-stdlib"] < min(after["licences"], after["cpp-headers"])
     assert not list((finished[0] / "train").rglob("*.pt")), "artefacts must be safetensors, no pickle"

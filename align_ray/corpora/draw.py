@@ -64,17 +64,23 @@ def smallest(pairs: Iterable[tuple[bytes, str]], characters: int, count: int = 0
     return [(key, text) for _, key, text in sorted(heap, reverse=True)]
 
 
-def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int) -> Iterator[tuple[Corpus, Drawn]]:
-    """Draw enough documents for `tokens` tokens of every (corpus, tokens), one corpus after the other.
+def draw_corpora(
+    wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int
+) -> Iterator[tuple[Corpus, Drawn]]:
+    """Draw documents of every (corpus, tokens, least), one corpus after the other: so many that they hold `tokens`
+    tokens, but at least `least`, where the corpus has them.
 
     All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of
     its part; the driver holds the sample of one corpus at a time.
     """
     length = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
-    characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens in wanted}
+    characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens, _ in wanted}
     # Where a document gives one sequence, there must be as many; `cut` leaves out short ones, so twice that.
     sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
-    least = {corpus.name: sequences * -(-tokens // sampling.sequence_length) for corpus, tokens in wanted}
+    least = {
+        corpus.name: max(documents, sequences * -(-tokens // sampling.sequence_length))
+        for corpus, tokens, documents in wanted
+    }
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
         counts: Counter = Counter()
@@ -93,7 +99,7 @@ def draw_corpora(wanted: list[tuple[Corpus, int]], sampling: Sampling, seed: int
             "error": [error],
         }
 
-    by_name = {corpus.name: corpus for corpus, _ in wanted}
+    by_name = {corpus.name: corpus for corpus, *_ in wanted}
     tasks = read_tasks(list(by_name.values()))
     done = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
     for name, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
@@ -109,6 +115,22 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
             raise mistake(row["error"])
         counts.update(json.loads(row["counts"]))
         yield from zip(row["keys"], (t.decode() for t in row["texts"]), strict=True)
+
+
+def packed_rows(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, most: int) -> np.ndarray:
+    """Up to `most` sequences of T tokens, int32 [n, T], all different texts: documents in the order given, each its
+    first DOCUMENT_SEQUENCES * T tokens, joined end to end with the end-of-text token between and cut. For training,
+    where sequences of one document may stand side by side; as independent units take `make_batches`."""
+    length = sampling.sequence_length
+    separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    stream: list[int] = []
+    for _, text in drawn:
+        if len(stream) >= most * length:
+            break
+        tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        stream += [*tokens[: DOCUMENT_SEQUENCES * length], *separator]
+    rows = min(most, len(stream) // length)
+    return np.array(stream[: rows * length], dtype=np.int32).reshape(rows, length)
 
 
 def make_batches(

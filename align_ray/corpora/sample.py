@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
-from align_ray.corpora.draw import draw_corpora, make_batches
+from align_ray.corpora.draw import DOCUMENT_SEQUENCES, draw_corpora, make_batches, packed_rows
 from align_ray.errors import CorpusError
 from align_ray.store import Store
 
@@ -46,9 +47,16 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     per_batch = sampling.batch_size * sampling.sequence_length
     target_tokens = 2 * max(sampling.batches * per_batch, tune.eval_tokens) + per_batch
     candidate_tokens = max(sampling.batches * per_batch, tune.tokens) + per_batch
+    # a batch shares no document with another, and a long document fills no more than its share of one
+    for_batches = sampling.batches * -(-sampling.batch_size // DOCUMENT_SEQUENCES)
+    halves = max(for_batches, -(-tune.eval_tokens // sampling.sequence_length))  # held out: a sequence a document
+    for_targets = 2 * halves + round(5 * math.sqrt(2 * halves)) + 10  # so that either half is hardly ever short
     target_keys: set[bytes] = set()
     report: dict[str, Any] = {}
-    wanted = [*((c, target_tokens) for c in config.targets), *((c, candidate_tokens) for c in config.candidates)]
+    wanted = [
+        *((c, target_tokens, for_targets) for c in config.targets),
+        *((c, candidate_tokens, for_batches) for c in config.candidates),
+    ]
     store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
     for corpus, drawn in draw_corpora(wanted, sampling, config.seed):
         is_target = corpus in config.targets
@@ -64,13 +72,14 @@ def sample_corpora(study: Study) -> dict[str, Any]:
             heldout, training = [], embedded
         sample = CorpusSample(
             _embedding_batches(corpus, embedded, tokenizer, config, counts),
-            _sequences(training, tokenizer, config, tune.tokens),
-            _sequences(heldout, tokenizer, config, tune.eval_tokens),
+            packed_rows(training, tokenizer, sampling, -(-tune.tokens // sampling.sequence_length)),
+            _heldout(heldout, tokenizer, config, tune.eval_tokens),
         )
         if is_target and len(sample.heldout) == 0:
             raise CorpusError(
                 f"target '{corpus.name}' is too small to hold out text for its loss; give more documents."
             )
+        _say_if_short(study, corpus.name, sample, is_target)
         _write_sample(store, corpus.name, sample)
         ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
         report[corpus.name] = {
@@ -97,8 +106,18 @@ def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: 
     return batches
 
 
-def _sequences(documents: list, tokenizer: Any, config: Config, tokens: int) -> np.ndarray:
-    """Up to `tokens` tokens as int32 [n, T], one document after the other."""
+def _say_if_short(study: Study, name: str, sample: CorpusSample, is_target: bool) -> None:
+    """A sentence where a corpus has less text than the trainings, or the loss on a target, are to have."""
+    tune = study.config.finetune
+    rows, wanted = (sample.heldout, tune.eval_tokens) if is_target else (sample.training, tune.tokens)
+    if 0 < rows.size < wanted:
+        then = "its loss is measured on these" if is_target else "a training on it alone repeats them"
+        what = "held-out" if is_target else "training"
+        study.say(f"note: '{name}' gives {rows.size:,} of {wanted:,} {what} tokens: {then}")
+
+
+def _heldout(documents: list, tokenizer: Any, config: Config, tokens: int) -> np.ndarray:
+    """Up to `tokens` tokens as int32 [n, T]; no document is in two sequences, so that they are independent."""
     single = config.sampling.model_copy(update={"batch_size": 1, "packing": "pack"})
     rows = make_batches(documents, tokenizer, single, -(-tokens // single.sequence_length), Counter())
     return rows[:, 0]

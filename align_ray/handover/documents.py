@@ -126,7 +126,7 @@ def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.
     config, store, tokenizer = study.config, study.store, study.tokenizer
     length = config.sampling.sequence_length
     by_document = config.sampling.model_copy(update={"packing": "pad"})
-    ((_, drawn),) = draw_corpora([(target, 2 * TARGET_DOCUMENTS * length)], by_document, config.seed)
+    ((_, drawn),) = draw_corpora([(target, 2 * TARGET_DOCUMENTS * length, 0)], by_document, config.seed)
     heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
     stored = store.sound_tables(reference.folder)
     parts = [heldout[i : i + CHUNK_DOCUMENTS] for i in range(0, len(heldout), CHUNK_DOCUMENTS)]

@@ -7,14 +7,13 @@ from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.goals import mixmin_goal
 from align_ray.mixture.solver import solve
 from align_ray.training.jobs import heldout_probabilities
-from align_ray.training.rows import heldout_sequences, mixture_jobs, validation_half
+from align_ray.training.rows import candidate_jobs, heldout_sequences, validation_half
 
 
-def candidate_probabilities(study: Study, tokens: dict[str, int]) -> dict[str, np.ndarray]:
+def candidate_probabilities(study: Study) -> dict[str, np.ndarray]:
     """Probability of every token of the held-out validation half after training on each candidate alone, by target
-    float32 [K, m, T - 1]. `tokens`: available tokens by candidate."""
-    alone = [{n: float(n == name) for n in tokens} for name in tokens]
-    jobs = mixture_jobs(study, tokens, alone, study.config.finetune.tokens, range(1))
+    float32 [K, m, T - 1]."""
+    jobs = candidate_jobs(study, study.config.finetune.tokens)
     found = heldout_probabilities(study, heldout_sequences(study), jobs)
     return {t: np.stack([validation_half(p) for p in by_job]) for t, by_job in found.items()}
 
@@ -22,5 +21,5 @@ def candidate_probabilities(study: Study, tokens: dict[str, int]) -> dict[str, n
 def mixmin_weights(study: Study, tokens: dict[str, int]) -> dict[str, float]:
     """MixMin's mixture under the same caps, without a prior."""
     constraints = constraints_of(study.config.search, tokens)
-    goal = mixmin_goal(study.config, candidate_probabilities(study, tokens))(None)
+    goal = mixmin_goal(study.config, candidate_probabilities(study))(None)
     return dict(zip(constraints.names, solve(goal, constraints).weights.tolist(), strict=True))

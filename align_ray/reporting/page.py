@@ -76,15 +76,16 @@ def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
 
 
 def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, Any]:
-    """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates; a mixture's
-    alignment is its mean over the targets."""
+    """The points (pooled alignment, loss on held-out text) of all runs, and r over the candidates whose training saw no
+    sequence twice; a mixture's alignment is its mean over the targets."""
     search, ranked = results["search"], results["alignment"].ranking[target]
     x = {row.candidate: row.pooled.value for row in ranked if row.pooled}
     x["uniform"] = search.mixtures["uniform"].alignment.value
     x["mixture"] = search.mixtures["recommended"].alignment.value
     runs = results["finetune"].runs.items()
     points = [{"run": name, "alignment": x[name], **run.targets[target].model_dump()} for name, run in runs]
-    alone = [p for p in points if p["run"] in search.single]
+    once = {name for name, run in runs if (run.epochs or 1.0) <= 1.0}
+    alone = [p for p in points if p["run"] in search.single and p["run"] in once]
     return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
 
 
@@ -93,12 +94,16 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, after one training each, with
-    the interval that both changes' standard errors give if they were independent (None for a single held-out sequence);
+    its interval over held-out sequences (None for a single one); `repeated`: sentences on trainings that saw their text
+    more than once, by stage;
     `losses` by target, see `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number;
     `actual` and `estimated`: totals over stages of what every stage has; `embedding_rate`: tokens per second of an
     actor.
     """
     found: dict[str, Any] = {"losses": {}, "finetuned": {}}
+    found["repeated"] = {
+        stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
+    }
     found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
     if "search" in results:
         mixtures = results["search"].mixtures
@@ -109,11 +114,10 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
         runs = results["finetune"].runs
         for target in results["alignment"].targets:
             found["losses"][target] = loss_against_alignment(results, target)
-            ours, uniform = (runs[name].targets[target] for name in ("mixture", "uniform"))
-            value, errors = uniform.after - ours.after, (ours.change_error, uniform.change_error)
-            half = None if None in errors else 1.96 * float(np.hypot(*errors))
-            ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
-            found["finetuned"][target] = {"value": value, **ends}
+            paired = results["finetune"].uniform_less_mixture.get(target)
+            difference = runs["uniform"].targets[target].after - runs["mixture"].targets[target].after
+            ends = {"low": None, "high": None} if paired is None else {"low": paired.low, "high": paired.high}
+            found["finetuned"][target] = {"value": difference, **ends}
     embedding = costs.get("cost", {}).get("embed", {})
     if embedding.get("computed"):
         found["embedding_rate"] = embedding["tokens"] / embedding["actor_seconds"]

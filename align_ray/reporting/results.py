@@ -391,20 +391,41 @@ class Finetuned(Result):
 
     tokens: int
     runs: dict[str, Training]
+    uniform_less_mixture: Estimates = {}
+    """By target the uniform mixture's loss less the recommended one's, paired by held-out sequence; empty for one."""
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and training run, lowest loss first: loss `before` and `after`, `change` with its
+        """One row a target and training run, lowest loss first: tokens trained on, `distinct_tokens` among them and how
+        often each was seen (`epochs`), loss `before` and `after`, `change` with its
         interval over the held-out sequences, and `overlap`, the share of held-out 13-token windows in the training
         text."""
         rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
-                cells = {"target": target, "run": name, "tokens": self.tokens, **loss.model_dump()}
+                seen = {"distinct_tokens": run.distinct_tokens, "epochs": run.epochs}
+                cells = {"target": target, "run": name, "tokens": self.tokens, **seen, **loss.model_dump()}
                 if loss.change_error is not None:
                     margin = 1.96 * loss.change_error
                     cells |= {"change_low": loss.change - margin, "change_high": loss.change + margin}
                 rows.append(cells)
         return _by_loss(rows, "after")
+
+    def notes(self) -> list[str]:
+        return self.repeated()
+
+    def repeated(self) -> list[str]:
+        """A sentence for every run that saw its text more than once."""
+        return _repeated({name: (run.distinct_tokens, run.epochs) for name, run in self.runs.items()})
+
+
+def _repeated(seen: dict[str, tuple[int | None, float | None]]) -> list[str]:
+    """A sentence for every training that saw its text more than once; `seen`: by run its distinct tokens and epochs."""
+    lines = []
+    for name, (distinct, epochs) in seen.items():
+        if distinct is not None and epochs is not None and epochs > 1:
+            harm = " WARNING: above 4 times the loss tells of repetition, not of the text" if epochs > 4 else ""
+            lines.append(f"{name}: {distinct:,} distinct tokens, each seen {epochs:.1f} times{harm}")
+    return lines
 
 
 class Validation(Result):
@@ -437,7 +458,12 @@ class Validation(Result):
             "P(lower): that the loss is lower than the recommended mixture's",
             *(["all: the weighted mean of the targets"] if len(self.before) > 2 else []),
             *(f"{name}: the weights of {m.same_as}, trained once" for name, m in self.mixtures.items() if m.same_as),
+            *self.repeated(),
         ]
+
+    def repeated(self) -> list[str]:
+        """A sentence for every mixture whose training saw its text more than once."""
+        return _repeated({n: (m.distinct_tokens, m.epochs) for n, m in self.mixtures.items() if not m.same_as})
 
     def against_recommended(self, mixture: str, target: str) -> Difference | None:
         """The mixture's loss less the recommended one's: above 0 where the mixture is worse. None for the

@@ -202,6 +202,10 @@ class Training(Value):
 
     weights: Weights
     sequences: int
+    distinct_tokens: int | None = None
+    """Tokens of its different sequences; None where an earlier version trained."""
+    epochs: float | None = None
+    """How often each of them is seen."""
     training: list[tuple[int, float]] = []
     """Steps with the loss of their batch."""
     targets: dict[str, Change]
@@ -211,6 +215,10 @@ class Validated(Value):
     """A mixture's loss by target, nats per token, over seeds and held-out sequences."""
 
     weights: Weights
+    distinct_tokens: int | None = None
+    """Tokens of the different sequences of a training; None where an earlier version trained."""
+    epochs: float | None = None
+    """How often each of them is seen."""
     same_as: str | None
     """A mixture with the same weights that was trained in its place."""
     loss: Estimates

@@ -1,7 +1,8 @@
-"""Training sequences of a mixture, at the repetition rate of the real run.
+"""Training sequences of a mixture, at the repetition rate of the real run, and of a candidate alone, all different.
 
 A proxy sees fewer tokens than the run it stands for, so it would hardly ever repeat a small corpus that the real run
-repeats many times. Each corpus is therefore first cut down to its unique tokens times proxy tokens / token budget.
+repeats many times. For a mixture each corpus is therefore first cut down to its unique tokens times proxy tokens /
+token budget. A candidate alone stands for no such run: it is trained on as many different sequences as there are.
 """
 
 import zlib
@@ -45,6 +46,21 @@ def mixture_jobs(
     training = training_sequences(study.config, study.store)
     unique = unique_sequences(study.config, tokens, proxy_tokens)
     return [mixture_job(study.config, training, unique, w, proxy_tokens, seed) for w in mixtures for seed in seeds]
+
+
+def candidate_jobs(study: Study, tokens: int) -> list[Job]:
+    """A job for every candidate alone, of `tokens` tokens: different sequences, repeated only where its sample holds
+    too few."""
+    training = training_sequences(study.config, study.store)
+    everything = {name: len(rows) for name, rows in training.items()}
+    return [mixture_job(study.config, training, everything, {name: 1.0}, tokens, 0) for name in training]
+
+
+def seen(job: Job, epochs: int) -> dict[str, float]:
+    """What a job is trained on: its `distinct_tokens`, and how often each is seen on average, `epochs`; `epochs` given
+    are those over the job's rows."""
+    distinct = len(np.unique(job.rows, axis=0))
+    return {"distinct_tokens": distinct * job.rows.shape[1], "epochs": epochs * len(job.rows) / distinct}
 
 
 def mixture_job(

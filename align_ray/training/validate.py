@@ -9,7 +9,7 @@ from scipy import stats
 from align_ray.alignment.intervals import Estimate, interval, p_mean_negative, two_sample_mean
 from align_ray.context import Study, reported_weights
 from align_ray.training.jobs import train_jobs
-from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half
+from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half, seen
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -20,7 +20,8 @@ SAME = 5e-4
 def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Train on every mixture with `finetune.seeds` seeds; returns a JSON value.
 
-    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice) and by target
+    `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice),
+    `distinct_tokens` of the first seed's training and how often each is seen (`epochs`), and by target
     `loss`: the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`.
     `versus[a][b][target]`: paired difference of a's loss from b's with its interval and `p_lower`, the probability that
     a's is lower. The target `all` is their weighted mean.
@@ -45,8 +46,10 @@ def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, 
     before = {
         t: float(np.mean([report_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout
     }
+    trained = {name: seen(jobs[i * len(seeds)], config.finetune.epochs) for i, name in enumerate(distinct)}
     report = {
         name: {
+            **trained[same[name]],
             "weights": weights,
             "same_as": same[name] if same[name] != name else None,
             "loss": _losses(after[same[name]], share),

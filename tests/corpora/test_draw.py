@@ -5,11 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from align_ray.config import Sampling
+from align_ray.config import Config, Sampling
 from align_ray.corpora import tasks
-from align_ray.corpora.draw import DOCUMENT_SEQUENCES, document_key, make_batches, smallest
+from align_ray.corpora.draw import DOCUMENT_SEQUENCES, document_key, make_batches, packed_rows, smallest
+from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.corpora.sources import Fragment
 from align_ray.corpora.tasks import MOST_TASKS, TASK_BYTES, group_fragments, grouped_fragments
+from align_ray.pipeline import open_study
+from tests.conftest import write_jsonl
 from tests.tiny import Characters
 
 SAMPLING = Sampling(sequence_length=8, batch_size=2)
@@ -93,6 +96,51 @@ def test_a_long_document_contributes_a_bounded_number_of_sequences():
     drawn = [(b"a", "a" * 1000), (b"b", "b" * 1000)]
     found = make_batches(drawn, Characters(), sampling, 10, Counter())
     assert Counter(text_of(found[0])) == {"a": 8 * DOCUMENT_SEQUENCES, "\0": 1, "b": 7}
+
+
+def test_rows_for_training_are_cut_from_all_of_a_document_up_to_the_bound():
+    sampling = Sampling(sequence_length=8, batch_size=2)
+    texts = ["".join(chr(200 + 100 * d + i) for i in range(80)) for d in range(3)]
+    drawn = [(bytes([i]), text) for i, text in enumerate(texts)]
+    rows = packed_rows(drawn, Characters(), sampling, 100)
+    assert text_of(rows) == "\0".join(text[: 8 * DOCUMENT_SEQUENCES] for text in texts)[: rows.size]
+    assert len(np.unique(rows, axis=0)) == len(rows) == 3 * DOCUMENT_SEQUENCES
+    assert packed_rows(drawn, Characters(), sampling, 5).tolist() == rows[:5].tolist()
+    assert packed_rows([], Characters(), sampling, 5).shape == (0, 8)
+
+
+@pytest.mark.parametrize("characters", [400, 4_000, 12_000])
+def test_a_study_gets_the_tokens_it_asks_for_whatever_the_length_of_documents(
+    small_config, local_ray, tmp_path, characters
+):
+    """So many documents that the text is there, in few or many of them."""
+    words, rng = [f"w{i}" for i in range(5000)], np.random.default_rng(0)
+    for name, count in (("target", 400), ("a", 400), ("b", 400)):
+        drawn = rng.choice(words, (count, characters // 5))
+        write_jsonl(tmp_path / f"{name}.jsonl", [" ".join(row) for row in drawn])
+    data = small_config(tmp_path / "out", finetune={"tokens": 16_000, "eval_tokens": 4096})
+    data["sampling"] = {"sequence_length": 64, "batch_size": 8, "batches": 8}
+    data["targets"][0]["source"] = str(tmp_path / "target.jsonl")
+    data["candidates"] = [{"name": n, "source": str(tmp_path / f"{n}.jsonl")} for n in "ab"]
+    said = []
+    study = open_study(Config.model_validate(data), say=said.append)
+    sample_corpora(study)
+    for name in ("target", "a", "b"):
+        sample = read_sample(study.store, name)
+        assert len(sample.batches) == 8
+        rows, wanted = (sample.heldout, 64) if name == "target" else (sample.training, 250)
+        assert len(rows) == len(np.unique(rows, axis=0)) == wanted, name
+    assert not [line for line in said if "note" in line]
+
+
+def test_text_that_is_short_of_what_is_asked_for_is_said_with_the_numbers(small_config, local_ray, tmp_path):
+    said = []
+    config = small_config(tmp_path / "out", finetune={"tokens": 2_000_000, "eval_tokens": 1024})
+    study = open_study(Config.model_validate(config), say=said.append)
+    sample_corpora(study)
+    rows = read_sample(study.store, "licences").training
+    expected = f"note: 'licences' gives {rows.size:,} of 2,000,000 training tokens: a training on it alone repeats them"
+    assert expected in said
 
 
 def test_cutting_takes_the_start_of_each_document_and_counts_the_short_ones():

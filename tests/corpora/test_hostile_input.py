@@ -165,7 +165,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_counted(tmp_path):
 def test_files_that_became_empty_after_the_check_leave_a_corpus_without_documents(tmp_path, local_ray):
     (tmp_path / "a.jsonl").write_bytes(b"")
     (tmp_path / "b.jsonl").write_bytes(lines("b"))
-    wanted = [(Corpus(name=n, source=str(tmp_path / f"{n}.jsonl")), 100) for n in ("a", "b")]
+    wanted = [(Corpus(name=n, source=str(tmp_path / f"{n}.jsonl")), 100, 0) for n in ("a", "b")]
     drawn = {corpus.name: found for corpus, found in draw.draw_corpora(wanted, Sampling(), 0)}
     assert drawn["a"].documents == [] and drawn["a"].counts == {} and len(drawn["b"].documents) == 1
 

@@ -83,11 +83,8 @@ def tree(stored):
     finetuned, losses = {}, {}
     for t in TARGETS:
         ours, uniform = runs["mixture"]["targets"][t], runs["uniform"]["targets"][t]
-        gap, half = (
-            uniform["after"] - ours["after"],
-            1.96 * (ours["change_error"] ** 2 + uniform["change_error"] ** 2) ** 0.5,
-        )
-        finetuned[t] = {"value": gap, "low": gap - half, "high": gap + half}
+        paired = results["finetune"]["uniform_less_mixture"][t]
+        finetuned[t] = {"value": uniform["after"] - ours["after"], "low": paired["low"], "high": paired["high"]}
         pooled = {row["candidate"]: row["pooled"]["value"] for row in results["alignment"]["ranking"][t]}
         x = [pooled[n] for n in CANDIDATES]
         y = [runs[n]["targets"][t]["after"] for n in CANDIDATES]

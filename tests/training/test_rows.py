@@ -3,7 +3,8 @@
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.training.rows import mixture_rows, unique_sequences, validation_half
+from align_ray.training.jobs import Job
+from align_ray.training.rows import mixture_rows, seen, unique_sequences, validation_half
 from align_ray.training.rows import report_half as reported_half
 
 T = 16
@@ -44,3 +45,8 @@ def test_a_corpus_is_repeated_as_often_as_in_the_real_run():
 def test_the_halves_of_the_held_out_text_are_all_of_it_and_share_nothing():
     values = np.arange(7)
     np.testing.assert_array_equal(np.concatenate([validation_half(values), reported_half(values)]), values)
+
+
+def test_what_a_job_has_seen_is_counted_in_distinct_tokens_and_epochs():
+    job = Job(rows=TRAINING["a"][[0, 1, 1, 2, 2, 2]], learning_rate=1e-3, seed=0)
+    assert seen(job, epochs=2) == {"distinct_tokens": 3 * T, "epochs": 4.0}
