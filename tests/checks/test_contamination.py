@@ -68,7 +68,7 @@ def leaky(small_config, corpora, tmp_path_factory, local_ray):
     write_jsonl(folder / "leaky.jsonl", [*read("licences")[:10], *stolen])
     data = small_config(folder / "out", ("python-stdlib", "cpp-headers"))
     data["candidates"].append({"name": "leaky", "source": str(folder / "leaky.jsonl")})
-    data["sampling"]["batches"] = 8
+    data["sampling"] |= {"batches": 8, "sequence_length": 64}  # a sequence holds runs of 13 words
     (folder / "study.yaml").write_text(yaml.safe_dump(data))
     study = open_study(load_config(folder / "study.yaml"))
     with actors_here():

@@ -32,7 +32,7 @@ def config_file(small_config, tmp_path_factory):
         folder / "out",
         CANDIDATES,
         predict={
-            "tokens": [256, 2048],
+            "tokens": [256, 8192],
             "seeds": 2,
             "learning_rates": [1e-4, 1e-3],
             "poolings": ["mean", "unit"],
@@ -41,7 +41,7 @@ def config_file(small_config, tmp_path_factory):
         },
     )
     data["targets"].append({"name": "headers", "source": str(headers)})
-    data["finetune"] = {"tokens": 2048, "eval_tokens": 2048, "batch_size": 4}
+    data["finetune"] = {"tokens": 8192, "eval_tokens": 2048, "batch_size": 4}
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(data))
     return file
@@ -58,7 +58,7 @@ def finished(config_file, local_ray):
 @pytest.mark.slow
 def test_losses_are_measured_for_every_pair_and_the_own_domain_is_best(finished):
     _, result = finished
-    setting = result["settings"]["2048"]
+    setting = result["settings"]["8192"]
     losses = np.array(setting["loss"])
     assert losses.shape == (3, 2) and len(setting["before"]) == 2
     assert losses[:, 0].argmin() == CANDIDATES.index("python-stdlib")
@@ -70,7 +70,7 @@ def test_losses_are_measured_for_every_pair_and_the_own_domain_is_best(finished)
 @pytest.mark.slow
 def test_every_measure_is_judged_and_the_oracle_is_among_them(finished):
     _, result = finished
-    names = set(result["settings"]["2048"]["results"]["all"])
+    names = set(result["settings"]["8192"]["results"]["all"])
     for name in (
         "trunk scaled-cosine pairwise",
         "head kl pooled",
@@ -80,7 +80,7 @@ def test_every_measure_is_judged_and_the_oracle_is_among_them(finished):
         assert name in names
     assert any(n.startswith("loss after training on 256 tokens") for n in names)
     assert not any(n.startswith("loss after") for n in result["settings"]["256"]["results"]["all"])
-    perfect = result["settings"]["2048"]["results"]["all"]["unigram cross-entropy"]
+    perfect = result["settings"]["8192"]["results"]["all"]["unigram cross-entropy"]
     assert perfect["spearman"]["value"] > 0 and perfect["regret"]["value"] >= 0
     assert result["measures"]["trunk cosine pooled"]["seconds"] > 0
 
@@ -88,7 +88,7 @@ def test_every_measure_is_judged_and_the_oracle_is_among_them(finished):
 @pytest.mark.slow
 def test_related_candidates_are_left_out_of_the_second_reading(finished):
     _, result = finished
-    results = result["settings"]["2048"]["results"]
+    results = result["settings"]["8192"]["results"]
     assert len(results["all"]["unigram cross-entropy"]["by_target"]) == 2
     assert len(results["others"]["unigram cross-entropy"]["by_target"]) == 1, "two candidates are too few to rank"
     assert "design" in results and "heldout" not in results, "no held-out target has three candidates left"
@@ -99,13 +99,13 @@ def test_files_show_what_is_stored_and_a_second_run_trains_nothing(finished):
     study, result = finished
     folder = study.store.local_path()
     text = (folder / "study.md").read_text()
-    assert "## 2048 tokens" in text and "| unigram cross-entropy |" in text
-    for name in ("measures-2048.svg", "losses-256.svg"):
+    assert "## 8192 tokens" in text and "| unigram cross-entropy |" in text
+    for name in ("measures-8192.svg", "losses-256.svg"):
         assert (folder / name).read_text().lstrip().startswith("<?xml")
     before = {f: f.stat().st_mtime_ns for f in (folder / "finetune").glob("*.json")}
     assert len(before) == 2 + 12, "two pilot runs at the rates not chosen, three candidates x two sizes x two seeds"
     again = pipeline.predict(study)
-    assert again["settings"]["2048"]["loss"] == result["settings"]["2048"]["loss"]
+    assert again["settings"]["8192"]["loss"] == result["settings"]["8192"]["loss"]
     assert {f: f.stat().st_mtime_ns for f in (folder / "finetune").glob("*.json")} == before
 
 
