@@ -35,9 +35,11 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         out.print(table)
         counted = f" of {alignment.predicted.tokens:,} tokens" if alignment.predicted.tokens else ""
         lines = [
-            f"x-ent: nats per token of {target} under the candidate's unigram model{counted}. Candidates are",
-            "ranked by it, since it predicts the loss best (docs/study.md). P(>next): that it truly is below the next",
-            "one's, given the batches seen; *: settled at 95%, adjusted for all comparisons.",
+            f"x-ent: nats per token of {target},",
+            f"under the candidate's unigram model{counted}. Candidates are ranked by it:",
+            "it predicts the loss best (docs/study.md). P(>next): that the true value is",
+            "below the next one's, given the batches seen; *: settled at 95%, adjusted for",
+            "all comparisons.",
             f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]
         if runs:

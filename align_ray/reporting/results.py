@@ -365,7 +365,7 @@ class Mixture(Result):
             weight, objective = "weight: by the losses of trained proxies", "cross-entropy"
         return [
             weight,
-            f"optimum: of the objective ({objective}), 95% over resampled batches",
+            f"optimum: of the objective ({objective}), 95% from halves of the batches",
             "gain: of that objective, where repetition limits a corpus",
             "value: of that objective, higher is better; alignment: pooled",
             f"effective number of corpora: {self.effective_corpora:.1f}",
