@@ -118,9 +118,9 @@ def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes
 
 
 def packed_rows(drawn: list[tuple[bytes, str]], tokenizer, sampling: Sampling, most: int) -> np.ndarray:
-    """Up to `most` sequences of T tokens, int32 [n, T], all different texts: documents in the order given, each its
-    first DOCUMENT_SEQUENCES * T tokens, joined end to end with the end-of-text token between and cut. For training,
-    where sequences of one document may stand side by side; as independent units take `make_batches`."""
+    """Up to `most` sequences of T tokens, int32 [n, T], no token of a document twice: documents in the order given,
+    each its first DOCUMENT_SEQUENCES * T tokens, joined end to end with the end-of-text token between and cut. For
+    training, where sequences of one document may stand side by side; as independent units take `make_batches`."""
     length = sampling.sequence_length
     separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     stream: list[int] = []
