@@ -47,6 +47,14 @@ class Corpus(Model):
     """hf:// only: stream the data set instead of downloading it whole."""
 
 
+class Replay(Corpus):
+    """General text that goes into every training beside the text in question, so that the model forgets less of what
+    it knew."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the rows of every batch, at least one and never all. `finetune.tokens` counts the other rows alone."""
+
+
 class Probe(Model):
     """The causal language model whose Fisher information makes the embeddings."""
 
@@ -263,8 +271,9 @@ class Finetune(Model):
     """Training tokens of every run (22k in the paper)."""
     epochs: PositiveInt = 1
     """Passes over these tokens."""
-    learning_rate: PositiveFloat = 1e-4
-    """Peak, of AdamW."""
+    learning_rate: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
+    """Of AdamW, constant after a short warm-up. One number, or several, of which the best is chosen: that with the
+    lowest loss on the targets' validation halves after a training on the uniform mixture."""
     batch_size: PositiveInt = 8
     """Sequences per optimiser step."""
     eval_tokens: PositiveInt = 16_384
@@ -280,20 +289,27 @@ class Finetune(Model):
     """Data-parallel Ray Train workers of one run."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Where GPUs are used; a fraction lets several runs share one."""
+    keep_weights: bool = False
+    """Keep what every training changed in the model's weights, in bfloat16, under `finetune/weights` (twice the
+    model's number of parameters in bytes each; with LoRA the adapters alone)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rate(cls, value: Any) -> Any:
+        rate = value.get("learning_rate") if isinstance(value, dict) else None
+        single = isinstance(rate, int | float) and not isinstance(rate, bool)
+        return {**value, "learning_rate": [rate]} if single else value
 
 
 class Predict(Model):
     """The predictive study (`align-ray study`): how well do measures of data predict the loss after training on
     them?"""
 
-    tokens: Annotated[list[PositiveInt], Field(min_length=1)] = [4_000, 22_000]
-    """Training tokens of the runs, each at most `finetune.tokens` (a run's sequences are drawn from a sample of that
-    size, anew for every seed)."""
+    tokens: PositiveInt = 22_000
+    """Training tokens of a run, at most `finetune.tokens` (its rows are drawn from a sample of that size, anew for
+    every seed). Losses after fewer tokens are those of its rungs."""
     seeds: Annotated[int, Field(ge=2)] = 3
-    """Trainings per candidate; they differ in the sequences drawn, their order, and in random weights."""
-    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [3e-5, 1e-4, 3e-4]
-    """All are tried with the first seed on every third candidate; per number of tokens the one with the lowest mean
-    loss on the targets' validation quarters is kept. Too large a rate measures forgetting instead of alignment."""
+    """Trainings per candidate; they differ in the rows drawn, their order, and in random weights."""
     related: dict[Name, list[Name]] = {}
     """For each target the candidates of its own origin or text template; every result is given without them too."""
     probes: list[Place] = []
@@ -363,6 +379,8 @@ class Config(Model):
     """What the model will be evaluated on."""
     candidates: Annotated[list[Corpus], Field(min_length=2)]
     """What it could be trained on."""
+    replay: Replay | None = None
+    """General text that is part of every training."""
     probe: Probe = Probe()
     sampling: Sampling = Sampling()
     embedding: Embedding = Embedding()
@@ -376,10 +394,10 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = [c.name for c in self.corpora]
+        names = [c.name for c in self.read]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the name '{name}' is used twice; give every target and candidate its own name")
+                raise ValueError(f"the name '{name}' is used twice; give every corpus its own name")
         taken = {c.name for c in self.candidates} & {"mixture", "uniform"} | {t.name for t in self.targets} & {"all"}
         if taken:  # `finetune` reports its two mixtures beside the candidates, `validate` all targets beside each
             raise ValueError(f"the results call something else '{min(taken)}'; give that corpus another name")
@@ -456,6 +474,11 @@ class Config(Model):
         """Targets, then candidates."""
         return [*self.targets, *self.candidates]
 
+    @property
+    def read(self) -> list[Corpus]:
+        """All corpora that text is read of: also the one for replay."""
+        return [*self.corpora, *([self.replay] if self.replay else [])]
+
     def to_yaml(self) -> str:
         """The resolved configuration; reading it back gives an equal Config."""
         return to_yaml(self.model_dump(mode="json"))
@@ -471,9 +494,10 @@ _Dumper.add_representer(
 )
 
 
-def to_yaml(value: Any) -> str:
-    """YAML of plain values, in their order and one line a scalar; the safe loader gives them back."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30)
+def to_yaml(value: Any, flow: bool | None = False) -> str:
+    """YAML of plain values, in their order and one line a scalar; the safe loader gives them back. `flow`: None puts
+    lists of scalars in one line."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30, default_flow_style=flow)
 
 
 def _records(corpus: Corpus) -> tuple:

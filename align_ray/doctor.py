@@ -155,7 +155,7 @@ def _configuration(config: Config) -> list[Check]:
     from align_ray.pipeline import open_study
 
     open_study(config, write=False)
-    return [Check("configuration", "ok", f"{len(config.corpora)} corpora can be read, the probe's context suffices")]
+    return [Check("configuration", "ok", f"{len(config.read)} corpora can be read, the probe's context suffices")]
 
 
 def _output(config: Config | None) -> list[Check]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from align_ray.config import TRAINED, Config
 from align_ray.context import Study
+from align_ray.corpora.sample import replay_tokens
 from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
 from align_ray.fisher.probe import parameters
@@ -23,6 +24,8 @@ EXACT_PASSES = (1.3, 0.9)
 REFERENCE_PASSES = 21.0
 """The same of the published procedure, per draw."""
 TRAINING_PASSES = 3.0
+MEASURED = 4.0
+"""Times that a training measures the held-out text: before, after, and half of it at four rungs."""
 ASSUMED_TFLOPS = {False: 0.1, True: 50.0}
 """What a CPU and a GPU achieve where nothing was measured."""
 START_SECONDS = 10.0
@@ -59,13 +62,14 @@ def planned_work(study: Study) -> dict[str, Work]:
         return Work(batches * batch, batches * batch * forward * passes(config))
 
     def training(runs: int, tokens: int) -> Work:
-        seen = tokens * tune.epochs
-        return Work(runs * seen, runs * (seen * TRAINING_PASSES + 2 * held) * forward_trained)
+        seen, general = tokens * tune.epochs, replay_tokens(config) * tokens / tune.tokens * tune.epochs
+        return Work(runs * seen, runs * ((seen + general) * TRAINING_PASSES + MEASURED * held) * forward_trained)
 
+    rates = len(tune.learning_rate) if len(tune.learning_rate) > 1 else 0  # to choose one
     search = embedding(len(CHECKED) * max(2, sampling.batches // 2))  # to check the prediction
     if config.search.objective in TRAINED:
         if config.search.objective == "mixmin":  # trains on every candidate alone, as finetune does
-            proxies = training(candidates, tune.tokens)
+            proxies = training(candidates + rates, tune.tokens)
         else:
             proxies = training(config.search.trials, config.search.proxy_tokens)
         search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
@@ -73,8 +77,8 @@ def planned_work(study: Study) -> dict[str, Work]:
         "embed": embedding(len(config.corpora) * sampling.batches),
         "samples": embedding(len(config.corpora) * min(sampling.batches, -(-SAMPLES // sampling.batch_size))),
         "search": search,
-        "finetune": training(candidates + len(MIXED), tune.tokens),
-        "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates, tune.tokens),
+        "finetune": training((candidates + len(MIXED)) * tune.seeds + rates, tune.tokens),
+        "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates + rates, tune.tokens),
     }
 
 
@@ -90,7 +94,7 @@ def estimate(study: Study, gpu: bool) -> dict[str, Any]:
     for stage, todo in work.items():
         seconds = START_SECONDS + todo.flops / (tflops * 1e12)
         stages[stage] = {"tokens": todo.tokens, "worker_seconds": seconds, "cost": price(config, seconds)}
-    sizes = {c.name: sum(f.bytes for f in plan_fragments(c)) or None for c in config.corpora}
+    sizes = {c.name: sum(f.bytes for f in plan_fragments(c)) or None for c in config.read}
     return {
         "currency": config.cost.currency,
         "price_per_worker_hour": config.cost.price_per_hour,

@@ -73,7 +73,7 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
 
 def checked_probe(config: Config) -> Located:
     """The probe, after a look at the first records of every corpus and at whether it can be one."""
-    for corpus in config.corpora:
+    for corpus in config.read:
         check_corpus(corpus)
     probe = locate_probe(config.probe.plain())
     check_model(probe)
@@ -90,7 +90,7 @@ def embed(study: Study) -> dict[str, Any]:
     """Draw and batch the corpora, compute missing embeddings."""
     config = study.config
     say_if_inert(study)
-    study.say(f"reading {len(config.corpora)} corpora")
+    study.say(f"reading {len(config.read)} corpora")
     corpora = sample_corpora(study)
     constraints_of(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
     most = sum(c["batches"] for c in corpora.values())

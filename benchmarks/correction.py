@@ -19,7 +19,7 @@ from align_ray.alignment.coefficients import pooled_alignment
 from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
 from align_ray.alignment.noise import corrected_distances
 from align_ray.config import Sampling
-from align_ray.corpora.draw import document_key, make_batches
+from align_ray.corpora.draw import document_key, make_batches, tokenised
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
 from align_ray.fisher.settings import ProbeName
@@ -31,9 +31,11 @@ PAIRED, POOLED = 16, 512
 
 def sequences(name: str, located, count: int) -> np.ndarray:
     """Token ids of an installed corpus, int [count, LENGTH]."""
+    tokenizer = load_tokenizer(located)
     texts = sorted((document_key(0, t), t) for t in islice(INSTALLED[name](), 3000))
+    drawn = (tokenised(key, text, tokenizer) for key, text in texts)
     sampling = Sampling(sequence_length=LENGTH, batch_size=count)
-    return make_batches(texts, load_tokenizer(located), sampling, 1, Counter())[0]
+    return make_batches(drawn, tokenizer, sampling, 1, Counter())[0]
 
 
 def main(

@@ -20,7 +20,7 @@ from align_ray.alignment.coefficients import pooled_alignment
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import one_sample_mean, two_sample_mean
 from align_ray.config import Sampling
-from align_ray.corpora.draw import document_key, make_batches
+from align_ray.corpora.draw import document_key, make_batches, tokenised
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
 from align_ray.fisher.settings import ProbeName
@@ -44,7 +44,8 @@ def embedded(name: str, located, pieces: int) -> np.ndarray:
     """Small batches of an installed corpus, trunk rows, float32 [pieces, D]."""
     model, tokenizer = load_model(located), load_tokenizer(located)
     texts = sorted((document_key(0, t), t) for t in islice(INSTALLED[name](), 3000))
-    ids = make_batches(texts, tokenizer, SMALL, pieces, Counter())
+    drawn = (tokenised(key, text, tokenizer) for key, text in texts)
+    ids = make_batches(drawn, tokenizer, SMALL, pieces, Counter())
     rows = fisher_embeddings(model, ids.reshape(-1, ids.shape[-1]), 1, 0).trunk[0].numpy()
     return rows.reshape(len(ids), SMALL.batch_size, -1).mean(1)
 

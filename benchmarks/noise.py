@@ -18,7 +18,7 @@ import torch
 from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.alignment.noise import corpus_noise, relative_variance
 from align_ray.config import Corpus, Sampling
-from align_ray.corpora.draw import document_key, make_batches, smallest
+from align_ray.corpora.draw import document_key, make_batches, smallest, tokenised
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
@@ -30,7 +30,8 @@ WANTED = 0.02
 def rows_of(corpus: Corpus, tokenizer, rows: int) -> np.ndarray:
     """One batch, int32 [rows, 128]."""
     texts = list(INSTALLED[corpus.source.removeprefix("installed:")]())
-    documents = smallest(((document_key(0, t), t) for t in texts), 10**8)
+    drawn = smallest(((document_key(0, t), t) for t in texts), 10**8)
+    documents = (tokenised(key, text, tokenizer) for key, text in drawn)
     return make_batches(documents, tokenizer, Sampling(batch_size=rows), 1, Counter())[0]
 
 

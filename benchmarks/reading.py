@@ -120,6 +120,8 @@ def main(
     from align_ray.corpora import sources as corpora
     from align_ray.corpora import tasks as reading
     from align_ray.corpora.draw import draw_corpora
+    from align_ray.fisher.probe import load_tokenizer, locate_probe
+    from align_ray.fisher.settings import ProbeName
     from align_ray.runtime import WORKER_ENVIRONMENT, connect
 
     place = Path(tempfile.mkdtemp(dir=folder))
@@ -134,8 +136,9 @@ def main(
         corpora.FRAGMENT_BYTES = reading.TASK_BYTES = int(piece * 2**20)
         corpus, watch = Corpus(name="generated", source=str(place)), Memory()
         watch.start()
+        tokenizer = load_tokenizer(locate_probe(ProbeName()))
         start = time.perf_counter()
-        ((_, drawn),) = draw_corpora([(corpus, 1_000_000, 0)], Sampling(), 0)
+        ((_, drawn),) = draw_corpora([(corpus, 1_000_000, 0)], Sampling(), 0, tokenizer)
         seconds = time.perf_counter() - start
         watch.ended.set()
         print(

@@ -19,7 +19,7 @@ from align_ray.alignment.comparison import contrasts, p_above
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.words import Size, cross_entropy_values
 from align_ray.config import Sampling
-from align_ray.corpora.draw import document_key, make_batches
+from align_ray.corpora.draw import document_key, make_batches, tokenised
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.probe import load_tokenizer, locate_probe
 from align_ray.fisher.settings import ProbeName
@@ -31,7 +31,8 @@ SMALL = Sampling(sequence_length=64, batch_size=8)
 def batches_of(name: str, tokenizer, pieces: int) -> np.ndarray:
     """Batches of an installed corpus, int32 [pieces, B, T]."""
     texts = sorted((document_key(0, t), t) for t in islice(INSTALLED[name](), 12_000))
-    return make_batches(texts, tokenizer, SMALL, pieces, Counter())
+    drawn = (tokenised(key, text, tokenizer) for key, text in texts)
+    return make_batches(drawn, tokenizer, SMALL, pieces, Counter())
 
 
 def main(

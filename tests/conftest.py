@@ -100,7 +100,7 @@ def small_config(corpora, tiny_probe, tracking):
             "candidates": [{"name": n, "source": str(corpora / f"{n}.jsonl")} for n in candidates],
             "sampling": {"sequence_length": 32, "batch_size": 4, "batches": 4},
             "search": {"token_budget": 10_000, "trials": 6},
-            "finetune": {"tokens": 1024, "eval_tokens": 1024},
+            "finetune": {"tokens": 1024, "eval_tokens": 1024, "learning_rate": 1e-4, "seeds": 2},
             **sections,
         }
 

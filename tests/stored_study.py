@@ -22,7 +22,6 @@ from align_ray.reporting.results import (
     Validation,
 )
 from align_ray.training.finetune import change
-from align_ray.training.jobs import Losses
 from align_ray.training.validate import combined_mean
 
 TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
@@ -126,13 +125,13 @@ def trainings(rng, search):
     before = rng.gamma(40, 0.1, (len(TARGETS), 64))
     report = {}
     for i, (name, weights) in enumerate(runs.items()):
-        losses = [Losses(b, b + rng.normal(0.05 * (3 - i), 0.1, 64)) for b in before]
-        targets = {t: {**change(x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
+        losses = [(np.stack([b, b]), b + rng.normal(0.05 * (3 - i), 0.1, (2, 64))) for b in before]
+        targets = {t: {**change(*x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
         epochs = [0.5, 1.0, 1.0, 1.5, 5.5][i % 5] if i > len(CANDIDATES) - 1 else 1.0
         seen = {"distinct_tokens": round(512 / epochs), "epochs": epochs}
         report[name] = {"weights": weights, "sequences": 16, **seen, "targets": targets}
     paired = {t: {"value": 0.0, "error": 0.01, "low": 0.021 * k, "high": 0.043 * k} for k, t in enumerate(TARGETS, 1)}
-    return {"tokens": 512, "runs": report, "uniform_less_mixture": paired}
+    return {"tokens": 512, "seeds": 2, "learning_rate": 1e-4, "runs": report, "uniform_less_mixture": paired}
 
 
 def seeds(rng, search):

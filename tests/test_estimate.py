@@ -46,7 +46,7 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
     work = planned_work(study(config))
     assert work["embed"].tokens == 3 * 4 * 4 * 32  # corpora, batches, sequences, tokens
     assert work["embed"].flops == pytest.approx(work["embed"].tokens * 2 * sum(parameters(probe)) * passes(config))
-    assert work["finetune"].tokens == (2 + 2) * 1024
+    assert work["finetune"].tokens == (2 + 2) * 2 * 1024  # candidates, uniform and mixture; seeds
     # a swarm fits losses: any other objective is refused
     by_loss = {"objective": "loss", "method": "swarm", "proxy_tokens": 512}
     swarm = config.model_copy(update={"search": config.search.model_copy(update=by_loss)})

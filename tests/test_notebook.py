@@ -1,11 +1,16 @@
-"""The quickstart notebook runs as it stands, with the interpreter that runs the tests."""
+"""The quickstart notebook runs: its cells in this process, and with `--full` as it stands, by a kernel."""
 
 import json
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from nbclient import NotebookClient
+from plotly.io import renderers
+
+from tests.conftest import actors_here, trainings_here
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = REPOSITORY / "examples" / "quickstart.ipynb"
@@ -20,14 +25,41 @@ def test_the_notebook_is_stored_without_outputs_and_names_no_machine():
     assert 10 <= len(notebook.cells) <= 20
 
 
-SMALLER = {'"batch_size": 8, "batches": 8': '"batch_size": 4, "batches": 4', '"tokens": 8_192': '"tokens": 2_048'}
+SMALLER = {
+    '"batch_size": 8, "batches": 8': '"batch_size": 4, "batches": 4',
+    '"tokens": 8_192': '"seeds": 2, "learning_rate": 1e-4, "tokens": 2_048',
+}
+
+
+def run_here(notebook, folder: Path) -> None:
+    """Run the cells by IPython in this process, outputs into the notebook as a kernel gives them."""
+    with actors_here(), trainings_here(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(renderers, "default", "plotly_mimetype")
+        shell = InteractiveShell.instance()
+        for cell in notebook.cells:
+            if cell.cell_type != "code":
+                continue
+            with shell.display_trap, capture_output() as captured:
+                done = shell.run_cell(cell.source)
+            done.raise_error()
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=captured.stdout)]
+            cell.outputs += [nbformat.v4.new_output("display_data", data=rich.data) for rich in captured.outputs]
+        InteractiveShell.clear_instance()
+
+
+def run_by_a_kernel(notebook, folder: Path) -> None:
+    there = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=there).execute()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "smaller", [SMALLER, pytest.param({}, marks=pytest.mark.full)], ids=["smaller", "as it stands"]
+    ("run", "smaller"),
+    [(run_here, SMALLER), pytest.param(run_by_a_kernel, {}, marks=pytest.mark.full)],
+    ids=["smaller, in this process", "as it stands"],
 )
-def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ray, tmp_path, monkeypatch, smaller):
+def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ray, tmp_path, monkeypatch, run, smaller):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the kernel starts in a folder of its own
     monkeypatch.setenv("RAY_ADDRESS", local_ray.get_runtime_context().gcs_address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -35,9 +67,7 @@ def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ra
     for text, small in smaller.items():
         assert text in configured.source
         configured.source = configured.source.replace(text, small)
-    NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    run(notebook, tmp_path)
 
     out = tmp_path / "runs" / "quickstart"
     weights = json.loads((out / "recipe.json").read_text())["weights"]

@@ -210,24 +210,23 @@ def _places(
     batches: dict[str, np.ndarray], target: np.ndarray, tokenizer: Any, config: Config
 ) -> dict[str, tuple[int | None, float | None]]:
     """By candidate its place by cross-entropy and the value, under models of the same number of tokens as `align`'s;
-    without a place where too little is left for that, None for both where fewer than two batches are left."""
+    None for both where too little is left for that: a value under smaller models is no measure of what leaked."""
     enough = {name: rows for name, rows in batches.items() if len(rows) > 1}
     if not enough:
         return dict.fromkeys(batches, (None, None))
     found = rank_by_cross_entropy(enough | {"": target}, [""], len(tokenizer), config.counted_tokens)
     places: dict[str, tuple[int | None, float | None]] = dict.fromkeys(batches, (None, None))
-    places |= {row["candidate"]: (i, row["value"]) for i, row in enumerate(found["ranking"][""], start=1)}
-    return places | {row["candidate"]: (None, row["value"]) for row in found["unranked"][""]}
+    return places | {row["candidate"]: (i, row["value"]) for i, row in enumerate(found["ranking"][""], start=1)}
 
 
 def _worse(whole: np.ndarray, left: np.ndarray, target: np.ndarray, tokenizer: Any, config: Config) -> bool:
     """Whether the cross-entropy under what is left of a candidate's batches is higher than under all, by more than
-    leaving out as many at random would make it (one-sided t test, 5%); also where too little is left to tell."""
+    leaving out as many at random would make it (one-sided t test, 5%); False where too little is left to tell."""
     if len(left) < 2:
-        return True
+        return False
     size = Size.of(config.counted_tokens, [whole, left])
     if len(left) < size.batches:
-        return True
+        return False
     before, after = (cross_entropy_values(b, target, len(tokenizer), size).mean(1) for b in (whole, left))
     error = np.sqrt(before.var(ddof=1) * max(0.0, 1 / len(left) - 1 / len(whole)))
     return bool(after.mean() - before.mean() > stats.t.ppf(0.95, len(left) - 1) * error)

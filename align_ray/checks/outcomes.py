@@ -1,87 +1,101 @@
 """What a predictive study predicts: every target's loss after training on every candidate alone.
 
-All trainings of one size see the same number of tokens. A target's held-out sequences are split: the learning rate is
-chosen on the first quarter, losses are reported on the rest.
+One training gives the losses of all targets, at its end and at its rungs. Losses at the end are those of the second
+half of a target's held-out rows; the learning rate is chosen, and rungs are measured, on the first half.
 """
 
 import dataclasses
-import zlib
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from align_ray.context import Study
-from align_ray.training.jobs import Job, Trained, train_jobs
-from align_ray.training.rows import heldout_sequences, training_sequences
-
-PILOT_STEP = 3
-"""Every third candidate takes part in the choice of the learning rate."""
+from align_ray.corpora.rows import report_half
+from align_ray.training.jobs import Job, Trained, job_keys, train_jobs
+from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, seen, with_rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Losses of one size of training, nats per token on the targets' test parts. K candidates, M targets, S seeds."""
+    """Losses of the trainings, nats per token. K candidates, M targets, S seeds."""
 
     tokens: int
+    """Of a training, without replay."""
     learning_rate: float
-    validation: dict[float, float]
-    """By learning rate tried: the mean loss over the pilot's candidates and all targets on the validation parts."""
     after: np.ndarray
-    """float64 [K, M, S]."""
+    """float64 [K, M, S], on the report halves."""
     before: np.ndarray
     """float64 [M]: of the model as it is (for random weights: the mean over seeds)."""
+    rungs: dict[int, np.ndarray]
+    """By tokens: float64 [K, M, S], on the validation halves; the last is the end of the training."""
+    epochs: list[float]
+    """[K]: how often a training sees each of its rows, mean over seeds."""
     seconds: float
     """Median seconds of one training, without measuring the losses."""
+    table: pa.Table
+    """Every loss of every training (see `losses_table`)."""
 
 
-def measure_outcomes(study: Study) -> list[Outcome]:
-    """Train on every candidate, for every number of tokens and seed, what is not in the store (Ray Train)."""
-    config = study.config
-    heldout, training, settings = heldout_sequences(study), training_sequences(config, study.store), config.predict
+def measure_outcomes(study: Study) -> Outcome:
+    """Train on every candidate, with every seed, what is not in the store (Ray Train)."""
+    study = with_rate(study)
+    config, heldout = study.config, heldout_rows(study)
+    names, seeds = [c.name for c in config.candidates], range(config.predict.seeds)
+    runs = [(name, seed) for name in names for seed in seeds]
+    jobs = candidate_jobs(study, config.predict.tokens, seeds)
+    study.say(f"training on every candidate: {len(jobs)} trainings, without those done")
+    done = train_jobs(study, heldout, jobs)
 
-    def run(plan: list[tuple[int, float, int]], names: list[str]) -> dict[tuple[int, float, int], list[Trained]]:
-        jobs = []
-        for tokens, rate, seed in plan:
-            for name in names:
-                rows = _draw(
-                    training[name],
-                    tokens // config.sampling.sequence_length,
-                    [config.seed, seed, zlib.crc32(name.encode())],
-                )
-                jobs.append(Job(rows, rate, seed))
-        done = train_jobs(study, heldout, jobs)
-        return {key: done[i * len(names) : (i + 1) * len(names)] for i, key in enumerate(plan)}
+    def by_seed(values: list[Any]) -> np.ndarray:
+        """[K, ..., S] of a value a run."""
+        return np.moveaxis(np.array(values).reshape(len(names), len(seeds), *np.shape(values[0])), 1, -1)
 
-    pilot = [(tokens, rate, 0) for tokens in settings.tokens for rate in settings.learning_rates]
-    some = list(training)[::PILOT_STEP]
-    study.say(f"choosing learning rates: {len(pilot) * len(some)} trainings")
-    validation = {key: float(np.mean([_after(t, 0) for t in trained])) for key, trained in run(pilot, some).items()}
-    chosen = {n: min(settings.learning_rates, key=lambda rate: validation[n, rate, 0]) for n in settings.tokens}
-    whole = [(n, chosen[n], seed) for n in settings.tokens for seed in range(settings.seeds)]
-    study.say(f"training on every candidate: {len(whole) * len(training)} trainings, without those done")
-    runs = run(whole, list(training))
-    outcomes = []
-    for n in settings.tokens:
-        seeds = [runs[n, chosen[n], seed] for seed in range(settings.seeds)]
-        after = np.stack([np.stack([_after(t, 1) for t in trained]) for trained in seeds], axis=-1)
-        starts = [[_parts(losses.before)[1] for losses in trained[0].losses.values()] for trained in seeds]
-        seconds = float(np.median([t.seconds for trained in seeds for t in trained]))
-        tried = {rate: validation[n, rate, 0] for rate in settings.learning_rates}
-        outcomes.append(Outcome(n, chosen[n], tried, after, np.mean(starts, axis=0), seconds))
-    return outcomes
-
-
-def _draw(rows: np.ndarray, count: int, seed: list[int]) -> np.ndarray:
-    """`count` of the rows in random order; where there are fewer, all of them again and again."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows[np.resize(order, max(1, count))]
+    after = by_seed([[report_half(losses.after).mean() for losses in t.losses.values()] for t in done])
+    before = by_seed([[report_half(losses.before).mean() for losses in t.losses.values()] for t in done])
+    per_step = config.finetune.batch_size * config.sampling.sequence_length
+    rungs = {
+        min(rung.steps * per_step, jobs[0].rows.tokens * config.finetune.epochs): by_seed(
+            [[t.rungs[i].losses[name].mean() for name in heldout] for t in done]
+        )
+        for i, rung in enumerate(done[0].rungs)
+    }
+    epochs = by_seed([seen(job, config.finetune.epochs)["epochs"] for job in jobs]).mean(-1)
+    return Outcome(
+        jobs[0].rows.tokens * config.finetune.epochs,
+        learning_rate(config),
+        after,
+        before[0].mean(-1),
+        rungs,
+        epochs.tolist(),
+        float(np.median([t.seconds for t in done])),
+        losses_table(study, runs, jobs, done, job_keys(study, heldout, jobs)),
+    )
 
 
-def _after(trained: Trained, part: int) -> np.ndarray:
-    """Mean loss of every target after training on its validation part (0) or its test part (1), [M]."""
-    return np.array([_parts(losses.after)[part] for losses in trained.losses.values()])
+def losses_table(
+    study: Study, runs: list[tuple[str, int]], jobs: list[Job], done: list[Trained], keys: list[str]
+) -> pa.Table:
+    """A row for every training, target and rung, and for the model before it (0 steps): so that others can test
+    measures of their own.
 
-
-def _parts(losses: np.ndarray) -> tuple[float, float]:
-    """Mean over the first quarter of the sequences, and over the rest."""
-    cut = max(1, len(losses) // 4)
-    return float(losses[:cut].mean()), float(losses[cut:].mean())
+    Columns: `key` of the training, `candidate`, `seed`, `learning_rate`, `target`, `steps`, `tokens` trained on so far
+    (without replay), `distinct_tokens` of all the training's rows, `half` (`validation` or `report`: which held-out
+    rows of the target), `losses` (nats per token of each of these rows).
+    """
+    config, rows = study.config, []
+    per_step = config.finetune.batch_size * config.sampling.sequence_length
+    for (candidate, seed), job, trained, key in zip(runs, jobs, done, keys, strict=True):
+        most = job.rows.tokens * config.finetune.epochs
+        what = {"key": key, "candidate": candidate, "seed": seed, "learning_rate": job.learning_rate}
+        what["distinct_tokens"] = int(seen(job, 1)["distinct_tokens"])
+        last = trained.rungs[-1].steps
+        for target, losses in trained.losses.items():
+            measured = [(0, "report", report_half(losses.before)), (last, "report", report_half(losses.after))]
+            measured += [(rung.steps, "validation", rung.losses[target]) for rung in trained.rungs]
+            rows += [
+                {**what, "target": target, "steps": steps, "tokens": min(steps * per_step, most), "half": half,
+                 "losses": values.tolist()}
+                for steps, half, values in measured
+            ]  # fmt: skip
+    return pa.Table.from_pylist(rows)

@@ -18,7 +18,7 @@ COLOURS = {
     "combined": "#c2410c",
     "baseline": "#e08a3c",
     "model": "#999999",
-    "oracle": "#4caf7d",
+    "training": "#4caf7d",
 }
 READINGS = {
     "all": "all candidates",
@@ -61,12 +61,10 @@ def study_markdown(result: Prediction) -> str:
     lines = [f"{len(result.candidates)} candidates, {len(result.targets)} targets.", ""]
     for tokens, setting in result.settings.items():
         gain = np.array(setting.before) - np.array(setting.loss).min(0)
-        tried = ", ".join(f"{float(rate):g}: {loss:.4f}" for rate, loss in setting.validation.items())
         lines += [
             f"## {tokens} tokens",
             "",
-            f"Learning rate {setting.learning_rate:g} (validation loss by rate: {tried}). The best candidate lowers a "
-            "target's "
+            f"Learning rate {setting.learning_rate:g}. The best candidate lowers a target's "
             f"loss by {gain.mean():.3f} nats per token on average; standard error of a mean loss over seeds "
             f"{setting.seed_error:.4f}. One training: {setting.seconds:.1f} s. Rank correlation of one seed's losses "
             "with "
@@ -178,7 +176,7 @@ def losses_plot(result: Prediction, tokens: str) -> Any:
 
 
 def _family(result: Prediction, name: str) -> str:
-    return result.measures[name].family if name in result.measures else "oracle"
+    return result.measures[name].family if name in result.measures else "training"
 
 
 def _cell(q: Interval) -> str:

@@ -30,15 +30,12 @@ from align_ray.errors import ConfigError
 from align_ray.fisher.probe import Located, locate_probe
 from align_ray.fisher.sound import check_model
 
-ORACLE_SHARE = 10
-"""The oracle trains on one part in this many of the tokens it is compared at, roughly."""
-
 
 def check_predictable(study: Study) -> None:
     """Raises ConfigError where the study's trainings would want more text than is drawn, or leave nothing to
     compare, and ProbeError for a further probe that cannot be one."""
     config = study.config
-    most = max(config.predict.tokens)
+    most = config.predict.tokens
     if most > config.finetune.tokens:
         raise ConfigError(
             f"field 'predict.tokens' asks for {most} tokens, but 'finetune.tokens', the sample they are drawn from, is "
@@ -58,29 +55,26 @@ def _further_probe(config: Config, name: str) -> Located:
 
 
 def predictive_study(study: Study, evidence: Evidence) -> dict[str, Any]:
-    """Train, measure and judge; returns a JSON value.
+    """Train, measure and judge; returns a JSON value, and writes every loss as `losses.parquet`
+    (`outcomes.losses_table`).
 
-    `measures[name]`: family, seconds, scores [K][M]; `settings[tokens]`: learning rates tried and chosen, `before` [M],
-    `loss` [K][M] (mean over seeds), `reliability`, and `results[reading][name]`: Quality, where reading is `all` (every
+    `measures[name]`: family, seconds, scores [K][M]; `settings[tokens]`: the learning rate, `before` [M], `loss` [K][M]
+    (mean over seeds), `epochs` [K], `reliability`, and `results[reading][name]`: Quality, where reading is `all` (every
     pair), `others` (the target's related candidates left out), and `design` and `heldout` (as `others`, on the targets
     a measure was chosen on and on the rest). `versus[reading][name]`: rank correlation less that of the best cheap
     baseline.
     """
     config = study.config
     measures = measure_all(study, evidence)
-    outcomes = measure_outcomes(study)
-    candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
-    settings = {}
-    for outcome in outcomes:
-        judged = [*measures, *_oracle(outcome, outcomes)]
-        settings[str(outcome.tokens)] = _judge(config, outcome, judged)
+    outcome = measure_outcomes(study)
+    study.store.write_table("losses.parquet", outcome.table)
     return {
-        "candidates": candidates,
-        "targets": targets,
+        "candidates": [c.name for c in config.candidates],
+        "targets": [t.name for t in config.targets],
         "related": config.predict.related,
         "design": config.predict.design,
         "measures": {m.name: {**dataclasses.asdict(m), "scores": m.scores.tolist()} for m in measures},
-        "settings": settings,
+        "settings": {str(outcome.tokens): _judge(config, outcome, [*measures, *trained_measures(config, outcome)])},
     }
 
 
@@ -113,20 +107,42 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
     return result + combined_measures(result)
 
 
-def _oracle(outcome: Outcome, outcomes: list[Outcome]) -> list[Measure]:
-    """The losses after training on about a tenth of the tokens, where the study has such runs."""
-    smaller = [o for o in outcomes if o.tokens * ORACLE_SHARE / 2 <= outcome.tokens]
-    if not smaller:
-        return []
-    small = max(smaller, key=lambda o: o.tokens)
-    name = f"loss after training on {small.tokens} tokens (first seed)"
-    return [Measure(name, "oracle", -small.after[:, :, 0], small.seconds)]
+def trained_measures(config: Config, outcome: Outcome) -> list[Measure]:
+    """What the trainings themselves say earlier or elsewhere: losses at the rungs before the end (mean over seeds), and
+    how much a candidate helps other targets, its own left out. A measure that does no better than the latter says
+    nothing of the target."""
+    gain = outcome.before[None, :, None] - outcome.after
+    elsewhere = helps_elsewhere(gain.mean(-1), own_pairs(config))
+    early = [(tokens, losses) for tokens, losses in outcome.rungs.items() if tokens < outcome.tokens]
+    found = [
+        Measure(
+            f"loss after {tokens:,} tokens", "training", -losses.mean(-1), outcome.seconds * tokens / outcome.tokens
+        )
+        for tokens, losses in early
+    ]
+    return [*found, Measure("help elsewhere: loss change of the other targets", "training", elsewhere, outcome.seconds)]
+
+
+def helps_elsewhere(gain: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Mean gain of every candidate over the targets other than this one, none of which is its own, [K, M]; of `gain`
+    [K, M], centred by target."""
+    known = np.where(own, np.nan, gain)
+    centred = known - np.nanmean(known, axis=0)
+    sums, counts = np.nansum(centred, 1)[:, None], np.isfinite(centred).sum(1)[:, None]
+    here, there = np.where(own, 0.0, np.nan_to_num(centred)), np.where(own, 0, 1)
+    return (sums - here) / np.maximum(1, counts - there)
+
+
+def own_pairs(config: Config) -> np.ndarray:
+    """bool [K, M]: whether a candidate is of a target's own origin or template."""
+    related = config.predict.related
+    return np.array([[c.name in related.get(t.name, []) for t in config.targets] for c in config.candidates])
 
 
 def _judge(config: Config, outcome: Outcome, measures: list[Measure]) -> dict[str, Any]:
-    candidates, targets = [c.name for c in config.candidates], [t.name for t in config.targets]
+    targets = [t.name for t in config.targets]
     losses = outcome.after.mean(-1)
-    own = np.array([[c in config.predict.related.get(t, []) for t in targets] for c in candidates])
+    own = own_pairs(config)
     design = np.array([t in config.predict.design for t in targets])
     others = np.where(own, np.nan, losses)
     readings = {"all": losses, "others": others}
@@ -140,11 +156,12 @@ def _judge(config: Config, outcome: Outcome, measures: list[Measure]) -> dict[st
         found = {m.name: quality(m.scores[:, kept], values) for m in measures}
         best = max((m.name for m in measures if m.family == "baseline"), key=lambda n: found[n].spearman.value)
         results[reading] = {name: dataclasses.asdict(q) for name, q in found.items()}
-        gaps = {n: difference(q.by_target, found[best].by_target) for n, q in found.items() if n != best}
+        scores = {m.name: m.scores[:, kept] for m in measures}
+        gaps = {n: difference(s, scores[best], values) for n, s in scores.items() if n != best}
         versus[reading] = {"baseline": best, "difference": gaps}
     return {
         "learning_rate": outcome.learning_rate,
-        "validation": {str(rate): loss for rate, loss in outcome.validation.items()},
+        "epochs": outcome.epochs,
         "before": outcome.before.tolist(),
         "loss": losses.tolist(),
         "seed_error": float(outcome.after.std(-1, ddof=1).mean() / np.sqrt(outcome.after.shape[-1])),

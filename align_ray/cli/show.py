@@ -63,7 +63,7 @@ def _comparison(row: "Ranked", aligned: "Ranked") -> tuple[str, str, str]:
 def _loss(row: "Change | None") -> tuple[str, str]:
     if row is None:
         return "", ""
-    error = f" ±{1.96 * row.change_error:.3f}" if row.change_error else ""
+    error = f" ±{row.change_high - row.change:.3f}" if row.change_high is not None else ""
     return f"{row.after:.4f}", f"{row.change:+.3f}{error}"
 
 
@@ -124,9 +124,9 @@ def show_plan(study: "Study", plan: dict[str, Any]) -> None:
     table.add_column("role")
     table.add_column("to read", justify="right")
     table.add_column("source", overflow="fold")
-    for corpus in config.corpora:
+    for corpus in config.read:
         size = plan["corpora"][corpus.name]
-        role = "target" if corpus in config.targets else "candidate"
+        role = "target" if corpus in config.targets else "replay" if corpus == config.replay else "candidate"
         table.add_row(corpus.name, role, f"{size / 1e6:,.1f} MB" if size else "unknown", corpus.source)
     out.print(table)
     table = plain_table("at most (stored results are not computed again)")

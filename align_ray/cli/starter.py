@@ -189,7 +189,9 @@ def summary(field: FieldInfo) -> str:
 
 def _shown(field: FieldInfo, name: str, value: Any, mark: str = "", indent: str = "") -> str:
     plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-    return textwrap.indent(_comment(summary(field)) + mark + to_yaml({name: plain}), indent)
+    return textwrap.indent(
+        _comment(summary(field)) + mark + to_yaml({name: plain}, None if isinstance(plain, list) else False), indent
+    )
 
 
 def _comment(text: str) -> str:

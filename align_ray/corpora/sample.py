@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
-from align_ray.corpora.draw import DOCUMENT_SEQUENCES, draw_corpora, make_batches, packed_rows
+from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, cut_rows, draw_corpora, make_batches
+from align_ray.corpora.rows import Rows
 from align_ray.errors import CorpusError
 from align_ray.store import Store
 
@@ -22,17 +23,16 @@ class CorpusSample:
 
     batches: np.ndarray
     """int32 [N, B, T], embedded."""
-    training: np.ndarray
-    """int32 [n, T], sequences for fine-tuning (candidates)."""
-    heldout: np.ndarray
-    """int32 [m, T], sequences for the target's loss (targets); no document in common with `batches`."""
+    training: Rows
+    """Rows for fine-tuning (candidates)."""
+    heldout: Rows
+    """Rows for the target's loss (targets); no document in two of them, and none in common with `batches`."""
 
     def digest(self) -> str:
         """Digest of all rows: what is computed from the sample belongs to it alone."""
-        total = hashlib.sha256()
-        for array in (self.batches, self.training, self.heldout):
-            total.update(f"{array.shape}".encode() + np.ascontiguousarray(array, "<i4").tobytes())
-        return total.hexdigest()[:16]
+        total = hashlib.sha256(f"{self.batches.shape}".encode())
+        total.update(np.ascontiguousarray(self.batches, "<i4").tobytes())
+        return digest([total.hexdigest(), self.training.digest(), self.heldout.digest()])
 
 
 def sample_corpora(study: Study) -> dict[str, Any]:
@@ -56,37 +56,44 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     wanted = [
         *((c, target_tokens, for_targets) for c in config.targets),
         *((c, candidate_tokens, for_batches) for c in config.candidates),
+        *((c, replay_tokens(config), 0) for c in [config.replay] if c),
     ]
     store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
-    for corpus, drawn in draw_corpora(wanted, sampling, config.seed):
-        is_target = corpus in config.targets
+    for corpus, drawn in draw_corpora(wanted, sampling, config.seed, tokenizer):
+        is_target, is_replay = corpus in config.targets, corpus == config.replay
         counts = Counter(drawn.counts)
         if is_target:
-            target_keys |= {key for key, _ in drawn.documents}
-            embedded = [d for d in drawn.documents if d[0][-1] % 2 == 0]
-            heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
+            target_keys |= {d.key for d in drawn.documents}
+            embedded = [d for d in drawn.documents if d.key[-1] % 2 == 0]
+            heldout = [d for d in drawn.documents if d.key[-1] % 2 == 1]
             training = []
         else:
-            embedded = [d for d in drawn.documents if d[0] not in target_keys]
+            embedded = [d for d in drawn.documents if d.key not in target_keys]
             counts["in_target"] = len(drawn.documents) - len(embedded)
             heldout, training = [], embedded
+        wanted_tokens = replay_tokens(config) if is_replay else tune.tokens
+        train, test = -(-wanted_tokens // sampling.sequence_length), -(-tune.eval_tokens // sampling.sequence_length)
         sample = CorpusSample(
-            _embedding_batches(corpus, embedded, tokenizer, config, counts),
-            packed_rows(training, tokenizer, sampling, -(-tune.tokens // sampling.sequence_length)),
-            _heldout(heldout, tokenizer, config, tune.eval_tokens),
+            make_batches([], tokenizer, sampling, 0, counts)
+            if is_replay
+            else _embedding_batches(corpus, embedded, tokenizer, config, counts),
+            cut_rows(training, tokenizer, sampling, train),
+            cut_rows(heldout, tokenizer, sampling, test, alone=True),
         )
         if is_target and len(sample.heldout) == 0:
             raise CorpusError(
                 f"target '{corpus.name}' is too small to hold out text for its loss; give more documents."
             )
-        _say_if_short(study, corpus.name, sample, is_target)
+        if is_replay and len(sample.training) == 0:
+            raise CorpusError(f"corpus '{corpus.name}' holds too little text for replay; give more documents.")
+        _say_if_short(study, corpus.name, sample, is_target, wanted_tokens)
         _write_sample(store, corpus.name, sample)
         ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
         report[corpus.name] = {
-            "role": "target" if is_target else "candidate",
+            "role": "target" if is_target else "replay" if is_replay else "candidate",
             "batches": len(sample.batches),
             "estimated_tokens": round(counts["bytes"] * ratio),
-            "sample_digest": digest([k.hex() for k, _ in drawn.documents]),
+            "sample_digest": digest([d.key.hex() for d in drawn.documents]),
             "rows_digest": sample.digest(),
             **counts,
         }
@@ -94,7 +101,18 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     return report
 
 
-def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: Config, counts: Counter) -> np.ndarray:
+def replay_tokens(config: Config) -> int:
+    """Tokens of general text that a training takes beside `finetune.tokens` of others."""
+    return (
+        0
+        if config.replay is None
+        else math.ceil(config.finetune.tokens * config.replay.share / (1 - config.replay.share))
+    )
+
+
+def _embedding_batches(
+    corpus: Corpus, documents: list[Document], tokenizer: Any, config: Config, counts: Counter
+) -> np.ndarray:
     batches = make_batches(documents, tokenizer, config.sampling, config.sampling.batches, counts)
     if len(batches) < 2:
         need = 2 * config.sampling.batch_size * config.sampling.sequence_length
@@ -106,41 +124,43 @@ def _embedding_batches(corpus: Corpus, documents: list, tokenizer: Any, config: 
     return batches
 
 
-def _say_if_short(study: Study, name: str, sample: CorpusSample, is_target: bool) -> None:
+def _say_if_short(study: Study, name: str, sample: CorpusSample, is_target: bool, training_tokens: int) -> None:
     """A sentence where a corpus has less text than the trainings, or the loss on a target, are to have."""
     tune = study.config.finetune
-    rows, wanted = (sample.heldout, tune.eval_tokens) if is_target else (sample.training, tune.tokens)
-    if 0 < rows.size < wanted:
+    rows, wanted = (sample.heldout, tune.eval_tokens) if is_target else (sample.training, training_tokens)
+    if 0 < rows.tokens < wanted:
         then = "its loss is measured on these" if is_target else "a training on it alone repeats them"
         what = "held-out" if is_target else "training"
-        study.say(f"note: '{name}' gives {rows.size:,} of {wanted:,} {what} tokens: {then}")
-
-
-def _heldout(documents: list, tokenizer: Any, config: Config, tokens: int) -> np.ndarray:
-    """Up to `tokens` tokens as int32 [n, T]; no document is in two sequences, so that they are independent."""
-    single = config.sampling.model_copy(update={"batch_size": 1, "packing": "pack"})
-    rows = make_batches(documents, tokenizer, single, -(-tokens // single.sequence_length), Counter())
-    return rows[:, 0]
+        study.say(f"note: '{name}' gives {rows.tokens:,} of {wanted:,} {what} tokens: {then}")
 
 
 def _write_sample(store: Store, name: str, sample: CorpusSample) -> None:
-    parts: dict[str, np.ndarray] = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+    parts = {"batches": sample.batches}
+    for part in ROWS:
+        parts |= {f"{part}.{field}": array for field, array in vars(getattr(sample, part)).items()}
     rows = {
         "part": list(parts),
+        "dtype": [array.dtype.str for array in parts.values()],
         "shape": [list(array.shape) for array in parts.values()],
-        "ids": pa.array([array.ravel() for array in parts.values()], pa.list_(pa.int32())),
+        "values": [np.ascontiguousarray(array).tobytes() for array in parts.values()],
     }
     store.write_table(f"corpora/{name}.parquet", pa.table(rows))
 
 
+ROWS = ("training", "heldout")
+"""Fields of a CorpusSample that are Rows."""
+
+
 def read_sample(store: Store, name: str) -> CorpusSample:
-    """The stored sample of a corpus."""
-    table = store.read_table(f"corpora/{name}.parquet")
-    arrays = {}
-    for row in range(table.num_rows):
-        ids = np.asarray(table["ids"][row].values.to_numpy())
-        arrays[table["part"][row].as_py()] = ids.reshape(table["shape"][row].as_py())
-    return CorpusSample(**arrays)
+    """The stored sample of a corpus, also as 0.1 has stored it (token ids alone)."""
+    stored, arrays = store.read_table(f"corpora/{name}.parquet").to_pylist(), {}
+    for row in stored:
+        flat = np.frombuffer(row["values"], row["dtype"]) if "values" in row else np.array(row["ids"], np.int32)
+        arrays[row["part"]] = flat.reshape(row["shape"])
+    if "training" in arrays:
+        return CorpusSample(arrays["batches"], *(Rows.plain(arrays[part]) for part in ROWS))
+    fields = [field.name for field in dataclasses.fields(Rows)]
+    return CorpusSample(arrays["batches"], *(Rows(*(arrays[f"{part}.{field}"] for field in fields)) for part in ROWS))
 
 
 def token_counts(study: Study) -> dict[str, int]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from align_ray.config import Config, Corpus
 from align_ray.context import Study
-from align_ray.corpora.draw import document_key, draw_corpora
+from align_ray.corpora.draw import document_key, draw_texts
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.embedding.chunks import aligned_with, chunk_of, chunk_to_score, holds, keys_of
@@ -126,8 +126,8 @@ def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.
     config, store, tokenizer = study.config, study.store, study.tokenizer
     length = config.sampling.sequence_length
     by_document = config.sampling.model_copy(update={"packing": "pad"})
-    ((_, drawn),) = draw_corpora([(target, 2 * TARGET_DOCUMENTS * length, 0)], by_document, config.seed)
-    heldout = [d for d in drawn.documents if d[0][-1] % 2 == 1]
+    ((_, drawn, _),) = draw_texts([(target, 2 * TARGET_DOCUMENTS * length, 0)], by_document, config.seed)
+    heldout = [d for d in drawn if d[0][-1] % 2 == 1]
     stored = store.sound_tables(reference.folder)
     parts = [heldout[i : i + CHUNK_DOCUMENTS] for i in range(0, len(heldout), CHUNK_DOCUMENTS)]
     rows = [chunk_to_score(reference.folder, part, stored, tokenizer, length) for part in parts]

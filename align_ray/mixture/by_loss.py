@@ -13,6 +13,7 @@ from scipy.stats import qmc
 
 from align_ray.config import Config, digest
 from align_ray.context import Study, target_weights
+from align_ray.corpora.rows import validation_half
 from align_ray.mixture.constraints import Constraints, from_unit_cube, nearest, to_unit_cube
 from align_ray.mixture.tune import sampler
 from align_ray.progress import steps
@@ -24,20 +25,23 @@ from align_ray.training.jobs import (
     driver_resources,
     job_counter,
     job_key,
+    loop_settings,
+    replay_share,
     runs_at_once,
     scaling,
     train_jobs,
 )
 from align_ray.training.loop import on_worker, train_model
 from align_ray.training.rows import (
-    heldout_sequences,
+    heldout_rows,
     mixture_job,
     mixture_jobs,
-    training_sequences,
+    replay_text,
+    training_rows,
     unique_sequences,
-    validation_half,
+    with_rate,
 )
-from align_ray.training.step import sequence_losses, trainable_model
+from align_ray.training.step import heldout_losses, sequence_losses, trainable_model
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the proxy's tokens after which its loss is reported."""
@@ -62,24 +66,20 @@ def tune_loss(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
+    study = with_rate(study)
     config, store, located, names = study.config, study.store, study.model, constraints.names
     room = capacity(config.cluster)
-    heldout = {t: validation_half(rows) for t, rows in heldout_sequences(study).items()}
+    heldout = {t: validation_half(rows) for t, rows in heldout_rows(study).items()}
     fixed, unique = common_inputs(study, heldout), unique_sequences(config, tokens, config.search.proxy_tokens)
     share = scaling(config, room.use_gpu)
-    settings = {
-        **config.finetune.model_dump(),
-        "located": located,
-        "targets": heldout,
-        "store": store,
-        "config": config,
-    }
+    settings = {**loop_settings(study, heldout), "config": config}
 
     def trial(point: dict[str, float]) -> None:
         weights = from_unit_cube(np.array([point[n] for n in names]), constraints)
         named = dict(zip(names, weights.tolist(), strict=True))
-        job = mixture_job(config, training_sequences(config, store), unique, named, config.search.proxy_tokens, 0)
-        key = job_key(fixed, job)
+        rows = training_rows(config, store)
+        job = mixture_job(config, rows, unique, named, config.search.proxy_tokens, 0, replay_text(study))
+        key = job_key(fixed, job, replay_share(study))
         if done := store.find_json(f"proxies/{key}.json"):
             for rung, losses in enumerate(done, start=1):
                 tune.report(metrics(config, named, rung, losses))
@@ -98,7 +98,7 @@ def tune_loss(
 
     inputs = [
         located.digest,
-        {t: r.tolist() for t, r in heldout.items()},
+        {t: r.digest() for t, r in heldout.items()},
         constraints.lower.tolist(),
         constraints.upper.tolist(),
     ]
@@ -149,21 +149,21 @@ def proxy_loop(settings: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    device, heldout = on_worker(settings)
+    device, heldout = on_worker(), settings["targets"]
     torch.manual_seed(settings["job"]["seed"])
     model = trainable_model(settings, device)
 
     reported: list[dict[str, float]] = []
 
-    def report(rung: int) -> None:
-        model.eval()
-        reported.append({t: float(sequence_losses(model, rows).mean()) for t, rows in heldout.items()})
+    def report(steps: int) -> None:
+        losses = {t: sequence_losses(heldout_losses(model, rows, device)) for t, rows in heldout.items()}
+        reported.append({t: float(values.mean()) for t, values in losses.items()})
+        rung = len(reported)
         if rung == len(RUNGS) and train.get_context().get_world_rank() == 0:
             settings["store"].write_json(f"proxies/{settings['job']['key']}.json", reported)
         train.report(metrics(settings["config"], settings["weights"], rung, reported[-1]))
-        model.train()
 
-    train_model(model, settings["job"], settings, device, RUNGS, report)
+    train_model(model, settings["job"], settings, device, RUNGS, report, checkpoints=False)
 
 
 def swarm_mixtures(constraints: Constraints, count: int, seed: int) -> np.ndarray:
@@ -180,10 +180,11 @@ def run_swarm(
     """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by
     target, losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit`
     reads."""
+    study = with_rate(study)
     config = study.config
     weights = swarm_mixtures(constraints, config.search.trials, config.seed)
     named = [dict(zip(constraints.names, w.tolist(), strict=True)) for w in weights]
-    heldout = heldout_sequences(study)
+    heldout = heldout_rows(study)
     jobs = mixture_jobs(study, tokens, named, config.search.proxy_tokens, range(1))
     done = train_jobs(study, heldout, jobs)
     losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}

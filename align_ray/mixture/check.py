@@ -6,6 +6,7 @@ import numpy as np
 
 from align_ray.alignment.coefficients import batch_matrix, main_blocks, pooled_alignment
 from align_ray.context import Study
+from align_ray.corpora.rows import Rows
 from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.pool import embed_batches
 from align_ray.embedding.units import units_of
@@ -28,7 +29,7 @@ def check_mixtures(
     config, rows_of = study.config, evidence.rows
     size, halves = config.sampling.batch_size, {n: len(evidence.batches[n]) // 2 for n in constraints.names}
     second = {n: evidence.batches[n][half:] for n, half in halves.items()}
-    drawn_from = {n: b.reshape(-1, b.shape[-1]) for n, b in second.items()}
+    drawn_from = {n: Rows.plain(b.reshape(-1, b.shape[-1])) for n, b in second.items()}
     drawn = {}
     for name in CHECKED:
         # as many batches as the text fills without repetition: copies are not independent
@@ -36,7 +37,7 @@ def check_mixtures(
         fills = min(len(drawn_from[n]) / shares[n] for n in constraints.names if shares[n] > 0.01)
         count = min(max(2, int(fills) // size), max(2, config.sampling.batches // 2))
         everything = {n: len(rows) for n, rows in drawn_from.items()}
-        rows = mixture_rows(drawn_from, everything, shares, size * count, config.seed)
+        rows = mixture_rows(drawn_from, everything, shares, size * count, config.seed).ids
         order = np.random.default_rng(config.seed).permutation(len(rows))
         drawn[name] = list(rows[order].reshape(count, size, -1))
     embed_batches(study, drawn.values(), evidence.dtype)

@@ -17,7 +17,7 @@ def dsir_mixture(study: Study) -> np.ndarray:
     def texts(rows: np.ndarray) -> list[str]:
         return study.tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
 
-    candidates = {c.name: texts(read_sample(study.store, c.name).training) for c in study.config.candidates}
+    candidates = {c.name: texts(read_sample(study.store, c.name).training.ids) for c in study.config.candidates}
     samples = [read_sample(study.store, t.name).batches for t in study.config.targets]
     targets = [text for batches in samples for text in texts(batches.reshape(-1, batches.shape[-1]))]
     return dsir_weights(candidates, targets, TEXTS, study.config.seed)

@@ -110,13 +110,15 @@ def _distributions(counts: np.ndarray) -> np.ndarray:
 
 def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder:
     """MixMin (Thudi et al. 2025): minus the cross-entropy of held-out tokens under the mixture of the candidates'
-    fine-tuned models; `probabilities` by target: float32 [K, m, T - 1], of every token of m held-out sequences."""
+    fine-tuned models; `probabilities` by target: float32 [K, m, T - 1], of every token of m held-out
+    rows, NaN where one does not count."""
 
     def build(rng: np.random.Generator | None) -> Goal:
         objectives: list[Objective] = []
         for t in config.targets:
             p = probabilities[t.name]
             p = p[:, chosen(p.shape[1], rng)].reshape(len(p), -1)
+            p = p[:, np.isfinite(p[0])]
             objectives.append(log_mixture_objective(p, np.ones(p.shape[1])))
         return Goal(objectives, target_weights(config))
 

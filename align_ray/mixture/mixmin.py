@@ -3,18 +3,20 @@
 import numpy as np
 
 from align_ray.context import Study
+from align_ray.corpora.rows import validation_half
 from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.goals import mixmin_goal
 from align_ray.mixture.solver import solve
 from align_ray.training.jobs import heldout_probabilities
-from align_ray.training.rows import candidate_jobs, heldout_sequences, validation_half
+from align_ray.training.rows import candidate_jobs, heldout_rows, with_rate
 
 
 def candidate_probabilities(study: Study) -> dict[str, np.ndarray]:
     """Probability of every token of the held-out validation half after training on each candidate alone, by target
     float32 [K, m, T - 1]."""
+    study = with_rate(study)
     jobs = candidate_jobs(study, study.config.finetune.tokens)
-    found = heldout_probabilities(study, heldout_sequences(study), jobs)
+    found = heldout_probabilities(study, heldout_rows(study), jobs)
     return {t: np.stack([validation_half(p) for p in by_job]) for t, by_job in found.items()}
 
 

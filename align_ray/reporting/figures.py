@@ -128,7 +128,7 @@ def loss_figure(points: list[dict[str, Any]]) -> go.Figure:
         go.Scatter(
             x=[p["alignment"] for p in points], y=[p["after"] for p in points], text=[f" {p['run']} " for p in points],
             mode="markers+text", textposition=_beside(points), textfont={"size": 11}, marker={"size": 9},
-            error_y={"type": "data", "array": [1.96 * (p["change_error"] or 0) for p in points], "thickness": 1},
+            error_y={"type": "data", "array": [_margin(p) for p in points], "thickness": 1},
             hovertemplate="%{text}: alignment %{x:.4f}, loss %{y:.4f}<extra></extra>", cliponaxis=False,
         )
     )  # fmt: skip
@@ -201,6 +201,11 @@ def _with_half(estimate: Estimate) -> str:
     half = estimate["high"] - estimate["value"]
     # two batches give no interval
     return f"{estimate['value']:.3f}" + (f"<br>±{half:.3f}" if np.isfinite(half) else "")
+
+
+def _margin(point: dict[str, Any]) -> float:
+    """Half the interval of a change of loss; 0 where there is none."""
+    return 0.0 if point["change_high"] is None else point["change_high"] - point["change"]
 
 
 def _beside(points: list[dict[str, Any]]) -> list[str]:

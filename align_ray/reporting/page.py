@@ -93,9 +93,9 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
-    `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, after one training each, with
-    its interval over held-out sequences (None for a single one); `repeated`: sentences on trainings that saw their text
-    more than once, by stage;
+    `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, mean over seeds, with
+    its interval over seeds and held-out rows (None for a single row); `repeated`: sentences on trainings that saw
+    their text more than once, by stage;
     `losses` by target, see `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number;
     `actual` and `estimated`: totals over stages of what every stage has; `embedding_rate`: tokens per second of an
     actor.

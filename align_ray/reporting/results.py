@@ -387,31 +387,31 @@ class Finetuned(Result):
     TITLE = "Change of the held-out loss (nats per token)"
     SHOWN = {"run": "", "after": ".4f", "change": "+.4f", "change_low": "+.4f"}
     DRAWN = ("run", "change")
-    AXIS = "change of the loss (nats per token), 95% over held-out sequences"
+    AXIS = "change of the loss (nats per token), 95% over seeds and held-out rows"
 
     tokens: int
+    seeds: int = 1
+    learning_rate: float | None = None
     runs: dict[str, Training]
     uniform_less_mixture: Estimates = {}
-    """By target the uniform mixture's loss less the recommended one's, paired by held-out sequence; empty for one."""
+    """By target the uniform mixture's loss less the recommended one's, paired by seed and held-out row."""
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and training run, lowest loss first: tokens trained on, `distinct_tokens` among them and how
         often each was seen (`epochs`), loss `before` and `after`, `change` with its
-        interval over the held-out sequences, and `overlap`, the share of held-out 13-token windows in the training
+        interval over seeds and held-out rows, and `overlap`, the share of held-out 13-token windows in the training
         text."""
         rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
                 seen = {"distinct_tokens": run.distinct_tokens, "epochs": run.epochs}
-                cells = {"target": target, "run": name, "tokens": self.tokens, **seen, **loss.model_dump()}
-                if loss.change_error is not None:
-                    margin = 1.96 * loss.change_error
-                    cells |= {"change_low": loss.change - margin, "change_high": loss.change + margin}
-                rows.append(cells)
+                known = {k: v for k, v in loss.model_dump().items() if v is not None}
+                rows.append({"target": target, "run": name, "tokens": self.tokens, **seen, **known})
         return _by_loss(rows, "after")
 
     def notes(self) -> list[str]:
-        return self.repeated()
+        rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
+        return [f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}", *self.repeated()]
 
     def repeated(self) -> list[str]:
         """A sentence for every run that saw its text more than once."""
@@ -445,6 +445,7 @@ class Validation(Result):
 
     tokens: int = 0
     seeds: int = 0
+    learning_rate: float | None = None
     before: dict[str, float] = {}
     mixtures: dict[str, Validated]
     versus: dict[str, dict[str, dict[str, Difference]]]

@@ -192,9 +192,18 @@ class Change(Value):
     after: float
     change: float
     change_error: float | None
-    """Standard error over held-out sequences; None for a single one."""
+    """Standard error over seeds and held-out rows; None for a single row."""
+    change_low: float | None = None
+    change_high: float | None = None
     overlap: float
     """Share of the held-out 13-token windows that occur in the training rows."""
+
+
+class Rung(Value):
+    """Losses by target after so many steps, nats per token on the first half of the held-out text."""
+
+    steps: int
+    losses: dict[str, float]
 
 
 class Training(Value):
@@ -208,6 +217,8 @@ class Training(Value):
     """How often each of them is seen."""
     training: list[tuple[int, float]] = []
     """Steps with the loss of their batch."""
+    rungs: list[Rung] = []
+    """Losses while it was trained."""
     targets: dict[str, Change]
 
 
@@ -287,7 +298,8 @@ class Interval(Value):
 
 
 class Gap(Interval):
-    """A measure's rank correlation less that of the best cheap baseline; p of a sign-flip test."""
+    """A measure's rank correlation less that of the best cheap baseline; p: twice the share of resamples on the
+    other side of 0."""
 
     p: float
 
@@ -323,7 +335,8 @@ class Setting(Value):
     """Trainings on one number of tokens: losses [K][M], nats per token, and how well every measure predicts them."""
 
     learning_rate: float
-    validation: dict[str, float]
+    epochs: list[float] = []
+    """[K]: how often a training sees each of its rows."""
     before: list[float]
     loss: list[list[float]]
     seed_error: float

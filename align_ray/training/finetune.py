@@ -1,7 +1,7 @@
 """Proof by training: Ray Train fine-tunes the model on every candidate, the found mixture and the uniform one.
 
 Every run has the same number of tokens and the same optimiser; what differs is the text: of a candidate alone different
-sequences, of a mixture with the repetition of the real run (`training/rows.py`). The loss of each target's
+rows, of a mixture with the repetition of the real run (`training/rows.py`). The loss of each target's
 held-out sequences is measured before and after (`training/loop.py`).
 """
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.intervals import interval
+from align_ray.alignment.intervals import two_sample_mean
 from align_ray.config import Config
 from align_ray.context import Study
+from align_ray.corpora.rows import report_half
 from align_ray.reporting.results import Mixture
-from align_ray.training.jobs import Losses, train_jobs
-from align_ray.training.rows import candidate_jobs, heldout_sequences, mixture_jobs, report_half, seen
+from align_ray.training.jobs import train_jobs
+from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
 
 OVERLAP_TOKENS = 13
 MIXED = {"uniform": "uniform", "mixture": "recommended"}
@@ -51,42 +52,54 @@ def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
 def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict[str, Any]:
     """Fine-tune on every run whose result is not in the store; returns a JSON value.
 
-    `runs[name]`: weights, number of training sequences, `distinct_tokens`, how often each is seen (`epochs`),
-    `training` (steps with the loss of their batch), and by target `before` and `after` (nats per token on the second
-    half of the held-out text), `change` with its standard error over held-out sequences, and `overlap`.
-    `uniform_less_mixture[target]`: the paired difference of these two runs' losses, with its interval.
+    Every run is trained `finetune.seeds` times; seeds differ in the rows drawn and their order. `runs[name]`: weights,
+    and of the first seed's training the number of rows, `distinct_tokens`, how often each is seen (`epochs`),
+    `training` (steps with the loss of their batch) and `rungs` (losses by target after so many steps, on the first
+    half of the held-out text); by target `before` and `after` (nats per token on the second half of the held-out text,
+    mean over seeds), `change` with its standard error and interval over seeds and held-out rows, and `overlap`.
+    `uniform_less_mixture[target]`: the difference of these two runs' losses, paired by seed and row, with its interval.
     """
-    config, heldout = study.config, heldout_sequences(study)
+    study = with_rate(study)
+    config, heldout, seeds = study.config, heldout_rows(study), range(study.config.finetune.seeds)
     mixed = [run.weights for run in runs if run.name in MIXED]
-    jobs = candidate_jobs(study, config.finetune.tokens)
-    jobs += mixture_jobs(study, tokens, mixed, config.finetune.tokens, range(1))
+    jobs = candidate_jobs(study, config.finetune.tokens, seeds)
+    jobs += mixture_jobs(study, tokens, mixed, config.finetune.tokens, seeds)
+    done = train_jobs(study, heldout, jobs)
     report, after = {}, {}
-    for run, job, trained in zip(runs, jobs, train_jobs(study, heldout, jobs), strict=True):
+    for i, run in enumerate(runs):
+        job, trained = jobs[i * len(seeds)], done[i * len(seeds) : (i + 1) * len(seeds)]
         targets = {}
-        for t, losses in trained.losses.items():
-            reported = Losses(report_half(losses.before), report_half(losses.after))
-            targets[t] = {**change(reported), "overlap": overlap(job.rows, heldout[t])}
-            after[run.name, t] = reported.after
+        for t in heldout:
+            before = np.stack([report_half(x.losses[t].before) for x in trained])
+            after[run.name, t] = np.stack([report_half(x.losses[t].after) for x in trained])
+            targets[t] = {**change(before, after[run.name, t]), "overlap": overlap(job.rows.ids, heldout[t].ids)}
         report[run.name] = {
             "weights": run.weights,
             "sequences": len(job.rows),
             **seen(job, config.finetune.epochs),
-            "training": trained.training,
+            "training": trained[0].training,
+            "rungs": [
+                {"steps": rung.steps, "losses": {t: float(v.mean()) for t, v in rung.losses.items()}}
+                for rung in trained[0].rungs
+            ],
             "targets": targets,
         }
     paired = {t: after["uniform", t] - after["mixture", t] for t in heldout}
     return {
         "tokens": len(jobs[-1].rows) * config.sampling.sequence_length,
+        "seeds": len(seeds),
+        "learning_rate": learning_rate(config),
         "runs": report,
-        "uniform_less_mixture": {
-            t: vars(interval(d.mean(), d.var(ddof=1) / len(d), len(d) - 1)) for t, d in paired.items() if len(d) > 1
-        },
+        "uniform_less_mixture": {t: vars(two_sample_mean(d)) for t, d in paired.items() if d.shape[1] > 1},
     }
 
 
-def change(losses: Losses) -> dict[str, float | None]:
-    """Mean losses, and their change with its standard error over the (paired) held-out sequences."""
-    difference = losses.after - losses.before
-    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else None
-    values = {"before": losses.before.mean(), "after": losses.after.mean(), "change": difference.mean()}
-    return {**{name: float(value) for name, value in values.items()}, "change_error": error}
+def change(before: np.ndarray, after: np.ndarray) -> dict[str, float | None]:
+    """Mean losses, and their change with its standard error and 95% interval over seeds and held-out rows; both
+    float64 [seeds, rows]. None in the place of an interval where there is but one row."""
+    difference = after - before
+    found = {"before": float(before.mean()), "after": float(after.mean()), "change": float(difference.mean())}
+    if difference.shape[1] < 2:
+        return {**found, "change_error": None, "change_low": None, "change_high": None}
+    estimate = two_sample_mean(difference)
+    return {**found, "change_error": estimate.error, "change_low": estimate.low, "change_high": estimate.high}

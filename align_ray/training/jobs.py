@@ -14,80 +14,98 @@ import numpy as np
 from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.context import Study
+from align_ray.corpora.rows import Rows
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
 from align_ray.training.loop import finished, train_loop
 
+TRAINER = 2
+"""Version of what a training does; another one's losses are not taken for this one's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training: int32 rows [n, T], the peak learning rate, and the seed of the order (and of random weights)."""
+    """One training: its rows, the learning rate, the seed of the order (and of random weights), and the general text
+    of which every batch gets its share."""
 
-    rows: np.ndarray
+    rows: Rows
     learning_rate: float
     seed: int
+    replay: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """A target's loss on its held-out sequences, float64 [m], nats per token, before and after a job."""
+    """A target's loss on its held-out rows, float64 [m], nats per token, before and after a job."""
 
     before: np.ndarray
     after: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
+class Rung:
+    """Losses by target on the validation half of its held-out rows, float64 [m // 2], nats per token, after so many
+    steps."""
+
+    steps: int
+    losses: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a job came to: losses by target, the seconds of the training alone, and its steps with the loss of their
-    batch."""
+    """What a job came to: losses by target, those at every rung (the last one is the end), the seconds of the training
+    alone, and its steps with the loss of their batch."""
 
     losses: dict[str, Losses]
+    rungs: list[Rung]
     seconds: float
     training: list[tuple[int, float]]
 
 
-def train_jobs(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[Trained]:
+def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
     """Train every job whose result is not in the store; returns what every job came to.
 
-    `heldout`: int32 [m, T] by target. Raises RuntimeError where Ray gives a training up, CapReached where
+    `heldout`: rows by target. Raises RuntimeError where Ray gives a training up, CapReached where
     `cost.max_cost` is used up.
     """
-    store, keys = study.store, job_keys(study, heldout, jobs)
-    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k)}
+    store, keys, kept = study.store, job_keys(study, heldout, jobs), study.config.finetune.keep_weights
+    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k, kept)}
     if todo:
         _train(study, heldout, list(todo.values()))
         check_cap(study.config)
     return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
 
 
-def job_keys(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> list[str]:
+def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[str]:
     """What the jobs' results are stored under (see `job_key`)."""
-    fixed = common_inputs(study, heldout)
-    return [job_key(fixed, job) for job in jobs]
+    fixed, share = common_inputs(study, heldout), replay_share(study)
+    return [job_key(fixed, job, share) for job in jobs]
 
 
-def common_inputs(study: Study, heldout: dict[str, np.ndarray]) -> list[Any]:
+def common_inputs(study: Study, heldout: dict[str, Rows]) -> list[Any]:
     """What determines the results of all jobs alike, as a JSON value."""
     settings = study.config.finetune
     return [
+        TRAINER,
         study.model.digest,
         settings.epochs,
         settings.batch_size,
         settings.scratch,
-        {n: r.tolist() for n, r in heldout.items()},
-        *([settings.lora_rank] if settings.lora_rank else []),
+        {name: rows.digest() for name, rows in heldout.items()},
+        settings.lora_rank,
     ]
 
 
-def job_key(fixed: list[Any], job: Job) -> str:
+def job_key(fixed: list[Any], job: Job, replay_share: float) -> str:
     """Digest of all that determines a job's results; `fixed` from `common_inputs`."""
-    return digest([fixed, job.rows.tolist(), job.learning_rate, job.seed])
+    share = [job.replay.digest(), replay_share] if job.replay is not None else None
+    return digest([fixed, share, job.rows.digest(), job.learning_rate, job.seed])
 
 
-def heldout_probabilities(study: Study, heldout: dict[str, np.ndarray], jobs: list[Job]) -> dict[str, np.ndarray]:
-    """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1]; trains what is
-    missing."""
+def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> dict[str, np.ndarray]:
+    """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1], NaN where a token does
+    not count; trains what is missing."""
     from safetensors.numpy import load
 
     train_jobs(study, heldout, jobs)
@@ -97,10 +115,11 @@ def heldout_probabilities(study: Study, heldout: dict[str, np.ndarray], jobs: li
 
 def _trained(stored: dict[str, Any]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
-    return Trained(losses, stored["seconds"], stored.get("training", []))
+    rungs = [Rung(r["steps"], {t: np.array(v) for t, v in r["losses"].items()}) for r in stored["rungs"]]
+    return Trained(losses, rungs, stored["seconds"], stored["training"])
 
 
-def _train(study: Study, heldout: dict[str, np.ndarray], jobs: list[dict[str, Any]]) -> None:
+def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]]) -> None:
     """Share the jobs out among as many Ray Train runs as the cluster holds at once, inside one Ray Tune experiment."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
@@ -147,9 +166,15 @@ def _train(study: Study, heldout: dict[str, np.ndarray], jobs: list[dict[str, An
         raise RuntimeError(f"fine-tuning failed: {error}") from error
 
 
-def loop_settings(study: Study, heldout: dict[str, np.ndarray]) -> dict[str, Any]:
+def loop_settings(study: Study, heldout: dict[str, Rows]) -> dict[str, Any]:
     """What `train_loop` is told of the study; the jobs come with it."""
-    return {"located": study.model, "store": study.store, "targets": heldout, **study.config.finetune.model_dump()}
+    given = {"located": study.model, "store": study.store, "targets": heldout, "replay_share": replay_share(study)}
+    return given | study.config.finetune.model_dump()
+
+
+def replay_share(study: Study) -> float:
+    """Of the rows of every batch."""
+    return study.config.replay.share if study.config.replay else 0.0
 
 
 def job_counter() -> Any:

@@ -5,23 +5,25 @@ repeats many times. For a mixture each corpus is therefore first cut down to its
 token budget. A candidate alone stands for no such run: it is trained on as many different sequences as there are.
 """
 
+import dataclasses
 import zlib
 
 import numpy as np
 
 from align_ray.config import Config
 from align_ray.context import Study
+from align_ray.corpora.rows import Rows, validation_half
 from align_ray.corpora.sample import read_sample
 from align_ray.store import Store
-from align_ray.training.jobs import Job
+from align_ray.training.jobs import Job, train_jobs
 
 
 def mixture_rows(
-    training: dict[str, np.ndarray], unique: dict[str, int], weights: dict[str, float], rows: int, seed: int
-) -> np.ndarray:
-    """`rows` sequences in the proportions of the weights, int32 [rows, T].
+    training: dict[str, Rows], unique: dict[str, int], weights: dict[str, float], rows: int, seed: int
+) -> Rows:
+    """`rows` rows in the proportions of the weights.
 
-    `training`: int32 [n, T] by corpus; `unique`: sequences of each that a proxy may see; the seed chooses which, and
+    `training`: by corpus; `unique`: rows of each that a proxy may see; the seed chooses which, and
     where more are wanted they are repeated. A corpus whose sample is smaller than what may be seen is repeated earlier.
     """
     parts = []
@@ -29,7 +31,7 @@ def mixture_rows(
         order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(training[name]))
         pool = order[: max(1, unique[name])]
         parts.append(training[name][np.resize(pool, count)])
-    return np.concatenate(parts)
+    return Rows.joined(parts)
 
 
 def unique_sequences(config: Config, tokens: dict[str, int], proxy_tokens: int) -> dict[str, int]:
@@ -43,59 +45,90 @@ def mixture_jobs(
     study: Study, tokens: dict[str, int], mixtures: list[dict[str, float]], proxy_tokens: int, seeds: range
 ) -> list[Job]:
     """A job for every mixture and seed, mixture by mixture. `tokens`: available tokens by candidate."""
-    training = training_sequences(study.config, study.store)
+    training, replay = training_rows(study.config, study.store), replay_text(study)
     unique = unique_sequences(study.config, tokens, proxy_tokens)
-    return [mixture_job(study.config, training, unique, w, proxy_tokens, seed) for w in mixtures for seed in seeds]
+    return [
+        mixture_job(study.config, training, unique, w, proxy_tokens, seed, replay) for w in mixtures for seed in seeds
+    ]
 
 
-def candidate_jobs(study: Study, tokens: int) -> list[Job]:
-    """A job for every candidate alone, of `tokens` tokens: different sequences, repeated only where its sample holds
-    too few."""
-    training = training_sequences(study.config, study.store)
+def candidate_jobs(study: Study, tokens: int, seeds: range = range(1)) -> list[Job]:
+    """A job of `tokens` tokens for every candidate alone and seed, candidate by candidate: different rows, repeated
+    only where its sample holds too few."""
+    training, replay = training_rows(study.config, study.store), replay_text(study)
     everything = {name: len(rows) for name, rows in training.items()}
-    return [mixture_job(study.config, training, everything, {name: 1.0}, tokens, 0) for name in training]
+    return [
+        mixture_job(study.config, training, everything, {name: 1.0}, tokens, seed, replay)
+        for name in training
+        for seed in seeds
+    ]
 
 
 def seen(job: Job, epochs: int) -> dict[str, float]:
     """What a job is trained on: its `distinct_tokens`, and how often each is seen on average, `epochs`; `epochs` given
-    are those over the job's rows."""
-    distinct = len(np.unique(job.rows, axis=0))
-    return {"distinct_tokens": distinct * job.rows.shape[1], "epochs": epochs * len(job.rows) / distinct}
+    are those over the job's rows. Rows of replay are not counted."""
+    distinct = len(np.unique(job.rows.ids, axis=0))
+    return {"distinct_tokens": distinct * job.rows.ids.shape[1], "epochs": epochs * len(job.rows) / distinct}
 
 
 def mixture_job(
     config: Config,
-    training: dict[str, np.ndarray],
+    training: dict[str, Rows],
     unique: dict[str, int],
     weights: dict[str, float],
     proxy_tokens: int,
     seed: int,
+    replay: Rows | None,
 ) -> Job:
     """The training on a mixture (see `mixture_rows`)."""
     rows = -(-proxy_tokens // config.sampling.sequence_length)
     drawn = mixture_rows(training, unique, weights, rows, config.seed + seed)
-    return Job(drawn, config.finetune.learning_rate, seed)
+    return Job(drawn, learning_rate(config), seed, replay)
 
 
-def training_sequences(config: Config, store: Store) -> dict[str, np.ndarray]:
-    """The candidates' sequences for training, int32 [n, T]."""
+def learning_rate(config: Config) -> float:
+    """The one that trainings take; where there are several, the choice comes first (`with_rate`)."""
+    (rate,) = config.finetune.learning_rate
+    return rate
+
+
+def with_rate(study: Study) -> Study:
+    """The study with one learning rate: of several that with the lowest loss on the targets' validation halves, mean
+    over targets, after a training of `finetune.tokens` on the uniform mixture of the candidates, all rows different."""
+    rates = study.config.finetune.learning_rate
+    if len(rates) == 1:
+        return study
+    training = training_rows(study.config, study.store)
+    uniform = dict.fromkeys(training, 1 / len(training))
+    everything = {name: len(rows) for name, rows in training.items()}
+    alone = study.changed(finetune={"learning_rate": rates[:1]})
+    job = mixture_job(alone.config, training, everything, uniform, study.config.finetune.tokens, 0, replay_text(study))
+    done = train_jobs(study, heldout_rows(study), [dataclasses.replace(job, learning_rate=rate) for rate in rates])
+    losses = [float(np.mean([validation_half(x.after).mean() for x in trained.losses.values()])) for trained in done]
+    best = int(np.argmin(losses))
+    study.say(
+        f"learning rate {rates[best]:g}: the uniform mixture's validation loss is "
+        + ", ".join(f"{loss:.4f} at {rate:g}" for rate, loss in zip(rates, losses, strict=True))
+    )
+    if rates[best] in (min(rates), max(rates)):
+        study.say("note: that is the end of the list 'finetune.learning_rate'; a rate beyond it may be better")
+    return study.changed(finetune={"learning_rate": [rates[best]]})
+
+
+def training_rows(config: Config, store: Store) -> dict[str, Rows]:
+    """The candidates' rows for training."""
     return {c.name: read_sample(store, c.name).training for c in config.candidates}
 
 
-def heldout_sequences(study: Study) -> dict[str, np.ndarray]:
-    """The targets' held-out sequences, int32 [m, T]."""
+def replay_text(study: Study) -> Rows | None:
+    """Rows of general text, where the study has some."""
+    replay = study.config.replay
+    return read_sample(study.store, replay.name).training if replay else None
+
+
+def heldout_rows(study: Study) -> dict[str, Rows]:
+    """The targets' held-out rows."""
     return {t.name: read_sample(study.store, t.name).heldout for t in study.config.targets}
-
-
-def validation_half(values: np.ndarray) -> np.ndarray:
-    """The first half of held-out sequences (axis 0), or of anything that goes with them: for whatever chooses by its
-    loss."""
-    return values[: max(1, len(values) // 2)]
-
-
-def report_half(values: np.ndarray) -> np.ndarray:
-    """The second half, for what is reported; all of a single sequence."""
-    return values[len(values) // 2 :]
 
 
 def split_tokens(weights: np.ndarray, rows: int) -> np.ndarray:

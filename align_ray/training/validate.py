@@ -8,8 +8,9 @@ from scipy import stats
 
 from align_ray.alignment.intervals import Estimate, interval, p_mean_negative, two_sample_mean
 from align_ray.context import Study, reported_weights
+from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import train_jobs
-from align_ray.training.rows import heldout_sequences, mixture_jobs, report_half, seen
+from align_ray.training.rows import heldout_rows, learning_rate, mixture_jobs, seen, with_rate
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -33,7 +34,8 @@ def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, 
         same[name] = twin or name
         if twin is None:
             distinct[name] = weights
-    config, heldout = study.config, heldout_sequences(study)
+    study = with_rate(study)
+    config, heldout = study.config, heldout_rows(study)
     seeds = range(config.finetune.seeds)
     jobs = mixture_jobs(study, tokens, list(distinct.values()), config.finetune.tokens, seeds)
     done = train_jobs(study, heldout, jobs)
@@ -59,6 +61,7 @@ def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, 
     return {
         "tokens": len(jobs[0].rows) * config.sampling.sequence_length,
         "seeds": len(seeds),
+        "learning_rate": learning_rate(config),
         "before": before | {"all": float(share @ list(before.values()))},
         "mixtures": report,
         "versus": {

@@ -1,13 +1,15 @@
-"""A worker and the driver killed in embed and finetune: the stage is started again and ends as an undisturbed one
+"""Workers killed in embed and finetune, and the driver: what is stored ends as that of an undisturbed study
 (the search: mixture/test_search.py)."""
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from soak_run import furthest, results, start_driver, workers  # noqa: E402
 
-STAGES: dict[str, tuple[Callable[[Path], bool], tuple[str, ...]]] = {
-    "embed": (lambda out: any((out / "embeddings").rglob("*.parquet")), ("ray::MapWorker(MapBatches(ProbeActor",)),
-    "finetune": (lambda out: any((out / "finetune").glob("*.json")), ("ray::RayTrainWorker",)),
-}
-"""What a stage leaves once it is under way, and what its workers are called."""
+ACTORS, TRAININGS = ("ray::MapWorker(MapBatches(ProbeActor",), ("ray::RayTrainWorker",)
+"""What the workers of embed and of finetune are called."""
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +56,26 @@ input()
             pass
 
 
-def kill_a_worker(driver: subprocess.Popen, head: int, kinds: tuple[str, ...], rng: random.Random) -> str:
-    """Wait for workers while the driver lives, kill one and say which."""
-    while driver.poll() is None:
-        running = workers([head], kinds)
+def kill_a_worker(root: int, kinds: tuple[str, ...], rng: random.Random, going_on: Callable[[], bool]) -> str:
+    """Wait for workers below a process while `going_on`, kill one and say which."""
+    while going_on():
+        running = workers([root], kinds)
         for victim in rng.sample(running, len(running)):
             with contextlib.suppress(psutil.Error):  # it ended by itself: another one
                 name = victim.name()
                 victim.send_signal(signal.SIGKILL)
                 return name
         time.sleep(0.05)
-    raise AssertionError(f"the driver ended before any of {kinds} was killed")
+    raise AssertionError(f"the stage ended before any of {kinds} was killed")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(cluster, local_ray, small_config, tmp_path):
-    """What is between the two, and the undisturbed run, is in this process, on the Ray of the tests."""
+def test_the_stages_with_workers_survive_the_death_of_one_and_finetune_that_of_the_driver(
+    cluster, local_ray, small_config, tmp_path
+):
+    """The death of a driver that embeds: test_jobs.py. What is between the two stages, and the undisturbed run, is in
+    this process, on the Ray of the tests."""
     address, head = cluster
     rng = random.Random(seed := random.randrange(2**32))
     print(f"seed {seed}")
@@ -84,31 +86,37 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_of_the_driver(clus
         "finetune": {"tokens": 4096, "eval_tokens": 1024},
         "cluster": {"max_actors": 2},  # with room beside: Ray may keep what a training held whose driver was killed
     }
-
-    def kill_and_go_on(stage: str) -> None:
-        under_way, kinds = STAGES[stage]
-        driver = start_driver(config, address, stage)
-        while not under_way(out):
-            assert driver.poll() is None, f"{stage}: the driver ended before the stage was under way"
-            time.sleep(0.05)
-        print(f"{stage}: killed {kill_a_worker(driver, head, kinds, rng)}")
-        time.sleep(rng.uniform(0.0, 1.0))
-        assert driver.poll() is None, f"{stage}: the driver ended before it was killed"
-        driver.kill()
-        driver.wait()
-        driver = start_driver(config, address, stage)
-        assert driver.wait(300) == 0, config.with_suffix(".log").read_text()[-3000:]
+    out, config = tmp_path / "killed", tmp_path / "killed.yaml"
+    config.write_text(yaml.safe_dump(small_config(out, **sizes)))
 
     def go_on(study: Study) -> None:
         with actors_here():
             pipeline.align(study)
             pipeline.search(study)
 
-    out, config = tmp_path / "killed", tmp_path / "killed.yaml"
-    config.write_text(yaml.safe_dump(small_config(out, **sizes)))
-    kill_and_go_on("embed")
-    go_on(pipeline.open_study(load_config(config)))
-    kill_and_go_on("finetune")
+    def kill_when_under_way() -> str:
+        while not any((out / "embeddings").rglob("*.parquet")):
+            time.sleep(0.05)
+        return kill_a_worker(os.getpid(), ACTORS, rng, lambda: not (out / "embedding.json").exists())
+
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill_when_under_way)
+        pipeline.embed(study := pipeline.open_study(load_config(config)))
+        print(f"embed: killed {killer.result()}")
+    go_on(study)
+
+    driver = start_driver(config, address, "finetune")
+    while not any((out / "finetune").glob("*.json")):
+        assert driver.poll() is None, "the driver ended before a training had"
+        time.sleep(0.05)
+    print(f"finetune: killed {kill_a_worker(head, TRAININGS, rng, lambda: driver.poll() is None)}")
+    time.sleep(rng.uniform(0.0, 1.0))
+    assert driver.poll() is None, "the driver ended before it was killed"
+    driver.kill()
+    driver.wait()
+    driver = start_driver(config, address, "finetune")
+    assert driver.wait(300) == 0, config.with_suffix(".log").read_text()[-3000:]
+
     killed = results(out)
     undisturbed = pipeline.open_study(Config.model_validate(small_config(tmp_path / "undisturbed", **sizes)))
     with actors_here():

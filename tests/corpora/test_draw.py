@@ -7,7 +7,15 @@ import pytest
 
 from align_ray.config import Config, Sampling
 from align_ray.corpora import tasks
-from align_ray.corpora.draw import DOCUMENT_SEQUENCES, document_key, make_batches, packed_rows, smallest
+from align_ray.corpora.draw import (
+    DOCUMENT_SEQUENCES,
+    cut_rows,
+    document_key,
+    excerpt,
+    make_batches,
+    smallest,
+    tokenised,
+)
 from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.corpora.sources import Fragment
 from align_ray.corpora.tasks import MOST_TASKS, TASK_BYTES, group_fragments, grouped_fragments
@@ -63,8 +71,11 @@ def test_the_key_is_the_seeds_and_the_texts():
 def batches_of(texts, packing="pack", batches=10):
     counts = Counter()
     sampling = SAMPLING.model_copy(update={"packing": packing})
-    drawn = [(bytes([i]), text) for i, text in enumerate(texts)]
-    return make_batches(drawn, Characters(), sampling, batches, counts), counts
+    return make_batches(documents_of(texts), Characters(), sampling, batches, counts), counts
+
+
+def documents_of(texts, seed=0):
+    return [tokenised(document_key(seed, text), text, Characters()) for text in texts]
 
 
 def text_of(batch):
@@ -91,22 +102,76 @@ def test_batches_share_no_document():
     assert [text_of(b) for b in found] == [chr(65 + i) * 16 for i in range(8)]
 
 
-def test_a_long_document_contributes_a_bounded_number_of_sequences():
+def letters(document, n):
+    """Text of which every character tells the document and the place."""
+    return "".join(chr(1000 * (document + 1) + i) for i in range(n))
+
+
+def test_a_long_document_contributes_a_bounded_number_of_sequences_from_all_over_it():
     sampling = Sampling(sequence_length=8, batch_size=DOCUMENT_SEQUENCES + 1)
-    drawn = [(b"a", "a" * 1000), (b"b", "b" * 1000)]
-    found = make_batches(drawn, Characters(), sampling, 10, Counter())
-    assert Counter(text_of(found[0])) == {"a": 8 * DOCUMENT_SEQUENCES, "\0": 1, "b": 7}
+    (batch,) = make_batches(documents_of([letters(0, 800), letters(1, 800)]), Characters(), sampling, 10, Counter())
+    documents, places = batch // 1000, batch % 1000
+    assert (documents[:-1] == 1).all() and (documents[-1] == 2).all()
+    assert (np.diff(places, axis=1) == 1).all(), "a sequence is a window of its document"
+    starts = places[:-1, 0]
+    assert len(set(starts)) == DOCUMENT_SEQUENCES and (np.diff(starts) >= 8).all() and np.ptp(starts) > 400
 
 
-def test_rows_for_training_are_cut_from_all_of_a_document_up_to_the_bound():
+def test_windows_are_at_other_places_in_every_document_and_at_the_same_ones_for_a_seed():
     sampling = Sampling(sequence_length=8, batch_size=2)
-    texts = ["".join(chr(200 + 100 * d + i) for i in range(80)) for d in range(3)]
-    drawn = [(bytes([i]), text) for i, text in enumerate(texts)]
-    rows = packed_rows(drawn, Characters(), sampling, 100)
-    assert text_of(rows) == "\0".join(text[: 8 * DOCUMENT_SEQUENCES] for text in texts)[: rows.size]
-    assert len(np.unique(rows, axis=0)) == len(rows) == 3 * DOCUMENT_SEQUENCES
-    assert packed_rows(drawn, Characters(), sampling, 5).tolist() == rows[:5].tolist()
-    assert packed_rows([], Characters(), sampling, 5).shape == (0, 8)
+    one, again = (cut_rows(documents_of([letters(0, 800)]), Characters(), sampling, 100) for _ in range(2))
+    np.testing.assert_array_equal(one.ids, again.ids)
+    other_seed = cut_rows(documents_of([letters(0, 800)], seed=1), Characters(), sampling, 100)
+    other = cut_rows(documents_of([letters(1, 800)]), Characters(), sampling, 100)
+    places = [set(rows.places[:, 0].tolist()) for rows in (one, other_seed, other)]
+    assert all(len(p) == DOCUMENT_SEQUENCES for p in places) and places[0] != places[1] and places[0] != places[2]
+
+
+def test_of_a_very_long_document_any_part_is_looked_at():
+    """Books that begin alike give rows that differ; `cut` takes the first tokens, as published."""
+    sampling = Sampling(sequence_length=8)
+    texts = [letters(0, 500) + letters(1 + i, 4500) for i in range(40)]
+    keys = [document_key(0, text) for text in texts]
+    starts = [text.index(excerpt(key, text, sampling)) for key, text in zip(keys, texts, strict=True)]
+    assert np.ptp(starts) > 3000 and min(starts) < 1000
+    rows = cut_rows(
+        [tokenised(key, excerpt(key, text, sampling), Characters()) for key, text in zip(keys, texts, strict=True)],
+        Characters(), sampling, 1000,
+    )  # fmt: skip
+    assert len(rows) == 40 * DOCUMENT_SEQUENCES and len(np.unique(rows.ids, axis=0)) > 0.95 * len(rows)
+    cut = sampling.model_copy(update={"packing": "cut"})
+    assert all(text.startswith(excerpt(key, text, cut)) for key, text in zip(keys, texts, strict=True))
+
+
+def test_rows_hold_every_token_once_where_documents_are_not_too_long():
+    sampling = Sampling(sequence_length=8, batch_size=2)
+    lengths = [5, 8, 30, 64, 3, 17, 1]
+    documents = documents_of([letters(i, n) for i, n in enumerate(lengths)])
+    rows = cut_rows(documents, Characters(), sampling, 100)
+    text = rows.ids[rows.ids > 0]
+    assert len(set(text.tolist())) == len(text) > sum(lengths) - 8 - 2, "at most an unfinished row is missing"
+    of_text = rows.ids > 0
+    np.testing.assert_array_equal(rows.places[of_text], rows.ids[of_text] % 1000)
+    names = {int.from_bytes(d.key[:8], signed=True): i + 1 for i, d in enumerate(documents)}
+    assert [names[d] for d in rows.documents[of_text]] == (rows.ids[of_text] // 1000).tolist()
+    assert cut_rows(documents, Characters(), sampling, 5).ids.tolist() == rows.ids[:5].tolist()
+    assert cut_rows([], Characters(), sampling, 5).ids.shape == (0, 8)
+
+
+def test_positions_begin_anew_with_every_document_and_its_first_token_does_not_count():
+    sampling = Sampling(sequence_length=8, batch_size=2)
+    rows = cut_rows(documents_of(["abc", "de", "fghijk"]), Characters(), sampling, 1)
+    assert text_of(rows.ids) == "abc\0de\0f"
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0]]
+    assert rows.scored.tolist() == [[False, True, True, True, False, True, True, False]]
+
+
+def test_held_out_rows_share_no_document():
+    sampling = Sampling(sequence_length=8, batch_size=2)
+    texts = [letters(i, int(n)) for i, n in enumerate(np.random.default_rng(0).integers(1, 90, 60))]
+    rows = cut_rows(documents_of(texts), Characters(), sampling, 100, alone=True)
+    of_rows = [set(row.tolist()) for row in rows.documents]
+    assert len(rows) >= 50 and sum(map(len, of_rows)) == len(set().union(*of_rows))
 
 
 @pytest.mark.parametrize("characters", [400, 4_000, 12_000])
@@ -129,7 +194,7 @@ def test_a_study_gets_the_tokens_it_asks_for_whatever_the_length_of_documents(
         sample = read_sample(study.store, name)
         assert len(sample.batches) == 8
         rows, wanted = (sample.heldout, 64) if name == "target" else (sample.training, 250)
-        assert len(rows) == len(np.unique(rows, axis=0)) == wanted, name
+        assert len(rows) == len(np.unique(rows.ids, axis=0)) == wanted, name
     assert not [line for line in said if "note" in line]
 
 
@@ -139,7 +204,9 @@ def test_text_that_is_short_of_what_is_asked_for_is_said_with_the_numbers(small_
     study = open_study(Config.model_validate(config), say=said.append)
     sample_corpora(study)
     rows = read_sample(study.store, "licences").training
-    expected = f"note: 'licences' gives {rows.size:,} of 2,000,000 training tokens: a training on it alone repeats them"
+    expected = (
+        f"note: 'licences' gives {rows.tokens:,} of 2,000,000 training tokens: a training on it alone repeats them"
+    )
     assert expected in said
 
 

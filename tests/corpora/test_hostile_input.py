@@ -28,7 +28,7 @@ from align_ray.cli.main import app
 from align_ray.config import Config, Corpus, Sampling
 from align_ray.config_file import load_config
 from align_ray.corpora import draw, limits, tasks
-from align_ray.corpora.draw import document_key, make_batches, smallest
+from align_ray.corpora.draw import document_key, make_batches, smallest, tokenised
 from align_ray.corpora.parquet import text_records
 from align_ray.corpora.sources import Fragment, check_corpus, documents, plan_fragments
 from align_ray.embedding.pool import Embed, ProbeActor
@@ -166,7 +166,8 @@ def test_files_that_became_empty_after_the_check_leave_a_corpus_without_document
     (tmp_path / "a.jsonl").write_bytes(b"")
     (tmp_path / "b.jsonl").write_bytes(lines("b"))
     wanted = [(Corpus(name=n, source=str(tmp_path / f"{n}.jsonl")), 100, 0) for n in ("a", "b")]
-    drawn = {corpus.name: found for corpus, found in draw.draw_corpora(wanted, Sampling(), 0)}
+    tokenizer = load_tokenizer(locate_probe(load_config().probe.plain()))
+    drawn = {corpus.name: found for corpus, found in draw.draw_corpora(wanted, Sampling(), 0, tokenizer)}
     assert drawn["a"].documents == [] and drawn["a"].counts == {} and len(drawn["b"].documents) == 1
 
 
@@ -337,9 +338,10 @@ def test_text_of_any_script_is_drawn_whole_and_fills_its_batches(tmp_path, scrip
     tokens = 2 * 4 * 32
     drawn = smallest(((document_key(0, t), t) for t in texts), tokens * draw.CHARACTERS_PER_TOKEN)
     tokenizer = load_tokenizer(locate_probe(load_config().probe.plain()))
-    found = make_batches(drawn, tokenizer, wanted, 2, Counter())
+    documents = [tokenised(key, text, tokenizer) for key, text in drawn]
+    found = make_batches(documents, tokenizer, wanted, 2, Counter())
     assert found.shape == (2, 4, 32)
-    assert tokenizer.decode(found[0].ravel().tolist()).startswith(drawn[0][1][:25])
+    assert all(tokenizer.decode(d.ids.tolist()) == text for d, (_, text) in zip(documents, drawn, strict=True))
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
@@ -368,7 +370,7 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
     assert tokenizer.eos_token_id is None and tokenizer.pad_token_id is None
     texts = ["a b c d e f g h i j", "k l m", *(f"{a} {b} o p q r s t u v" for a in "abc" for b in "xyz")]
     found = make_batches(
-        [(b"%d" % i, t) for i, t in enumerate(texts)],
+        [tokenised(b"%d" % i, t, tokenizer) for i, t in enumerate(texts)],
         tokenizer,
         Sampling(sequence_length=8, batch_size=4, packing=packing),
         2,
@@ -376,8 +378,9 @@ def test_a_tokenizer_without_pad_and_end_of_text_tokens_serves(bare_probe, tmp_p
     )
     assert len(found) == 2 and (found[0] < 0).any() == (packing == "pad")
     if packing == "pack":
-        # nothing between documents
-        assert tokenizer.decode(found[0].ravel()[:13].tolist()) == "a b c d e f g h i j k l m"
+        # a window of the first document; its end and the others', with nothing between
+        rows = tokenizer.batch_decode(found.reshape(-1, 8).tolist())
+        assert rows[0] == "a b c d e f g h" and "i j k l m u v u" in rows
     store = Store(str(tmp_path))
     settings = Estimator(estimator, draws=1)
     located, folder = Located(str(bare_probe), {}, "d", 64), Folder("key", "float32", None)

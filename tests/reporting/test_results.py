@@ -54,6 +54,7 @@ def alignment():
 def finetuned():
     def run(after, error):
         change = {"before": 4.0, "after": after, "change": after - 4.0, "change_error": error, "overlap": 0.0}
+        change |= {"change_low": after - 4.0 - 3 * error, "change_high": after - 4.0 + 3 * error}
         return {"weights": {"a": 1.0}, "sequences": 8, "training": [[1, 4.0]], "targets": {"t1": change}}
 
     return Finetuned(tokens=1024, runs={"a": run(3.9, 0.01), "b": run(3.5, 0.02)})
@@ -180,10 +181,10 @@ def test_alignment_is_a_row_a_target_and_candidate_in_the_order_of_cross_entropy
 def test_a_change_of_loss_has_an_interval_only_where_its_error_is_known(finetuned):
     frame = finetuned.to_pandas().set_index("run")
     assert list(frame.index) == ["b", "a"], "lowest loss first"
-    assert frame.loc["b", "change_high"] == pytest.approx(-0.5 + 1.96 * 0.02)
+    assert frame.loc["b", "change_high"] == pytest.approx(-0.5 + 3 * 0.02)
     plain = finetuned.dump()
     plain["runs"] = {"a": plain["runs"]["a"]}
-    plain["runs"]["a"]["targets"]["t1"]["change_error"] = None
+    plain["runs"]["a"]["targets"]["t1"] |= {"change_error": None, "change_low": None, "change_high": None}
     single = Finetuned.parse(plain)
     assert "change_low" not in single.to_pandas() and "95%" not in repr(single)
 

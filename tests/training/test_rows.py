@@ -3,16 +3,19 @@
 import numpy as np
 
 from align_ray.config import Config
+from align_ray.corpora.rows import Rows, report_half, validation_half
 from align_ray.training.jobs import Job
-from align_ray.training.rows import mixture_rows, seen, unique_sequences, validation_half
-from align_ray.training.rows import report_half as reported_half
+from align_ray.training.rows import mixture_rows, seen, unique_sequences
 
 T = 16
-TRAINING = {"a": np.arange(200)[:, None] + np.zeros(T, int), "b": 1000 + np.arange(50)[:, None] + np.zeros(T, int)}
+TRAINING = {
+    "a": Rows.plain(np.arange(200)[:, None] + np.zeros(T, int)),
+    "b": Rows.plain(1000 + np.arange(50)[:, None] + np.zeros(T, int)),
+}
 
 
 def rows(weights, unique, count=100, seed=0):
-    return mixture_rows(TRAINING, unique, weights, count, seed)[:, 0]
+    return mixture_rows(TRAINING, unique, weights, count, seed).ids[:, 0]
 
 
 def test_rows_are_in_proportion_and_not_repeated_while_there_are_enough():
@@ -44,9 +47,9 @@ def test_a_corpus_is_repeated_as_often_as_in_the_real_run():
 
 def test_the_halves_of_the_held_out_text_are_all_of_it_and_share_nothing():
     values = np.arange(7)
-    np.testing.assert_array_equal(np.concatenate([validation_half(values), reported_half(values)]), values)
+    np.testing.assert_array_equal(np.concatenate([validation_half(values), report_half(values)]), values)
 
 
 def test_what_a_job_has_seen_is_counted_in_distinct_tokens_and_epochs():
-    job = Job(rows=TRAINING["a"][[0, 1, 1, 2, 2, 2]], learning_rate=1e-3, seed=0)
+    job = Job(rows=TRAINING["a"][np.array([0, 1, 1, 2, 2, 2])], learning_rate=1e-3, seed=0)
     assert seen(job, epochs=2) == {"distinct_tokens": 3 * T, "epochs": 4.0}
