@@ -24,8 +24,22 @@ class Model(BaseModel):
     )
 
 
+class Chat(Model):
+    """Conversations, rendered by a chat template."""
+
+    messages: str = "messages"
+    """The column of the messages: a list of `{role, content}` or `{from, value}`, or of texts that user and assistant
+    say in turn."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column(cls, value: Any) -> Any:
+        return {"messages": value} if isinstance(value, str) else value
+
+
 class Corpus(Model):
-    """One corpus: where its records are and how a record becomes a text."""
+    """One corpus: where its records are and how a record becomes a text: by `column`, `template`, `chat`, or `prompt`
+    and `completion`."""
 
     name: Name
     """Distinct among all targets and candidates; used in every table and file name."""
@@ -34,9 +48,24 @@ class Corpus(Model):
     (`data/*.jsonl.gz`, `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://`
     plus a local folder in the hub's layout), or `installed:NAME`."""
     column: str = "text"
-    """The column that holds the text (ignored where `template` is given)."""
+    """The column that holds the text, or a nested one as `doc.body` (ignored where one of the next fields is given)."""
     template: str | None = None
     """A format string over the columns, for example "{informal}\\n{formal}"."""
+    chat: Chat | None = None
+    """Conversations: `{messages: COLUMN}`, or the column alone. What counts is what the assistant says."""
+    prompt: str | None = None
+    """With `completion`: a column, or a format string over columns, each of which may be missing or empty. A list of
+    messages is rendered by the tokenizer's chat template."""
+    completion: str | None = None
+    """What follows the prompt, a column or a format string: what counts."""
+    chat_template: str | None = None
+    """A Jinja template for conversations. Default: the tokenizer's own; where it has none, `User: ...` and
+    `Assistant: ...` with a blank line between."""
+    separator: str = "\n"
+    """Between prompt and completion, where neither has white space there."""
+    mask: Literal["completion", "all"] = "completion"
+    """What counts of a conversation, or of prompt and completion, in embeddings, word counts and losses: the
+    assistant's tokens, or all."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
     """What one document is in plain-text files: the file, a paragraph (blank lines between) or a line."""
     split: str = "train"
@@ -45,6 +74,15 @@ class Corpus(Model):
     """hf:// only: the data set's configuration name."""
     streaming: bool = True
     """hf:// only: stream the data set instead of downloading it whole."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion belong together; give both")
+        ways = {"template": self.template, "chat": self.chat, "prompt": self.prompt}
+        if len(given := [name for name, value in ways.items() if value is not None]) > 1:
+            raise ValueError(f"{' and '.join(given)} are two ways to make a text of a record; keep one")
+        return self
 
 
 class Replay(Corpus):

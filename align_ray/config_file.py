@@ -16,6 +16,7 @@ EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")
 M = TypeVar("M", bound=Model)
 
 REMOVED = {
+    "predict.learning_rates": "is finetune.learning_rate since 0.2.0, a list or one number; move it there",
     "search.bootstrap": "is called search.resamples since 0.2.0; rename it",
     "search.sampler": "was removed in 0.2.0: the search always uses Optuna's TPE; delete it",
     "embedding.pooling: winsorised": "was removed in 0.2.0: it breaks the additivity of embeddings; set unit or mean",

@@ -10,7 +10,7 @@ import numpy as np
 
 from align_ray.config import Config
 from align_ray.errors import ConfigError
-from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
+from align_ray.fisher.probe import Located, chat_template_of, load_tokenizer, locate_probe
 from align_ray.store import Store
 
 
@@ -44,6 +44,11 @@ class Study:
     def tokenizer(self) -> Any:
         """The probe's."""
         return load_tokenizer(self.probe)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """By which conversations are rendered, in corpora that have no template of their own."""
+        return chat_template_of(self.tokenizer)
 
     def changed(self, **sections: dict[str, Any]) -> "Study":
         """The same study with fields of some sections of its configuration changed: `changed(search={"method":

@@ -46,7 +46,7 @@ def main(
     print(f"candidate {corpora[0]}: {len(candidate)} batches, target {corpora[1]}: {len(target)} batches")
     print("| batches of a model | batches | coverage | larger part first | surely |\n|---|---|---|---|---|")
     for k in (2, 8):
-        size = Size(k, SMALL.batch_size, SMALL.sequence_length)
+        size = Size(k * SMALL.batch_size * SMALL.sequence_length)
         truth = cross_entropy_values(candidate, target, vocabulary, size).mean()
         for n in (n for n in SIZES if n >= k):
             hits, larger = [], []

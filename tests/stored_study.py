@@ -131,7 +131,14 @@ def trainings(rng, search):
         seen = {"distinct_tokens": round(512 / epochs), "epochs": epochs}
         report[name] = {"weights": weights, "sequences": 16, **seen, "targets": targets}
     paired = {t: {"value": 0.0, "error": 0.01, "low": 0.021 * k, "high": 0.043 * k} for k, t in enumerate(TARGETS, 1)}
-    return {"tokens": 512, "seeds": 2, "learning_rate": 1e-4, "runs": report, "uniform_less_mixture": paired}
+    return {
+        "tokens": 512,
+        "seeds": 2,
+        "learning_rate": 1e-4,
+        "bytes_per_token": dict.fromkeys(TARGETS, 3.5),
+        "runs": report,
+        "uniform_less_mixture": paired,
+    }
 
 
 def seeds(rng, search):

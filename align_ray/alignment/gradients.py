@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from align_ray.fisher.probe import has_bfloat16
-from align_ray.fisher.trunk import PADDING
+from align_ray.fisher.tokens import PADDING, plain_ids
 
 SEQUENCES = 32
 """Taken of a corpus, spread evenly over its batches."""
@@ -58,15 +58,18 @@ def corpus_sketches(model: nn.Module, ids: np.ndarray, size: int = SIZE) -> Sket
     vocabulary = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     model.requires_grad_(True)
     device = next(model.parameters()).device
-    chunks = torch.as_tensor(ids, dtype=torch.long, device=device).split(MINI_BATCH)
+    inputs, labels = (
+        torch.as_tensor(x, dtype=torch.long, device=device) for x in (plain_ids(ids), np.maximum(ids, PADDING))
+    )
+    chunks = list(zip(inputs.split(MINI_BATCH), labels.split(MINI_BATCH), strict=True))
     mean = {n: torch.zeros_like(p) for n, p in parameters.items()}
     square = {n: torch.zeros_like(p) for n, p in parameters.items()}
-    for chunk in chunks:
+    for chunk, following in chunks:
         model.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-            logits = model(input_ids=chunk.clamp(min=0), use_cache=False).logits[:, :-1]
-        labels = chunk[:, 1:].flatten()
-        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=PADDING).backward()
+            logits = model(input_ids=chunk, use_cache=False).logits[:, :-1]
+        wanted = following[:, 1:].flatten()
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted, ignore_index=PADDING).backward()
         for name, p in parameters.items():
             mean[name] += p.grad / len(chunks)
             square[name].addcmul_(p.grad, p.grad, value=1 / len(chunks))

@@ -17,6 +17,7 @@ from align_ray.alignment import baselines
 from align_ray.alignment.coefficients import batch_matrix
 from align_ray.alignment.distance import SIMILARITIES, scaled_cosine
 from align_ray.alignment.gradients import BLOCKS, Sketches, predicted_change
+from align_ray.fisher.tokens import texts_of
 from align_ray.fisher.unit import Unit
 
 
@@ -106,10 +107,7 @@ def baseline_measures(
     nats per token (a score that knows nothing of the target). Sentence embeddings are left out where their model is
     not installed (see `baselines.sentence_model`)."""
     background = baselines.background_distribution(list(candidates.values()), len(tokenizer))
-    texts = {
-        n: tokenizer.batch_decode([row[row >= 0].tolist() for row in ids], skip_special_tokens=True)
-        for n, ids in (candidates | targets).items()
-    }
+    texts = {n: texts_of(ids, tokenizer, counted=True) for n, ids in (candidates | targets).items()}
 
     def table(
         name: str, feature: Callable[[str], Any], score: Callable[[Any, Any], float], family: str = "baseline"

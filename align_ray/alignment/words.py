@@ -31,20 +31,21 @@ def rank_by_cross_entropy(
 ) -> dict[str, Any]:
     """Candidates of every target from lowest to highest cross-entropy, nats per token, as a JSON value.
 
-    `batches`: token ids [n, B, T] by corpus, n >= 2; those that are no targets are candidates. `tokens`: on which every
-    model is counted; rounded down to whole batches, or whole sequences of one, and given back. `ranking[target]` as
-    `comparison.ranking` gives it; `unranked[target]`: candidates that hold less, each with its value under a model
-    counted on the `tokens` that it holds. Where all hold less, all are counted on what the smallest holds.
+    `batches`: token ids [n, B, T] by corpus (see `fisher/tokens.py`), n >= 2; those that are no targets are candidates.
+    `tokens`: on which every model is counted; rounded down to whole batches, or whole sequences of one, and given
+    back. `ranking[target]` as `comparison.ranking` gives it; `unranked[target]`: candidates that hold less, each with
+    its value under a model counted on the `tokens` that it holds. Where all hold less, all are counted on what the
+    smallest holds.
     """
     candidates = [name for name in batches if name not in targets]
     size = Size.of(tokens, [batches[c] for c in candidates])
-    ranked = [c for c in candidates if len(batches[c]) >= size.batches]
+    ranked = [c for c in candidates if size.batches(batches[c]) <= len(batches[c])]
     result: dict[str, Any] = {"measure": MEASURE, "tokens": size.tokens, "ranking": {}, "unranked": {}}
     for t in targets:
         values = {c: cross_entropy_values(batches[c], batches[t], vocabulary, size) for c in candidates}
         result["ranking"][t] = ranking({c: values[c] for c in ranked}, lowest_first=True)
         result["unranked"][t] = [
-            {"candidate": c, "tokens": size.held(len(batches[c])), **vars(two_sample_mean(values[c]))}
+            {"candidate": c, "tokens": size.held(batches[c]), **vars(two_sample_mean(values[c]))}
             for c in candidates
             if c not in ranked
         ]
@@ -53,35 +54,40 @@ def rank_by_cross_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a model is counted on: `sequences` of `length` tokens from each of so many `batches`."""
+    """What every model is counted on: so many `tokens` that count. Of a corpus whose rows hold padding or context that
+    is more batches."""
 
-    batches: int
-    sequences: int
-    length: int
+    tokens: int
 
     @classmethod
     def of(cls, tokens: int, corpora: list[np.ndarray]) -> "Size":
-        """The most whole batches within `tokens`, or within one batch the most whole sequences, for corpora of batches
-        [n, B, T]; where none has so many batches, as many as the smallest has."""
-        _, of_batch, length = corpora[0].shape
-        wanted, held = max(1, tokens // length), [len(corpus) for corpus in corpora]
-        batches = max(1, wanted // of_batch)
-        return cls(batches if max(held) >= batches else min(held), min(wanted, of_batch), length)
+        """`tokens` in whole batches of the corpus, [n, B, T], whose batches hold most, or within one batch in whole
+        sequences; where none holds as many, what the smallest holds."""
+        held = [int((ids >= 0).sum()) for ids in corpora]
+        of_batch = max(total / len(ids) for total, ids in zip(held, corpora, strict=True))
+        wanted = tokens if max(held) >= tokens else min(held)
+        step = of_batch if wanted >= of_batch else of_batch / corpora[0].shape[1]
+        return cls(max(1, int(int(wanted / step + 1e-9) * step)))
 
-    @property
-    def tokens(self) -> int:
-        return self.held(self.batches)
+    def batches(self, ids: np.ndarray) -> int:
+        """Batches of a corpus that a model is counted on."""
+        return max(1, math.ceil(self.tokens / max(1e-9, (ids >= 0).sum() / len(ids)) - 1e-6))
 
-    def held(self, batches: int) -> int:
-        """Tokens of so many batches."""
-        return batches * self.sequences * self.length
+    def sequences(self, ids: np.ndarray) -> int:
+        """Sequences of each of these batches, so that all together hold `tokens`, nearly."""
+        of_batch = max(1e-9, (ids >= 0).sum() / len(ids))
+        return min(ids.shape[1], max(1, round(ids.shape[1] * self.tokens / (self.batches(ids) * of_batch))))
+
+    def held(self, ids: np.ndarray) -> int:
+        """Tokens that count of all the corpus' batches."""
+        return int((ids >= 0).sum())
 
 
 def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
     """Values [n, m] whose mean is the target's cross-entropy under models of the candidate, nats per token, and whose
     rows and columns are independent units, as those of a matrix of alignments.
 
-    `candidate`: token ids [n, B, T] of n batches, n >= 2; `target`: [m, B, T]; negative ids are padding. The mean over
+    `candidate`: token ids [n, B, T] of n batches, n >= 2; `target`: [m, B, T]; negative ids do not count. The mean over
     models counted on `size.batches` batches each is a U-statistic; row i is that mean and what batch i adds to it (its
     Hajek projection), which least squares gives. Of fewer batches than `size.batches` a model is counted on all.
     """
@@ -94,7 +100,7 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: 
 
     parts = counted_parts(candidate, vocabulary, size)  # [n, parts, V]
     totals, parts = parts.sum(-1), parts[..., seen]
-    n, k = len(parts), min(size.batches, len(parts))
+    n, k = len(parts), min(size.batches(candidate), len(parts))
     if k == 1:
         return np.stack([under(part, total).mean(0) for part, total in zip(parts, totals, strict=True)])
     models, total = parts[:, 0], totals[:, 0]
@@ -116,8 +122,9 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: 
 def counted_parts(ids: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
     """Token counts of batches [n, B, T] in parts of `size.sequences` sequences, float64 [n, parts, V]; what is left of
     a batch is not counted."""
-    parts = ids.shape[1] // size.sequences
-    cut = ids[:, : parts * size.sequences].reshape(len(ids), parts, -1)
+    sequences = size.sequences(ids)
+    parts = ids.shape[1] // sequences
+    cut = ids[:, : parts * sequences].reshape(len(ids), parts, -1)
     return np.stack([[np.bincount(p[p >= 0], minlength=vocabulary) for p in batch] for batch in cut]).astype(np.float64)
 
 

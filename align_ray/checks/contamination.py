@@ -22,11 +22,13 @@ from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.words import Size, cross_entropy_values, rank_by_cross_entropy
 from align_ray.config import Config
 from align_ray.context import Study
+from align_ray.corpora.records import unmarked
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.embedding.evidence import Evidence
 from align_ray.embedding.pool import embed_batches
 from align_ray.embedding.units import units_of
+from align_ray.fisher.tokens import texts_of
 from align_ray.progress import counted
 
 WORDS = 13
@@ -69,18 +71,18 @@ def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
     return unique[known[at] == unique] if len(known) else unique[:0]
 
 
-def target_ngrams(config: Config, lost: Counter) -> dict[str, np.ndarray]:
+def target_ngrams(study: Study, lost: Counter) -> dict[str, np.ndarray]:
     """Sorted hashes of all n-grams of every target, uint64; at most MOST_NGRAMS, those with the smallest hashes.
     Adds to `lost`, by corpus, the parts of its files that vanished."""
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
         counts: Counter = Counter()
-        found = _join(ngram_hashes(text) for text in documents(corpus, fragments, counts))
+        found = _join(ngram_hashes(unmarked(text)) for text in documents(corpus, fragments, counts))
         return {"name": [corpus.name], "vanished": [counts["vanished"]], "hashes": [found[:MOST_NGRAMS]]}
 
-    parts: dict[str, list[np.ndarray]] = {t.name: [] for t in config.targets}
-    for row in on_tasks(read_tasks(config.targets), collect).iter_rows():
+    parts: dict[str, list[np.ndarray]] = {t.name: [] for t in study.config.targets}
+    for row in on_tasks(read_tasks(study.config.targets, study.chat_template), collect).iter_rows():
         parts[row["name"]].append(np.asarray(row["hashes"], np.uint64))
         lost[row["name"]] += row["vanished"]
     return {name: _join(found)[:MOST_NGRAMS] for name, found in parts.items()}
@@ -91,7 +93,7 @@ def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
-def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dict[str, dict[str, dict[str, Any]]]:
+def overlaps(study: Study, known: dict[str, np.ndarray], lost: Counter) -> dict[str, dict[str, dict[str, Any]]]:
     """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents
     in all, and `covered`, the share of the target's n-grams that occur in the candidate. `lost`: as for
     `target_ngrams`."""
@@ -107,7 +109,7 @@ def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dic
         found: dict[str, list[np.ndarray]] = {t: [] for t in targets}
         for text in documents(corpus, fragments, counts):
             hits["of"] += 1
-            hashes = ngram_hashes(text)
+            hashes = ngram_hashes(unmarked(text))
             for target, grams in targets.items():
                 common = shared(hashes, grams)
                 if len(common):
@@ -124,9 +126,9 @@ def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dic
             "hashes": [np.concatenate([covered[t] for t in names])],
         }
 
-    hits: dict[str, Counter] = {c.name: Counter() for c in config.candidates}
-    covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in config.candidates}
-    tasks = read_tasks(config.candidates)
+    hits: dict[str, Counter] = {c.name: Counter() for c in study.config.candidates}
+    covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in study.config.candidates}
+    tasks = read_tasks(study.config.candidates, study.chat_template)
     for row in counted(on_tasks(tasks, count).iter_rows(), "parts of candidates compared", len(tasks)):
         hits[row["name"]].update(json.loads(row["hits"]))
         lost[row["name"]] += row["vanished"]
@@ -150,7 +152,7 @@ def overlaps(config: Config, known: dict[str, np.ndarray], lost: Counter) -> dic
 
 def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.ndarray:
     """Which sequences, int32 [n, T], hold an n-gram of the target: bool [n]."""
-    texts = tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
+    texts = texts_of(rows, tokenizer)
     return np.array([len(shared(ngram_hashes(text), grams)) > 0 for text in texts], dtype=bool)
 
 
@@ -166,8 +168,8 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     config, tokenizer = study.config, study.tokenizer
     study.say("reading every document again, for n-grams shared with the targets")
     lost: Counter = Counter()
-    known = target_ngrams(config, lost)
-    found = overlaps(config, known, lost)
+    known = target_ngrams(study, lost)
+    found = overlaps(study, known, lost)
     batches, rows = evidence.batches, evidence.rows
     size = config.sampling.batch_size
     leaked = {
@@ -225,7 +227,7 @@ def _worse(whole: np.ndarray, left: np.ndarray, target: np.ndarray, tokenizer: A
     if len(left) < 2:
         return False
     size = Size.of(config.counted_tokens, [whole, left])
-    if len(left) < size.batches:
+    if len(left) < size.batches(left):
         return False
     before, after = (cross_entropy_values(b, target, len(tokenizer), size).mean(1) for b in (whole, left))
     error = np.sqrt(before.var(ddof=1) * max(0.0, 1 / len(left) - 1 / len(whole)))

@@ -39,7 +39,7 @@ class Outcome:
 
 def measure_outcomes(study: Study) -> Outcome:
     """Train on every candidate, with every seed, what is not in the store (Ray Train)."""
-    study = with_rate(study)
+    study = with_rate(study, study.config.predict.tokens)
     config, heldout = study.config, heldout_rows(study)
     names, seeds = [c.name for c in config.candidates], range(config.predict.seeds)
     runs = [(name, seed) for name in names for seed in seeds]

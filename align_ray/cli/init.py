@@ -53,7 +53,7 @@ def _init(
     tokens: int | None,
     force: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    from align_ray.cli.starter import look, proposed_name, write
+    from align_ray.cli.starter import examples, look, proposed_name, write
     from align_ray.config import Config
 
     if path.exists() and not force:
@@ -107,6 +107,8 @@ def _init(
                 markup=False,
                 soft_wrap=True,
             )
+            for example in examples(corpus):
+                out.print(example, highlight=False, soft_wrap=True)
     file = shlex.quote(str(path))
     out.print(
         f"{path} is written.\ncheck: align-ray doctor {file}\nnext:  align-ray run {file}",

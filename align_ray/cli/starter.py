@@ -3,18 +3,22 @@
 import re
 import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from rich.text import Text
 
 from align_ray.config import Config, Corpus, to_yaml
 from align_ray.config_file import validated
-from align_ray.corpora.sources import check_corpus, first_records, plan_fragments
+from align_ray.corpora.formats import TEXT_COLUMNS, doubtful, recognise, text_columns
+from align_ray.corpora.records import parts_of
+from align_ray.corpora.sources import check_corpus, documents, first_records, plan_fragments
 from align_ray.errors import ConfigError
 
-TEXT_COLUMNS = ("text", "content")
 FEW_FILES = 32
 """So many plain-text files or fewer are read by paragraph: a file each would give too few documents."""
 SPLITS = {"targets": ("test", "validation", "train"), "candidates": ("train",)}
@@ -43,7 +47,7 @@ def look(
     """
     named = NAMED.fullmatch(given)
     name, source = named.groups() if named else (proposed_name(given, taken), given)
-    corpus = {"name": name, "source": source}
+    corpus: dict[str, Any] = {"name": name, "source": source}
     where = f"--{role.removesuffix('s')}"
     validated(Corpus, corpus, where)  # before anything is read or said: a URI may carry a credential
     if source.startswith("hf://"):
@@ -108,8 +112,8 @@ def _choice(corpus: dict[str, str], field: str, options: list[str], preferred: t
     return ask(f"{corpus['name']}: which {field} ({', '.join(options)})", likely, check)
 
 
-def _text_fields(corpus: dict[str, str], wanted: str | None, ask: Ask | None) -> dict[str, str]:
-    """`column` or `template`: the one asked for, else the only one possible, else what the user says."""
+def _text_fields(corpus: dict[str, Any], wanted: str | None, ask: Ask | None) -> dict[str, Any]:
+    """How a record becomes a text: as asked for, as its columns tell, by the only one possible, or as the user says."""
 
     def check(answer: str) -> dict[str, str]:
         fields = {"template": answer.replace("\\n", "\n")} if "{" in answer else {"column": answer}
@@ -119,22 +123,48 @@ def _text_fields(corpus: dict[str, str], wanted: str | None, ask: Ask | None) ->
     if wanted is not None:
         return check(wanted)
     records = first_records(Corpus.model_validate(corpus))
-    names = list(dict.fromkeys(column for record in records for column in record))
-    strings = [n for n in names if any(isinstance(record.get(n), str) for record in records)]
+    found = recognise(records, corpus["name"])
+    if found is not None:
+        check_corpus(validated(Corpus, corpus | found.fields, f"corpus '{corpus['name']}'"))
+        return found.fields
+    strings = text_columns(records)
     usual = [n for n in TEXT_COLUMNS if n in strings]
-    if usual or len(strings) == 1:
+    doubt = doubtful(records, strings[0]) if len(strings) == 1 and not usual else None
+    if usual or (len(strings) == 1 and doubt is None):
         return {"column": (usual or strings)[0]}
     if not strings:  # nothing to choose from: checking the default column names what is there
         return {"column": "text"}
-    template = "\\n".join(f"{{{n}}}" for n in strings if n.isidentifier())
+    template = "\\n".join(f"{{{n}}}" for n in strings if n.replace(".", "_").isidentifier())
+    columns = f"the text column {strings[0]}, but {doubt}" if doubt else f"the text columns {', '.join(strings)}"
     if ask is None:
         raise ConfigError(
-            f"corpus '{corpus['name']}': {corpus['source']} has the text columns {', '.join(strings)}; say which with "
-            "--column "
+            f"corpus '{corpus['name']}': {corpus['source']} has {columns}; say what the text is with --column "
             f"'{corpus['name']}={strings[0]}', or a template such as --column '{corpus['name']}={template or '{a}'}'."
         )
-    question = f"{corpus['name']} has the text columns {', '.join(strings)}. Which one, or what template of them"
+    question = f"{corpus['name']} has {columns}. Which one, or what template of them"
     return ask(question, template or strings[0], check)
+
+
+EXAMPLES, SHOWN = 2, 240
+"""Texts of a corpus that are shown, and their characters from either end."""
+
+
+def examples(corpus: dict[str, Any]) -> list[Text]:
+    """The first texts of a corpus whose completions alone count, those bold and the rest dim; none of another one."""
+    made = Corpus.model_validate(corpus)
+    found: list[Text] = []
+    if made.chat is None and made.completion is None:
+        return []
+    for fragment in plan_fragments(made):
+        for text in islice(documents(made, [fragment], Counter()), EXAMPLES - len(found)):
+            shown = Text("  ")
+            for part, counts in parts_of(text):
+                cut = part if len(part) <= SHOWN else f"{part[: SHOWN // 2]} ... {part[-SHOWN // 2 :]}"
+                shown.append(cut.replace("\n", "\n  "), style="bold green" if counts else "dim")
+            found.append(shown)
+        if len(found) == EXAMPLES:
+            break
+    return [Text("  what counts is bold; conversations are written by the probe's chat template if it has one"), *found]
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

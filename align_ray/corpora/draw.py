@@ -15,13 +15,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from align_ray.config import Corpus, Sampling
+from align_ray.corpora.records import MARK, counted_characters, parts_of, unmarked
 from align_ray.corpora.rows import Rows, firsts
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.errors import CorpusError, mistake, named
-from align_ray.fisher.trunk import PADDING
+from align_ray.fisher.probe import chat_template_of
+from align_ray.fisher.tokens import PADDING, as_context, plain_ids
 from align_ray.progress import counted
 
 DOCUMENT_SEQUENCES = 8
@@ -36,9 +39,14 @@ class Document:
 
     key: bytes
     ids: np.ndarray
-    """int32 [n]: the tokens of its excerpt (see `excerpt`)."""
+    """int32 [n]: the tokens of its excerpt (see `excerpt`), written as in `fisher/tokens.py`."""
     bytes: int
     """Of the excerpt, as UTF-8."""
+
+    @property
+    def completes(self) -> bool:
+        """Whether it is a prompt with a completion, or a conversation: never cut into windows."""
+        return bool((self.ids < PADDING).any())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +87,18 @@ def smallest(pairs: Iterable[tuple[bytes, str]], characters: int, count: int = 0
 
 def excerpt(key: bytes, text: str, sampling: Sampling) -> str:
     """What is looked at of a document: all, or of a long one a stretch that surely holds DOCUMENT_SEQUENCES sequences,
-    at a position that its key decides (`cut` and `pad`, which take the first tokens: at the beginning)."""
+    at a position that its key decides (`cut` and `pad`, which take the first tokens: at the beginning). Of a record
+    with a completion the stretch around the beginning of the last one."""
     span = DOCUMENT_SEQUENCES * sampling.sequence_length * CHARACTERS_PER_TOKEN
     room = len(text) - span
     if room <= 0:
         return text
+    if MARK in text:
+        *_, begin, end = (i for i, character in enumerate(text) if character == MARK)
+        start = min(max(0, end + 1 - span), max(0, begin - span // 2))
+        inside = MARK if text.count(MARK, 0, start) % 2 else ""
+        kept = inside + text[start : start + span]
+        return kept if kept.count(MARK) % 2 == 0 else kept + MARK
     start = _number(key) % (room + 1) if sampling.packing == "pack" else 0
     return text[start : start + span]
 
@@ -94,16 +109,27 @@ def _number(key: bytes) -> int:
 
 
 def encode(tokenizer: Any, text: str) -> np.ndarray:
-    """The tokens of a text, without any special one around them, int32 [n]."""
-    if hasattr(tokenizer, "encode_batch_fast"):  # the `tokenizers` part of a fast tokenizer: no transformers needed
-        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
-    return np.array(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"], np.int32)
+    """The tokens of a text, without any special one around them, int32 [n]; those of a marked text that are only
+    context as `fisher/tokens.py` writes them. A token counts where its first character does."""
+    plain = unmarked(text)
+    if isinstance(tokenizer, Tokenizer):
+        encoding = tokenizer.encode(plain, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if MARK not in text:
+            return ids
+        begins = np.array([begin for begin, _ in encoding.offsets], dtype=np.int64)
+        counts = np.append(counted_characters(text), False)[np.minimum(begins, len(plain))]
+        return np.where(counts, ids, as_context(ids))
+    parts = [np.zeros(0, np.int32)]
+    for piece, of_completion in parts_of(text):
+        tokens = tokenizer(piece, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        made = np.array(tokens, dtype=np.int32)
+        parts.append(made if of_completion else as_context(made))
+    return np.concatenate(parts)
 
 
 def portable(tokenizer: Any) -> Any:
     """What of a tokenizer `encode` needs, as it is sent to tasks: reading should not have to import transformers."""
-    from tokenizers import Tokenizer
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         return tokenizer
@@ -115,14 +141,14 @@ def portable(tokenizer: Any) -> Any:
 
 def tokenised(key: bytes, text: str, tokenizer: Any) -> Document:
     """A document as its tokens, from (the excerpt of) its text."""
-    return Document(key, encode(tokenizer, text), len(text.encode("utf-8", errors="replace")))
+    return Document(key, encode(tokenizer, text), len(unmarked(text).encode("utf-8", errors="replace")))
 
 
 def draw_texts(
-    wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int
+    wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, chat_template: str | None
 ) -> Iterator[tuple[Corpus, list[tuple[bytes, str]], dict[str, int]]]:
     """As `draw_corpora`, with the (key, excerpt) of documents instead of their tokens, up to three times as many."""
-    return _draw(wanted, sampling, seed, None)
+    return _draw(wanted, sampling, seed, None, chat_template)
 
 
 def draw_corpora(
@@ -134,8 +160,8 @@ def draw_corpora(
     All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of
     its part and makes tokens of them; the driver sees no text, and holds the sample of one corpus at a time.
     """
-    sizes = {corpus.name: (tokens, least) for corpus, tokens, least in wanted}
-    for corpus, rows, counts in _draw(wanted, sampling, seed, portable(tokenizer)):
+    sizes = {corpus.name: (tokens, _least(sampling, tokens, least)) for corpus, tokens, least in wanted}
+    for corpus, rows, counts in _draw(wanted, sampling, seed, portable(tokenizer), chat_template_of(tokenizer)):
         documents: dict[bytes, Document] = {}
         for key, data in rows:
             length, ids = int.from_bytes(data[:8]), np.frombuffer(data[8:], "<i4").astype(np.int32)
@@ -155,18 +181,20 @@ def _enough(documents: Iterable[Document], sampling: Sampling, tokens: int, leas
     return found
 
 
+def _least(sampling: Sampling, tokens: int, documents: int) -> int:
+    """Documents that must be drawn: where each gives one sequence, as many as there are sequences; `cut` leaves out
+    short ones, so twice that."""
+    sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
+    return max(documents, sequences * -(-tokens // sampling.sequence_length))
+
+
 def _draw(
-    wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, tokenizer: Any
+    wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, tokenizer: Any, chat_template: str | None
 ) -> Iterator[tuple[Corpus, Any, dict[str, int]]]:
     """By corpus: (key, UTF-8 or tokens) of every task's documents, smallest keys first, duplicates once where they
     are text; and the counts."""
     characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens, _ in wanted}
-    # Where a document gives one sequence, there must be as many; `cut` leaves out short ones, so twice that.
-    sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
-    least = {
-        corpus.name: max(documents, sequences * -(-tokens // sampling.sequence_length))
-        for corpus, tokens, documents in wanted
-    }
+    least = {corpus.name: _least(sampling, tokens, documents) for corpus, tokens, documents in wanted}
     asked = {corpus.name: tokens for corpus, tokens, _ in wanted}
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
@@ -199,7 +227,7 @@ def _draw(
         }
 
     by_name = {corpus.name: corpus for corpus, *_ in wanted}
-    tasks = read_tasks(list(by_name.values()))
+    tasks = read_tasks(list(by_name.values()), chat_template)
     done = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
     for name, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
         counts: Counter = Counter()
@@ -235,6 +263,10 @@ class _Cutter:
         """Rows of (token, document, place), int64 [T, 3], that a document completes."""
         name, n = int.from_bytes(document.key[:8].ljust(8, b"\0"), signed=True), len(document.ids)
         tokens = np.stack([document.ids.astype(np.int64), np.full(n, name), np.arange(n)], axis=1)
+        if document.completes:
+            if len(kept := tokens[around_completion(document.ids, self.length)]):
+                yield from self._whole(kept)
+            return
         windows = n // self.length
         if windows > self.most:
             rng = np.random.default_rng(_number(document.key))
@@ -245,11 +277,56 @@ class _Cutter:
         yield from (tokens[i : i + self.length] for i in starts)
         if not len(rest) or (self.alone and windows):
             return
-        end = np.array([(token, name, n) for token in self.separator], dtype=np.int64).reshape(-1, 3)
-        self.pending = np.concatenate([self.pending, rest, end])
+        self.pending = np.concatenate([self.pending, rest, self._end(name, n)])
         if len(self.pending) >= self.length:
             yield self.pending[: self.length]
             self.pending = self.pending[self.length :] if not self.alone else self.pending[:0]
+
+    def _whole(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """The pending row, filled up, where a record with a completion does not fit into it any more."""
+        if tokens[-1, 0] not in self.separator:  # a chat template may have written it
+            tokens = np.concatenate([tokens, self._end(tokens[0, 1], tokens[-1, 2] + 1)])[: self.length]
+        if len(self.pending) + len(tokens) > self.length:
+            yield self.filled(self.pending)
+            self.pending = self.pending[:0]
+        self.pending = np.concatenate([self.pending, tokens])
+        if len(self.pending) == self.length:
+            yield self.pending
+            self.pending = self.pending[:0]
+
+    def last(self) -> Iterator[np.ndarray]:
+        """What is pending, where it holds records with completions: each of them is a row as it is."""
+        if (self.pending[:, 0] < PADDING).any():
+            yield self.filled(self.pending)
+
+    def filled(self, tokens: np.ndarray) -> np.ndarray:
+        """A row of T tokens, padding on the right."""
+        missing = self.length - len(tokens)
+        return np.concatenate([tokens, np.tile(np.array([[PADDING, FILLED, 0]]), (missing, 1))])
+
+    def _end(self, name: int, place: int) -> np.ndarray:
+        return np.array([(token, name, place) for token in self.separator], dtype=np.int64).reshape(-1, 3)
+
+
+def around_completion(ids: np.ndarray, length: int) -> slice:
+    """Where T tokens of a record with a completion are taken: all of a short one, else the end of its last completion
+    with as much before as there is room for; of a completion that is too long itself its beginning, after one token of
+    context."""
+    counted = np.flatnonzero(ids >= 0)
+    stop = int(counted[-1]) + 1 if len(counted) else 0
+    context = np.flatnonzero(ids[:stop] < PADDING)
+    start = int(context[-1]) + 1 if len(context) else 0
+    begin = max(0, start - 1) if stop - start >= length else max(0, stop - length)
+    return slice(begin, min(stop, begin + length))
+
+
+FILLED = -1
+"""The document of what fills a row up."""
+
+
+def _completion_is_cut(ids: np.ndarray, length: int) -> bool:
+    taken = around_completion(ids, length)
+    return bool((ids[taken.stop :] >= 0).any())
 
 
 def _separator(tokenizer: Any) -> list[int]:
@@ -265,9 +342,13 @@ def cut_rows(drawn: Iterable[Document], tokenizer: Any, sampling: Sampling, most
     """
     length = sampling.sequence_length
     cutter = _Cutter(length, _separator(tokenizer), 1 if alone else DOCUMENT_SEQUENCES, alone)
-    rows = list(itertools.islice((row for document in drawn for row in cutter.cut(document)), most))
-    ids, documents, places = np.array(rows, dtype=np.int64).reshape(-1, length, 3).transpose(2, 0, 1)
-    return Rows(ids.astype(np.int32), documents, places.astype(np.int32), ~firsts(documents))
+    made = itertools.chain((row for document in drawn for row in cutter.cut(document)), cutter.last())
+    rows = np.array(list(itertools.islice(made, most)), dtype=np.int64).reshape(-1, length, 3)
+    ids, documents, places = rows.transpose(2, 0, 1)
+    scored = ~firsts(documents) & (ids >= 0)
+    kept = scored.any(axis=1)  # a row in which nothing counts is no row
+    found = Rows(plain_ids(ids).astype(np.int32), documents, places.astype(np.int32), scored)
+    return found[np.flatnonzero(kept)]
 
 
 def make_batches(
@@ -277,7 +358,8 @@ def make_batches(
     No two batches share a document.
 
     `pack` cuts rows as `cut_rows` does; what is left of a document when its batch is full is dropped. `cut` takes the
-    first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up. `sampled_tokens` and
+    first T tokens of each and counts `shorter_than_sequence`; `pad` fills those up. A record with a completion is a
+    row of its own, filled up (`completion_cut` counts those whose completion does not fit). `sampled_tokens` and
     `sampled_bytes` count all documents looked at, for an estimate of the corpus' size in tokens.
     """
     length, size = sampling.sequence_length, sampling.batch_size
@@ -289,13 +371,21 @@ def make_batches(
             break
         counts["sampled_tokens"] += len(document.ids)
         counts["sampled_bytes"] += document.bytes
-        if sampling.packing == "cut" and len(document.ids) < length:
+        if sampling.packing == "cut" and len(document.ids) < length and not document.completes:
             counts["shorter_than_sequence"] += 1
             continue
-        if sampling.packing == "pack":
+        if document.completes:
+            if not (document.ids >= 0).any():
+                counts["no_completion"] += 1
+                continue
+            counts["completion_cut"] += _completion_is_cut(document.ids, length)
+        if sampling.packing == "pack" and not document.completes:
             batch += [row[:, 0] for row in cutter.cut(document)]
         else:
-            batch.append(np.r_[document.ids[:length], np.full(max(0, length - len(document.ids)), PADDING)])
+            kept = (
+                document.ids[around_completion(document.ids, length)] if document.completes else document.ids[:length]
+            )
+            batch.append(np.r_[kept, np.full(max(0, length - len(kept)), PADDING)])
         if len(batch) >= size:
             ids.append(np.array(batch[:size], dtype=np.int32))
             batch, cutter = [], _Cutter(length, _separator(tokenizer))

@@ -15,13 +15,14 @@ BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for a file that is not Parquet, or not any more."""
 
 
-def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dict[str, str | None]]:
-    """Yield the records (column -> text or None) of an open Parquet file, one row group after the other.
+def text_records(file: Any, columns: list[str], needed: list[str], counts: Counter) -> Iterator[dict[str, Any]]:
+    """Yield the records (column -> value) of an open Parquet file, one row group after the other. `columns` may be
+    nested (`outer.inner`); those that are not `needed` may be missing.
 
     Rows left out are counted: `unreadable` (of a broken row group, or not UTF-8; 1 for a file without a footer),
     `oversized` (a value above MAX_RECORD_BYTES; all rows of a row group that is a compression bomb) and
-    `missing_column` (all rows, where a column is not there or not of strings; one record with every column's name and
-    None is still given). Raises OSError where the file system fails.
+    `missing_column` (all rows, where a needed column is not there or neither of strings nor nested; one record with
+    every column's name and None is still given). Raises OSError where the file system fails.
     """
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
@@ -29,12 +30,16 @@ def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dic
     except BROKEN as error:
         counts[_counter(error)] += 1
         return
-    if not all(_is_text(schema, name) for name in columns):
+    there = {name: top for name in columns if (top := _top_level(schema, name)) is not None}
+    if not all(name in there and (_is_text(schema, there[name]) or _is_nested(schema, there[name])) for name in needed):
         if rows := parquet.metadata.num_rows:
             counts["missing_column"] += rows - 1
             yield dict.fromkeys(schema.names)
         return
-    leaves = [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path in columns]
+    read = sorted(set(there.values()))
+    as_records = _records if all(_is_text(schema, name) for name in read) else _nested_records
+    leaves = [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path.split(".")[0] in read]
+    leaves += [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path in read and i not in leaves]
     for group in range(parquet.num_row_groups):
         metadata, seen = parquet.metadata.row_group(group), 0
         try:
@@ -45,8 +50,8 @@ def text_records(file: Any, columns: list[str], counts: Counter) -> Iterator[dic
             if size == 0:
                 counts["oversized"] += metadata.num_rows
                 continue
-            for batch in parquet.iter_batches(size, row_groups=[group], columns=columns):
-                yield from _records(batch, counts)
+            for batch in parquet.iter_batches(size, row_groups=[group], columns=read):
+                yield from as_records(batch, counts)
                 seen += len(batch)
         except BROKEN as error:  # the other row groups may be sound
             counts[_counter(error)] += max(1, metadata.num_rows - seen)
@@ -66,6 +71,15 @@ def _counter(error: Exception) -> str:
     if getattr(error, "errno", None):
         raise error
     return "unreadable"
+
+
+def _top_level(schema: pa.Schema, name: str) -> str | None:
+    """The column of a file that holds a column or a nested one; None where it is not there, or twice."""
+    return next((n for n in (name, name.partition(".")[0]) if schema.get_field_index(n) >= 0), None)
+
+
+def _is_nested(schema: pa.Schema, name: str) -> bool:
+    return pa.types.is_nested(schema.field(name).type)
 
 
 def _is_text(schema: pa.Schema, name: str) -> bool:
@@ -106,3 +120,14 @@ def _records(batch: pa.RecordBatch, counts: Counter) -> Iterator[dict[str, str |
             yield {name: None if value is None else value.decode() for name, value in values.items()}
         except UnicodeDecodeError:
             counts["unreadable"] += 1
+
+
+def _nested_records(batch: pa.RecordBatch, counts: Counter) -> Iterator[dict[str, Any]]:
+    """The same of columns that hold lists or structs."""
+    for row in range(len(batch)):
+        try:
+            (record,) = batch.slice(row, 1).to_pylist()
+        except UnicodeDecodeError:
+            counts["unreadable"] += 1
+            continue
+        yield record

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from align_ray.fisher.tokens import as_context
+
 
 def firsts(documents: np.ndarray) -> np.ndarray:
     """Where a document's part in a row begins, bool [n, T], from the documents of all tokens."""
@@ -41,6 +43,11 @@ class Rows:
     def tokens(self) -> int:
         """Tokens in all rows together."""
         return self.ids.size
+
+    @property
+    def encoded(self) -> np.ndarray:
+        """int32 [n, T]: token ids that say which count (see `fisher/tokens.py`)."""
+        return np.where(self.scored, self.ids, as_context(self.ids))
 
     @property
     def positions(self) -> np.ndarray:

@@ -27,6 +27,7 @@ from align_ray.config import Corpus
 from align_ray.corpora import limits
 from align_ray.corpora.installed import INSTALLED
 from align_ray.corpora.parquet import first_rows, text_records
+from align_ray.corpora.records import Unusable, columns_of, needed_columns, render, unmarked
 from align_ray.errors import CorpusError, UserError
 
 FRAGMENT_BYTES = 64 * 2**20
@@ -66,39 +67,45 @@ def plan_fragments(corpus: Corpus) -> list[Fragment]:
 
 
 def documents(corpus: Corpus, fragments: list[Fragment], counts: Counter) -> Iterator[str]:
-    """Yield the texts of `fragments` in order and count into `counts`.
+    """Yield the texts of `fragments` in order, with marks where only a part counts (`records.py`), and count into
+    `counts`.
 
     Counted: `documents` and `bytes` (UTF-8) read; left out `empty` (nothing but white space), `unreadable` (broken
     JSON, invalid UTF-8, a truncated Parquet or compressed file), `oversized` (above MAX_RECORD_BYTES, or a compression
-    bomb), `missing_column` (a column of the text or template absent, null or not a string) and `vanished` (fragments
+    bomb), `missing_column` (a column of the text absent, null or not a text), `no_completion` (a record without one, or
+    in which it is not found) and `vanished` (fragments
     whose file is gone, or shorter than when it was planned). Raises CorpusError where a file that is there cannot be
     read.
     """
     for fragment in fragments:
         for record in _records(corpus, fragment, counts):
-            text = _render(corpus, record)
-            if text is None:
-                counts["missing_column"] += 1
-            elif not text.strip():
+            try:
+                text = render(corpus, record)
+            except Unusable as reason:
+                counts[str(reason)] += 1
+                continue
+            if not text.strip():
                 counts["empty"] += 1
             else:
                 counts["documents"] += 1
-                counts["bytes"] += len(text.encode("utf-8", errors="replace"))
+                counts["bytes"] += len(unmarked(text).encode("utf-8", errors="replace"))
                 yield text
 
 
 def check_corpus(corpus: Corpus) -> None:
     """Read the first records of a corpus; raise CorpusError if no document can come of them."""
-    if corpus.template is not None:
+    for field in ("template", "prompt", "completion"):
+        given = getattr(corpus, field)
+        if given is None or (field != "template" and "{" not in given):
+            continue
         try:
-            named = [field for _, field, _, _ in string.Formatter().parse(corpus.template) if field is not None]
+            named = [name for _, name, _, _ in string.Formatter().parse(given) if name is not None]
         except ValueError as error:
-            raise CorpusError(f"corpus '{corpus.name}': field 'template' is not a format string ({error}).") from None
-        if not named or not all(name.isidentifier() for name in named):
+            raise CorpusError(f"corpus '{corpus.name}': field '{field}' is not a format string ({error}).") from None
+        if not named or not all(part.isidentifier() for name in named for part in name.split(".")):
             raise CorpusError(
-                f"corpus '{corpus.name}': field 'template' must name columns in braces, such as '{{informal}}', and "
-                "nothing "
-                "else."
+                f"corpus '{corpus.name}': field '{field}' must name columns in braces, such as '{{informal}}', and "
+                "nothing else."
             )
     counts: Counter = Counter()
     columns: set[str] = set()
@@ -109,14 +116,21 @@ def check_corpus(corpus: Corpus) -> None:
         if counts["missing_column"]:
             columns |= set(next(_records(corpus, fragment, Counter()), {}))
     if counts["missing_column"]:
-        field = "template" if corpus.template else "column"
-        missing = ", ".join(f"'{c}'" for c in _columns(corpus) if c not in columns) or "a string in every column"
+        field = "chat" if corpus.chat else "prompt" if corpus.prompt else "template" if corpus.template else "column"
+        there = lambda column: column in columns or column.partition(".")[0] in columns
+        wanted = "a list of messages in its column" if corpus.chat else "a text in every column"
+        missing = ", ".join(f"'{c}'" for c in needed_columns(corpus) if not there(c)) or wanted
         raise CorpusError(
             f"corpus '{corpus.name}': field '{field}' needs {missing}, but {corpus.source} has only the columns "
             f"{', '.join(sorted(columns)) or 'none'}; name one of these."
         )
     if array := next((f.path for f in fragments if f.kind == "json" and _holds_array(corpus, f)), None):
         raise CorpusError(f"corpus '{corpus.name}': {array} is one JSON array; give JSON Lines, one object a line.")
+    if counts["no_completion"]:
+        raise CorpusError(
+            f"corpus '{corpus.name}': none of the records of {corpus.source} has a completion (what an assistant says) "
+            "that can be found; check the fields 'chat', 'prompt' and 'completion'."
+        )
     labels = {"unreadable": "unreadable records", "oversized": "oversized", "vanished": "vanished while being read"}
     detail = ", ".join(f"{counts[name]} {label}" for name, label in labels.items() if counts[name])
     detail = f" ({detail})" if detail else ""
@@ -125,34 +139,23 @@ def check_corpus(corpus: Corpus) -> None:
     )
 
 
-def first_records(corpus: Corpus, count: int = 20) -> list[dict[str, Any]]:
-    """Up to `count` readable records with all their columns, whatever the corpus takes of them.
+LOOKED_AT = 200
+"""Records that tell what a corpus is."""
+
+
+def first_records(corpus: Corpus, count: int = LOOKED_AT) -> list[dict[str, Any]]:
+    """Up to `count` readable records with all their columns, whatever the corpus takes of them: the first ones of
+    parts that are spread over all of it.
 
     Raises CorpusError where the source does not exist.
     """
+    fragments = plan_fragments(corpus)
+    parts = fragments[:: -(-len(fragments) // 8)] if fragments else []
     found: list[dict[str, Any]] = []
-    for fragment in plan_fragments(corpus):
+    for i, fragment in enumerate(parts, start=1):
         read = _parquet_head if fragment.kind == "parquet" else _records
-        found += islice(read(corpus, fragment, Counter()), count - len(found))
-        if len(found) == count:
-            break
+        found += islice(read(corpus, fragment, Counter()), count * i // len(parts) - len(found))
     return found
-
-
-def _columns(corpus: Corpus) -> list[str]:
-    if corpus.template is None:
-        return [corpus.column]
-    return list(dict.fromkeys(field for _, field, _, _ in string.Formatter().parse(corpus.template) if field))
-
-
-def _render(corpus: Corpus, record: dict[str, Any]) -> str | None:
-    columns = _columns(corpus)
-    values = {column: value for column in columns if isinstance(value := record.get(column), str)}
-    if len(values) < len(columns):
-        return None
-    text = corpus.template.format(**values) if corpus.template is not None else values[corpus.column]
-    # NUL and lone surrogates are legal in JSON; a tokenizer and Arrow take neither
-    return text.replace("\x00", "").encode("utf-8", errors="replace").decode()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -364,12 +367,12 @@ def _joined(lines: Iterator[bytes | str], paragraphs: bool) -> Iterator[bytes | 
 
 def _parquet_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
     with _filesystem(corpus)[0].open_input_file(fragment.path) as file:
-        yield from text_records(file, _columns(corpus), counts)
+        yield from text_records(file, columns_of(corpus), needed_columns(corpus), counts)
 
 
 def _parquet_head(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
     with _filesystem(corpus)[0].open_input_file(fragment.path) as file:
-        yield from first_rows(file, 20)
+        yield from first_rows(file, LOOKED_AT)
 
 
 def _hub_records(corpus: Corpus, fragment: Fragment) -> Iterator[dict[str, Any]]:

@@ -18,14 +18,24 @@ MOST_TASKS = 8192
 """The driver starts some 75 tasks a second (docs/scaling.md)."""
 
 
-def read_tasks(corpora: list[Corpus]) -> list[dict[str, str]]:
+def read_tasks(corpora: list[Corpus], chat_template: str | None) -> list[dict[str, str]]:
     """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as
-    JSON."""
+    JSON. `chat_template`: of conversations in corpora that have none of their own (`probe.chat_template_of`)."""
     return [
-        {"corpus": corpus.model_dump_json(), "fragments": json.dumps([dataclasses.asdict(f) for f in group])}
+        {
+            "corpus": with_template(corpus, chat_template).model_dump_json(),
+            "fragments": json.dumps([dataclasses.asdict(f) for f in group]),
+        }
         for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)
         for group in groups or [[]]  # files may have become empty since they were checked
     ]
+
+
+def with_template(corpus: Corpus, chat_template: str | None) -> Corpus:
+    """The corpus, whose conversations are rendered by this template unless it has one of its own."""
+    if corpus.chat_template is not None or (corpus.chat is None and corpus.completion is None):
+        return corpus
+    return corpus.model_copy(update={"chat_template": chat_template})
 
 
 def on_tasks(tasks: list[dict[str, Any]], read: Callable[[dict[str, np.ndarray]], Any]) -> Any:

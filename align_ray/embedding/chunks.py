@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import digest
-from align_ray.fisher.trunk import PADDING
+from align_ray.corpora.draw import around_completion, encode
+from align_ray.corpora.records import unmarked
+from align_ray.fisher.tokens import PADDING
 
 CHUNK = pa.schema(
     {
@@ -31,18 +33,21 @@ def chunk_of(
     file: str, against: str, ids: np.ndarray, documents: list[tuple[bytes, str]], tokens: list[int], counts: str = "{}"
 ) -> pa.Table:
     """One row of CHUNK."""
-    keys, texts = [key for key, _ in documents], [text for _, text in documents]
+    keys, texts = [key for key, _ in documents], [unmarked(text) for _, text in documents]
     row = [file, against, ids.astype("<i4").tobytes(), keys, texts, tokens, counts]
     return pa.table([[value] for value in row], schema=CHUNK)
 
 
 def tokenised(texts: list[str], tokenizer: Any, length: int) -> tuple[np.ndarray, list[int]]:
-    """The first T tokens of every text, int32 [n, T] with PADDING, and the number of tokens of the whole texts."""
+    """The first T tokens of every text (of one with a completion those around it), int32 [n, T] with PADDING, and the
+    number of tokens of the whole texts."""
     ids = np.full((len(texts), length), PADDING, dtype=np.int32)
     counts = []
     for row, text in zip(ids, texts, strict=True):
-        tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        row[: min(length, len(tokens))] = tokens[:length]
+        tokens = encode(tokenizer, text)
+        completes = bool((tokens < PADDING).any())
+        kept = tokens[around_completion(tokens, length)] if completes else tokens[:length]
+        row[: len(kept)] = kept
         counts.append(len(tokens))
     return ids, counts
 

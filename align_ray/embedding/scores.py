@@ -27,6 +27,7 @@ from align_ray.embedding.pool import on_pool
 from align_ray.embedding.units import Folder, head_name, unit_id
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.fisher.estimators import pooled_rows
+from align_ray.fisher.tokens import PADDING, texts_of
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.store import Store
 
@@ -101,10 +102,10 @@ def sequence_scores(
     targets: np.ndarray,
     step: int | None = None,
 ) -> SequenceScores:
-    """Score sequences `ids` (int32 [n, T], negative at right padding) against mean embeddings `targets` (float64 [M,
+    """Score sequences `ids` (int32 [n, T], see `fisher/tokens.py`) against mean embeddings `targets` (float64 [M,
     D]) of the rows `block` ("trunk" or "head"). With the pooling `unit` a sequence is scaled to unit sum, as in a
     batch."""
-    real = ids >= 0
+    real = ids != PADDING
     longest = max(1, int(real.sum(1).max()))
     result = fisher_embeddings(
         model, ids[:, :longest], settings.draws if settings.estimator == "exact" else 0, seed, step
@@ -140,7 +141,7 @@ class Score:
         n, targets = len(row["keys"]), self.against[row["against"]]
         ids = np.frombuffer(row["ids"], "<i4").reshape(n, -1).copy()  # torch wants it writable
         scores = sequence_scores(probe(), ids, self.settings, self.seed, self.block, targets, step)
-        if n > 1 and not np.isfinite(scores.alignment).any() and (ids >= 0).any():
+        if n > 1 and not np.isfinite(scores.alignment).any() and (ids != PADDING).any():
             raise ProbeError(
                 "the probe gives no finite Fisher embedding for a whole chunk of documents; its weights or dtype are "
                 "unusable."
@@ -186,9 +187,9 @@ def score_samples(study: Study, evidence: Evidence) -> dict[str, Any]:
                 continue
             if without:
                 against[without] = reference.means(corpus.name, i)
-            texts = tokenizer.batch_decode([row[row >= 0].tolist() for row in ids], skip_special_tokens=True)
+            texts = texts_of(ids, tokenizer)
             documents = [(j.to_bytes(16), text) for j, text in enumerate(texts)]
-            todo.append(chunk_of(files[corpus.name][-1], without, ids, documents, (ids >= 0).sum(1).tolist()))
+            todo.append(chunk_of(files[corpus.name][-1], without, ids, documents, (ids != PADDING).sum(1).tolist()))
     if todo:
         study.say(f"scoring the sequences of {len(todo)} batches one by one")
         for _ in score_chunks(study, ray.data.from_arrow(todo), reference, against):

@@ -12,6 +12,7 @@ from align_ray.errors import ProbeError
 from align_ray.fisher.head_tuning import tuned_head, with_head
 from align_ray.fisher.reference import reference_blocks, reference_embedding
 from align_ray.fisher.settings import REPLICATE, Estimator
+from align_ray.fisher.tokens import PADDING, plain_ids
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.fisher.unit import Unit
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 def embed_batch(
     model: nn.Module, ids: np.ndarray, settings: Estimator, seed: int, pad: int, step: int | None = None
 ) -> tuple[Unit, int | None]:
-    """Embed one batch, int [B, T] with negative numbers at padding, by the estimator the settings name.
+    """Embed one batch, int [B, T] (see `tokens.py`), by the estimator the settings name.
 
     The model is left as it was. Returns the unit and the sequences per pass that the memory held (see
     `fisher_embeddings`). Sequences whose embedding is not finite are left out and named in `Unit.skipped`; raises
@@ -37,7 +38,9 @@ def embed_batch(
         result = fisher_embeddings(model, ids, draws, seed, step)
         step = result.step
         parts = _pooled(result, settings)
-    return Unit(**parts, sequences=len(ids), tokens=int((ids >= 0).sum()), seconds=time.perf_counter() - start), step
+    return Unit(
+        **parts, sequences=len(ids), tokens=int((ids != PADDING).sum()), seconds=time.perf_counter() - start
+    ), step
 
 
 def pooled_rows(rows: Tensor, pooling: str) -> Tensor:
@@ -68,8 +71,9 @@ def _pooled(result: Any, settings: Estimator) -> dict[str, Any]:
 
 
 def _reference(model: nn.Module, ids: np.ndarray, settings: Estimator, seed: int, pad: int) -> dict[str, Any]:
-    tokens = torch.as_tensor(np.where(ids < 0, pad, ids), dtype=torch.long, device=next(model.parameters()).device)
-    mask = torch.as_tensor(ids >= 0, device=tokens.device).long()
+    # as published: it knows no context, all tokens count
+    tokens = torch.as_tensor(plain_ids(ids, pad), dtype=torch.long, device=next(model.parameters()).device)
+    mask = torch.as_tensor(ids != PADDING, device=tokens.device).long()
     seeds = [seed + REPLICATE * r for r in range(settings.draws)]
     draws = [reference_embedding(model, tokens, mask, pad, s, settings.quirks) for s in seeds]
     parts = [reference_blocks(model, draw, settings.quirks) for draw in draws]

@@ -23,15 +23,18 @@ class HeadPass:
     rows: Tensor
     """[n, V], Fisher block of the head."""
     loss: Tensor
-    """[n], mean cross-entropy of the true next tokens, nats per token."""
+    """[n], mean cross-entropy of the true next tokens that count, nats per token."""
     gradient: Tensor
-    """[R, n, T, C], gradient of the summed label losses in the head's input, zero at padding."""
+    """[R, n, T, C], gradient of the summed label losses in the head's input, zero where no label is drawn."""
 
 
-def head_pass(head: nn.Linear, hidden: Tensor, tokens: Tensor, real: Tensor, uniforms: Tensor, chunk: int) -> HeadPass:
+def head_pass(
+    head: nn.Linear, hidden: Tensor, tokens: Tensor, counted: Tensor, scored: Tensor, uniforms: Tensor, chunk: int
+) -> HeadPass:
     """Run the head on `hidden` [n, T, C].
 
-    `tokens`: int64 [n, T]; `real`: bool [n, T], false at (right) padding; `uniforms`: [R, n, T], choose the labels.
+    `tokens`: int64 [n, T]; `counted`, `scored`: bool [n, T], the positions at which labels are drawn, and those whose
+    next token is in the loss (see `tokens.py`); `uniforms`: [R, n, T], choose the labels.
     Probabilities, squares and sums are float32, or float64 for a float64 model.
     """
     n, length, width = hidden.shape
@@ -40,7 +43,7 @@ def head_pass(head: nn.Linear, hidden: Tensor, tokens: Tensor, real: Tensor, uni
     rows = hidden.new_zeros((n, vocabulary), dtype=exact)
     true_losses = hidden.new_zeros((n, length), dtype=exact)
     gradient = hidden.new_empty((len(uniforms), n, length, width))
-    scale = hidden.to(exact).pow(2).mean(-1) * real
+    scale = hidden.to(exact).pow(2).mean(-1) * counted
     following = tokens.roll(-1, 1)
     span = max(1, min(length, chunk // vocabulary))
     group = max(1, chunk // (vocabulary * length))
@@ -55,11 +58,9 @@ def head_pass(head: nn.Linear, hidden: Tensor, tokens: Tensor, real: Tensor, uni
             if len(uniforms):
                 shared = (p.view(-1, vocabulary).to(hidden.dtype) @ head.weight).view(inputs.shape)
                 for r, labels in enumerate(draw_labels(p, uniforms[(slice(None), *at)])):
-                    gradient[(r, *at)] = (shared - head.weight[labels]) * real[at][..., None]
+                    gradient[(r, *at)] = (shared - head.weight[labels]) * counted[at][..., None]
             variance = p.addcmul_(p, p, value=-1)
             rows[at[0]] += torch.bmm(scale[at][:, None, :], variance).squeeze(1)
-    scored = real & real.roll(-1, 1)
-    scored[:, -1] = False
     return HeadPass(rows, (true_losses * scored).sum(1) / scored.sum(1).clamp(min=1), gradient)
 
 

@@ -10,20 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from align_ray.fisher.tokens import PADDING, plain_ids
+
 EPOCHS, ROWS = 5, 8
 
 
 def tuned_head(model: nn.Module, ids: np.ndarray) -> Tensor:
     """Weight [V, C] of the head after 5 epochs of AdamW (5e-5, weight decay 1e-4, 8 rows a step) on `ids` (int [n, T],
-    negative at padding) in the order given; the model is left as it was."""
+    see `tokens.py`) in the order given; the model is left as it was."""
     device = next(model.parameters()).device
-    tokens = torch.as_tensor(ids, dtype=torch.long, device=device)
+    tokens = torch.as_tensor(plain_ids(ids), dtype=torch.long, device=device)
     with torch.no_grad():
-        parts = tokens.clamp(min=0).split(ROWS)
+        parts = tokens.split(ROWS)
         hidden = torch.cat([model.base_model(input_ids=p, use_cache=False).last_hidden_state for p in parts])[
             :, :-1
         ].float()
-    following = tokens[:, 1:]  # padding (-1) is ignored by the loss
+    # what does not count is ignored by the loss
+    following = torch.as_tensor(np.maximum(ids, PADDING), dtype=torch.long, device=device)[:, 1:]
     head = nn.Linear(*model.get_output_embeddings().weight.shape[::-1], bias=False, device=device)
     head.weight.data.copy_(model.get_output_embeddings().weight)
     optimiser = torch.optim.AdamW(head.parameters(), lr=5e-5, eps=1e-8, weight_decay=1e-4)
@@ -31,7 +34,7 @@ def tuned_head(model: nn.Module, ids: np.ndarray) -> Tensor:
         for x, y in zip(hidden.split(ROWS), following.split(ROWS), strict=True):
             optimiser.zero_grad()
             with torch.enable_grad():
-                nn.functional.cross_entropy(head(x).flatten(0, 1), y.flatten(), ignore_index=-1).backward()
+                nn.functional.cross_entropy(head(x).flatten(0, 1), y.flatten(), ignore_index=PADDING).backward()
             optimiser.step()
     return head.weight.detach()
 

@@ -146,6 +146,17 @@ def load_tokenizer(located: Located) -> Any:
         ) from None
 
 
+def chat_template_of(tokenizer: Any) -> str | None:
+    """The tokenizer's chat template, with the special tokens that it names; None where it has none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        return None
+    names = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    return "".join(f"{{%- set {name} = {json.dumps(token)} -%}}" for name, token in names.items()) + template
+
+
 def load_model(located: Located, device: str = "cpu", dtype: str = "float32") -> Any:
     """The probe in evaluation mode, parameters in `dtype` on `device` (transformers PreTrainedModel); of a multimodal
     model its language model. Raises ProbeError where the weights do not cover it: transformers would fill in random

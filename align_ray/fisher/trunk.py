@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from align_ray.fisher.head import head_pass
+from align_ray.fisher.tokens import PADDING, counted_positions, plain_ids, scored_positions
 
 log = logging.getLogger(__name__)
 
-PADDING = -1
-"""Stands for padding in token ids."""
 CPU_CHUNK = 2**23
 """Largest [tokens, vocabulary] array formed at once on a CPU: 32 MiB in float32; more gains nothing."""
 CPU_TOKENS = 1024
@@ -64,12 +63,12 @@ def trunk_modules(model: nn.Module) -> dict[str, nn.Module]:
 def label_uniforms(ids: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Uniform numbers [R, n, T] that choose the labels: a function of (seed, the sequence's tokens) alone.
 
-    `ids`: int [n, T], negative at padding. The labels of a sequence are the same on any worker, beside any other
-    sequences and under any padding.
+    `ids`: int [n, T] (see `tokens.py`). The labels of a sequence are the same on any worker, beside any other sequences
+    and under any padding.
     """
     result = np.zeros((draws, *ids.shape), dtype=np.float64)
     for i, row in enumerate(ids):
-        row = row[row >= 0]
+        row = row[row != PADDING]
         key = hashlib.blake2b(row.astype("<i4").tobytes(), key=str(seed).encode(), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
         result[:, i, : len(row)] = generator.random((draws, len(row)))
@@ -99,7 +98,8 @@ def sequences_per_pass(model: nn.Module, length: int, draws: int) -> int:
 def fisher_embeddings(
     model: nn.Module, ids: np.ndarray, draws: int, seed: int, step: int | None = None
 ) -> SequenceEmbeddings:
-    """Embed sequences `ids` (int [n, T], negative at right padding) by `model`, a causal LM in evaluation mode.
+    """Embed sequences `ids` (int [n, T], see `tokens.py`; padding on the right) by `model`, a causal LM in evaluation
+    mode. Where tokens are only context, labels are drawn and squares taken at the positions of the others alone.
 
     `draws` is R; 0 gives the head's block alone, for a forward pass. `step`: sequences per pass (default: by the
     memory); it is halved, with a warning, where memory runs out. Results do not depend on how sequences are grouped, up
@@ -133,8 +133,8 @@ def fisher_embeddings(
 def _embed(model: nn.Module, ids: np.ndarray, draws: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Trunk [R, n, D], head [n, V] and loss [n] of sequences that go through the model together."""
     device = next(model.parameters()).device
-    signed = torch.as_tensor(ids, dtype=torch.long, device=device)
-    tokens, real = signed.clamp(min=0), signed >= 0
+    tokens = torch.as_tensor(plain_ids(ids), dtype=torch.long, device=device)
+    counted, scored = (torch.as_tensor(of(ids), device=device) for of in (counted_positions, scored_positions))
     uniforms = torch.as_tensor(label_uniforms(ids, draws, seed), device=device)
     chunk = GPU_CHUNK if device.type == "cuda" else CPU_CHUNK
     # Parameters are frozen; the embeddings carry the graph, so that gradients exist for activations alone.
@@ -142,7 +142,7 @@ def _embed(model: nn.Module, ids: np.ndarray, draws: int, seed: int) -> tuple[Te
     with _frozen(model), _row_squares_of(model) as squares, torch.set_grad_enabled(draws > 0):
         hidden = model.base_model(inputs_embeds=leaf, use_cache=False).last_hidden_state
         with torch.no_grad():
-            head = head_pass(model.get_output_embeddings(), hidden, tokens, real, uniforms, chunk)
+            head = head_pass(model.get_output_embeddings(), hidden, tokens, counted, scored, uniforms, chunk)
         for r in range(draws):
             torch.autograd.grad(hidden, leaf, head.gradient[r], retain_graph=r + 1 < draws)
     trunk = [torch.cat([of_module[r] for of_module in squares.values()], dim=-1) for r in range(draws)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from align_ray.config import Config, Corpus
+from align_ray.config import Corpus
 from align_ray.context import Study
 from align_ray.corpora.draw import document_key, draw_texts
 from align_ray.corpora.sources import documents
@@ -49,14 +49,15 @@ class Scored:
     """int32 [N], which of the files the document is in."""
 
 
-def target_keys(config: Config) -> np.ndarray:
+def target_keys(study: Study) -> np.ndarray:
     """Keys of all documents of all targets, sorted, S16 [n]."""
+    config = study.config
 
     def collect(batch: dict[str, np.ndarray]) -> dict[str, list]:
         found = {document_key(config.seed, text) for text in documents(*read_task(batch), Counter())}
         return {"keys": [b"".join(found)]}
 
-    rows = on_tasks(read_tasks(config.targets), collect).iter_rows()
+    rows = on_tasks(read_tasks(config.targets, study.chat_template), collect).iter_rows()
     return np.unique(np.frombuffer(b"".join(row["keys"] for row in rows), "S16"))
 
 
@@ -70,7 +71,7 @@ def score_corpus(study: Study, reference: ScoreTargets, corpus: Corpus) -> tuple
     import ray
 
     config, located = study.config, study.probe
-    shared = ray.put((target_keys(config), study.store.sound_tables(reference.folder)))
+    shared = ray.put((target_keys(study), study.store.sound_tables(reference.folder)))
     seed, length, folder = config.seed, config.sampling.sequence_length, reference.folder
     most, characters = CHUNK_DOCUMENTS, CHUNK_CHARACTERS
 
@@ -95,7 +96,7 @@ def score_corpus(study: Study, reference: ScoreTargets, corpus: Corpus) -> tuple
             yield chunk_to_score(folder, pending, stored, tokenizer, length)
         yield chunk_of("", "", np.zeros(0, np.int32), [], [], json.dumps(counts))
 
-    tasks = read_tasks([corpus])
+    tasks = read_tasks([corpus], study.chat_template)
     chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     chunks.context.target_max_block_size = 1  # a block a chunk: it goes to the next free actor as soon as it is read
     # another share of a CPU, or Ray makes it part of the actors
@@ -126,7 +127,9 @@ def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.
     config, store, tokenizer = study.config, study.store, study.tokenizer
     length = config.sampling.sequence_length
     by_document = config.sampling.model_copy(update={"packing": "pad"})
-    ((_, drawn, _),) = draw_texts([(target, 2 * TARGET_DOCUMENTS * length, 0)], by_document, config.seed)
+    ((_, drawn, _),) = draw_texts(
+        [(target, 2 * TARGET_DOCUMENTS * length, 0)], by_document, config.seed, study.chat_template
+    )
     heldout = [d for d in drawn if d[0][-1] % 2 == 1]
     stored = store.sound_tables(reference.folder)
     parts = [heldout[i : i + CHUNK_DOCUMENTS] for i in range(0, len(heldout), CHUNK_DOCUMENTS)]

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.config import Corpus
+from align_ray.corpora.records import unmarked
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.errors import ConfigError, CorpusError
-from align_ray.fisher.probe import Located, load_tokenizer
+from align_ray.fisher.probe import Located, chat_template_of, load_tokenizer
 from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.store import Store
 
@@ -53,7 +54,8 @@ def materialise(
     settings = {"token_budget": budget, "weights": weights, "seed": seed, "tokenizer": located.digest}
     head = {"format": "align-ray materialised mixture 1", **settings}
     check_free(store, settings)
-    counted = _count(chosen, located, seed)
+    template = chat_template_of(load_tokenizer(located))
+    counted = _count(chosen, located, seed, template)
     passes: dict[str, list[tuple[int, float]]] = {}
     due: dict[str, int] = {}
     for corpus in chosen:
@@ -76,7 +78,7 @@ def materialise(
         corpus, fragments = read_task(batch)
         tokenizer = load_tokenizer(located)
         rows: dict[str, list] = {k: [] for k in ("shard", "place", "corpus", "epoch", "text", "tokens")}
-        for text in documents(corpus, fragments, Counter()):
+        for text in map(unmarked, documents(corpus, fragments, Counter())):
             tokens = None
             for epoch, share in passes[corpus.name]:
                 at = place(seed, corpus.name, epoch, text)
@@ -103,7 +105,9 @@ def materialise(
         by_corpus = {c: int(group["tokens"][group["corpus"] == c].sum()) for c in sorted(set(group["corpus"].tolist()))}
         return {**write_shard(Store(folder), int(group["shard"][0]), table), "tokens": [json.dumps(by_corpus)]}
 
-    written = on_tasks(read_tasks(chosen), read).groupby("shard").map_groups(write, batch_format="numpy").take_all()
+    written = (
+        on_tasks(read_tasks(chosen, template), read).groupby("shard").map_groups(write, batch_format="numpy").take_all()
+    )
     tokens: Counter = Counter()
     for part in written:
         tokens.update(json.loads(part["tokens"]))
@@ -124,21 +128,21 @@ def materialise(
     return manifest
 
 
-def _count(corpora: list[Corpus], located: Located, seed: int) -> dict[str, dict[str, Any]]:
+def _count(corpora: list[Corpus], located: Located, seed: int, template: str | None) -> dict[str, dict[str, Any]]:
     """Tokens of every corpus by the hash of its documents, `bins` int64 [2, BINS]: in the first pass, and in a part
     of one."""
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
         tokenizer, bins, counts = load_tokenizer(located), np.zeros((2, BINS), np.int64), Counter[str]()
-        for text in documents(corpus, fragments, counts):
+        for text in map(unmarked, documents(corpus, fragments, counts)):
             tokens = len(_tokens(tokenizer, text))
             for row, epoch in enumerate((0, -1)):
                 bins[row, place(seed, corpus.name, epoch, text) * BINS >> 63] += tokens
         return {"name": [corpus.name], "vanished": [counts["vanished"]], "bins": [bins.ravel()]}
 
     total = {c.name: {"bins": np.zeros((2, BINS), np.int64)} for c in corpora}
-    for row in on_tasks(read_tasks(corpora), count).iter_rows():
+    for row in on_tasks(read_tasks(corpora, template), count).iter_rows():
         if row["vanished"]:
             raise CorpusError(
                 f"corpus '{row['name']}': {row['vanished']} parts of its files vanished while they were read; restore "

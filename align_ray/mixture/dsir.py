@@ -6,6 +6,7 @@ import numpy as np
 from align_ray.alignment.baselines import dsir_weights
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
+from align_ray.fisher.tokens import texts_of
 
 TEXTS = 256
 """Selected, out of the candidates' training samples."""
@@ -15,9 +16,9 @@ def dsir_mixture(study: Study) -> np.ndarray:
     """Weights [K]."""
 
     def texts(rows: np.ndarray) -> list[str]:
-        return study.tokenizer.batch_decode([row[row >= 0].tolist() for row in rows], skip_special_tokens=True)
+        return texts_of(rows, study.tokenizer, counted=True)
 
-    candidates = {c.name: texts(read_sample(study.store, c.name).training.ids) for c in study.config.candidates}
+    candidates = {c.name: texts(read_sample(study.store, c.name).training.encoded) for c in study.config.candidates}
     samples = [read_sample(study.store, t.name).batches for t in study.config.targets]
     targets = [text for batches in samples for text in texts(batches.reshape(-1, batches.shape[-1]))]
     return dsir_weights(candidates, targets, TEXTS, study.config.seed)

@@ -91,12 +91,15 @@ def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabu
 
 
 def equal_counts(counts: list[np.ndarray]) -> list[np.ndarray]:
-    """Token counts of K corpora on as many batches each as the smallest has, float64 [K, V], once where all have as
-    many and else for MODELS choices of them. `counts`: [n_k, V] by corpus."""
-    least = min(map(len, counts))
-    if all(len(c) == least for c in counts):
+    """Token counts of K corpora on batches that hold as many tokens as the smallest corpus does, to half a batch,
+    float64 [K, V]; once where all take all their batches, and else for MODELS choices of them. `counts`: [n_k, V] by
+    corpus."""
+    of_batch = [max(1e-9, c.sum() / len(c)) for c in counts]
+    least = min(c.sum() for c in counts)
+    taken = [min(len(c), max(1, round(float(least / each)))) for c, each in zip(counts, of_batch, strict=True)]
+    if all(len(c) == n for c, n in zip(counts, taken, strict=True)):
         return [np.stack([c.sum(0, dtype=np.float64) for c in counts])]
-    picks = [subsets(len(c), least) for c in counts]
+    picks = [subsets(len(c), n) for c, n in zip(counts, taken, strict=True)]
     spread = [pick[np.linspace(0, len(pick) - 1, MODELS).round().astype(int)] for pick in picks]
     return [np.stack([p[i] @ c for p, c in zip(spread, counts, strict=True)]) for i in range(MODELS)]
 

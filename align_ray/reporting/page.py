@@ -6,6 +6,7 @@ that a test (or a reader's script) can compare all of them with the stored resul
 
 import base64
 import hashlib
+import math
 from importlib import resources
 from typing import Any
 
@@ -84,6 +85,9 @@ def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, An
     x["mixture"] = search.mixtures["recommended"].alignment.value
     runs = results["finetune"].runs.items()
     points = [{"run": name, "alignment": x[name], **run.targets[target].model_dump()} for name, run in runs]
+    of_token = results["finetune"].bytes_per_token.get(target)
+    for point in points:
+        point["bits_per_byte"] = point["after"] / of_token / math.log(2) if of_token else None
     once = {name for name, run in runs if (run.epochs or 1.0) <= 1.0}
     alone = [p for p in points if p["run"] in search.single and p["run"] in once]
     return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}

@@ -5,6 +5,7 @@ everything as a tidy table, a notebook shows the main columns of it, and `plot()
 Labels, units and signs of what is shown stand here and nowhere else.
 """
 
+import math
 from collections.abc import ItemsView, Iterator
 from html import escape
 from io import StringIO
@@ -385,27 +386,32 @@ class Finetuned(Result):
     """What `finetune` returns."""
 
     TITLE = "Change of the held-out loss (nats per token)"
-    SHOWN = {"run": "", "after": ".4f", "change": "+.4f", "change_low": "+.4f"}
+    SHOWN = {"run": "", "after": ".4f", "bits_per_byte": ".4f", "change": "+.4f", "change_low": "+.4f"}
     DRAWN = ("run", "change")
     AXIS = "change of the loss (nats per token), 95% over seeds and held-out rows"
 
     tokens: int
     seeds: int = 1
     learning_rate: float | None = None
+    bytes_per_token: dict[str, float] = {}
+    """By target, UTF-8 bytes of a held-out token that counts."""
     runs: dict[str, Training]
     uniform_less_mixture: Estimates = {}
     """By target the uniform mixture's loss less the recommended one's, paired by seed and held-out row."""
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and training run, lowest loss first: tokens trained on, `distinct_tokens` among them and how
-        often each was seen (`epochs`), loss `before` and `after`, `change` with its
-        interval over seeds and held-out rows, and `overlap`, the share of held-out 13-token windows in the training
+        often each was seen (`epochs`), loss `before` and `after` (nats per token; of
+        a target with completions, of those alone), `bits_per_byte` after, `change` with its interval over seeds and
+        held-out rows, and `overlap`, the share of held-out 13-token windows in the training
         text."""
         rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
                 seen = {"distinct_tokens": run.distinct_tokens, "epochs": run.epochs}
                 known = {k: v for k, v in loss.model_dump().items() if v is not None}
+                if of_token := self.bytes_per_token.get(target):
+                    known["bits_per_byte"] = loss.after / of_token / math.log(2)
                 rows.append({"target": target, "run": name, "tokens": self.tokens, **seen, **known})
         return _by_loss(rows, "after")
 

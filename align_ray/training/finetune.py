@@ -13,7 +13,8 @@ import numpy as np
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.config import Config
 from align_ray.context import Study
-from align_ray.corpora.rows import report_half
+from align_ray.corpora.rows import Rows, report_half
+from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
@@ -57,6 +58,7 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict
     `training` (steps with the loss of their batch) and `rungs` (losses by target after so many steps, on the first
     half of the held-out text); by target `before` and `after` (nats per token on the second half of the held-out text,
     mean over seeds), `change` with its standard error and interval over seeds and held-out rows, and `overlap`.
+    `bytes_per_token[target]`: of the held-out tokens that count, to give losses in bits per byte.
     `uniform_less_mixture[target]`: the difference of these two runs' losses, paired by seed and row, with its interval.
     """
     study = with_rate(study)
@@ -89,9 +91,16 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict
         "tokens": len(jobs[-1].rows) * config.sampling.sequence_length,
         "seeds": len(seeds),
         "learning_rate": learning_rate(config),
+        "bytes_per_token": {t: bytes_per_token(report_half(rows), study.tokenizer) for t, rows in heldout.items()},
         "runs": report,
         "uniform_less_mixture": {t: vars(two_sample_mean(d)) for t, d in paired.items() if d.shape[1] > 1},
     }
+
+
+def bytes_per_token(rows: Rows, tokenizer: Any) -> float:
+    """UTF-8 bytes of the tokens that count, per token."""
+    texts = texts_of(rows.encoded, tokenizer, counted=True)
+    return sum(len(text.encode()) for text in texts) / max(1, int(rows.scored.sum()))
 
 
 def change(before: np.ndarray, after: np.ndarray) -> dict[str, float | None]:

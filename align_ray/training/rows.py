@@ -92,9 +92,10 @@ def learning_rate(config: Config) -> float:
     return rate
 
 
-def with_rate(study: Study) -> Study:
+def with_rate(study: Study, tokens: int | None = None) -> Study:
     """The study with one learning rate: of several that with the lowest loss on the targets' validation halves, mean
-    over targets, after a training of `finetune.tokens` on the uniform mixture of the candidates, all rows different."""
+    over targets, after a training of `tokens` (default: `finetune.tokens`) on the uniform mixture of the candidates,
+    all rows different."""
     rates = study.config.finetune.learning_rate
     if len(rates) == 1:
         return study
@@ -102,7 +103,8 @@ def with_rate(study: Study) -> Study:
     uniform = dict.fromkeys(training, 1 / len(training))
     everything = {name: len(rows) for name, rows in training.items()}
     alone = study.changed(finetune={"learning_rate": rates[:1]})
-    job = mixture_job(alone.config, training, everything, uniform, study.config.finetune.tokens, 0, replay_text(study))
+    tokens = tokens or study.config.finetune.tokens
+    job = mixture_job(alone.config, training, everything, uniform, tokens, 0, replay_text(study))
     done = train_jobs(study, heldout_rows(study), [dataclasses.replace(job, learning_rate=rate) for rate in rates])
     losses = [float(np.mean([validation_half(x.after).mean() for x in trained.losses.values()])) for trained in done]
     best = int(np.argmin(losses))

@@ -41,7 +41,7 @@ def test_the_value_is_the_mean_over_all_models_of_so_many_tokens(distributions, 
     if tokens < SIZE * LENGTH:  # two sequences of a batch
         models = [rows for batch in candidate for rows in batch.reshape(-1, 2, LENGTH)]
     else:
-        models = [candidate[list(c)] for c in itertools.combinations(range(n), size.batches)]
+        models = [candidate[list(c)] for c in itertools.combinations(range(n), size.batches(candidate))]
     values = cross_entropy_values(candidate, target, VOCABULARY, size)
     assert values.shape == (n, 3)
     np.testing.assert_allclose(values.mean(0), np.mean([[entropy(m, t) for t in target] for m in models], axis=0))
@@ -58,7 +58,7 @@ def test_choices_of_batches_are_balanced_and_always_the_same():
 
 def coverage(p, q, n, batches, trials, seed=2):
     """Share of 95% intervals that hold the mean over many corpora, at n batches and models of `batches`."""
-    rng, size = np.random.default_rng(seed), Size(batches, SIZE, LENGTH)
+    rng, size = np.random.default_rng(seed), Size(batches * SIZE * LENGTH)
 
     def values(n):
         return cross_entropy_values(corpus(rng, p, n), corpus(rng, q, n), VOCABULARY, size)
@@ -85,7 +85,7 @@ def test_intervals_cover_at_full_size(distributions, n, batches):
 @pytest.mark.parametrize("few", [4, 8])
 def test_of_two_parts_of_one_corpus_the_larger_is_not_preferred(distributions, few):
     """Each is first half of the time, and held for surely first as often as a test of 2.5% a side errs."""
-    rng, size = np.random.default_rng(3), Size(2, SIZE, LENGTH)
+    rng, size = np.random.default_rng(3), Size(2 * SIZE * LENGTH)
     p, q = distributions[:2]
     above = []
     for _ in range(150):

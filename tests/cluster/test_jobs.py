@@ -137,7 +137,7 @@ def test_a_study_in_a_bucket_runs_as_a_job_that_is_stopped_and_goes_on_where_it_
         probe={},  # enough work to be stopped in
         sampling={"sequence_length": 64, "batch_size": 8, "batches": 12},
         search={"token_budget": 10_000, "method": "closed_form"},
-        finetune={"tokens": 512, "eval_tokens": 512},
+        finetune={"tokens": 512, "eval_tokens": 512, "learning_rate": 1e-4, "seeds": 2},
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     )
     for corpus in mapping["targets"] + mapping["candidates"]:

@@ -251,7 +251,7 @@ def test_a_local_folder_is_read_as_a_hub_data_set(tmp_path, monkeypatch, streami
             {"source": "a.jsonl", "template": "{text}{b}"},
             "field 'template' needs 'b', but a.jsonl has only the columns n",
         ),
-        ({"source": "a.jsonl", "column": "n"}, "field 'column' needs a string in every column, but a.jsonl has"),
+        ({"source": "a.jsonl", "column": "n"}, "field 'column' needs a text in every column, but a.jsonl has"),
         ({"source": "a.jsonl", "template": "{text"}, "field 'template' is not a format string"),
         ({"source": "a.jsonl", "template": "{0}"}, "field 'template' must name columns in braces"),
         ({"source": "a.jsonl", "template": "constant"}, "field 'template' must name columns in braces"),

@@ -272,7 +272,7 @@ def test_the_model_to_fine_tune_must_be_whole_but_may_be_of_any_kind(small_confi
 def test_further_probes_are_refused_before_their_stage_starts(small_config, tmp_path, nothing_read):
     saved(mamba(), tmp_path / "mamba")
     names = ["a", "b", "c", "d"]
-    mapping = small_config(tmp_path / "out", predict={"tokens": [512], "probes": [str(tmp_path / "mamba")]})
+    mapping = small_config(tmp_path / "out", predict={"tokens": 512, "probes": [str(tmp_path / "mamba")]})
     mapping["candidates"] = [{**mapping["candidates"][0], "name": name} for name in names]
     study = pipeline.open_study(Config.model_validate(mapping))
     with pytest.raises(ProbeError, match="state-space"):

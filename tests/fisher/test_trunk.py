@@ -14,6 +14,7 @@ from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.head import draw_labels
 from align_ray.fisher.settings import Estimator
 from align_ray.fisher.suited import check_probe
+from align_ray.fisher.tokens import as_context
 from tests.tiny import tiny_model
 
 
@@ -52,6 +53,40 @@ def test_trunk_rows_equal_the_squared_gradients_of_autograd(family, tied, length
     for r, s in itertools.product(range(2), range(2)):
         expected = autograd_rows(model, ids[s], drawn_labels(model, ids[s], uniforms[r, s]))
         np.testing.assert_allclose(found[r, s], expected, rtol=1e-9, atol=1e-12 * expected.max())
+
+
+CONTEXT = np.array([[True] * 4 + [False] * 5, [False] * 9, [True] * 2 + [False] * 2 + [True] * 3 + [False] * 2])
+"""Which tokens are only context: a prompt, nothing, and the turns of a conversation."""
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_with_context_the_rows_and_the_loss_are_those_of_the_completion_alone(family):
+    """Against autograd: labels and squares at the positions before the tokens that count, context in the attention."""
+    model, ids = tiny_model(family, tied=False), sequences(3, 9)
+    found = fisher.fisher_embeddings(model, np.where(CONTEXT, as_context(ids), ids), draws=2, seed=3)
+    uniforms = fisher.label_uniforms(np.where(CONTEXT, as_context(ids), ids), 2, 3)
+    for s in range(3):
+        foretells = ~np.append(CONTEXT[s, 1:], CONTEXT[s, -1])
+        positions = np.flatnonzero(foretells)
+        modules = list(fisher.trunk_modules(model).values())
+        weights = [m.weight.requires_grad_() for m in modules]
+        for r in range(2):
+            labels = torch.tensor(drawn_labels(model, ids[s], uniforms[r, s]))
+            log_p = log_probabilities(model, ids[s])
+            gradients = torch.autograd.grad(-log_p[positions, labels[positions]].sum(), weights)
+            squares = [
+                g.pow(2).mean(0 if isinstance(m, Conv1D) else 1) for m, g in zip(modules, gradients, strict=True)
+            ]
+            expected = torch.cat(squares).numpy()
+            np.testing.assert_allclose(found.trunk[r, s].numpy(), expected, rtol=1e-9, atol=1e-12 * expected.max())
+        log_p = log_probabilities(model, ids[s]).detach()
+        scored = [t for t in range(8) if not CONTEXT[s, t + 1]]
+        losses = -log_p[scored, torch.tensor(ids[s])[1:][scored]]
+        assert found.loss[s].item() == pytest.approx(losses.mean().item(), rel=1e-9)
+        hidden = model.base_model(torch.tensor(ids[s])[None]).last_hidden_state[0].detach()
+        p = log_p.exp()
+        head = sum(p[t] * (1 - p[t]) * hidden[t].pow(2).mean() for t in positions)
+        torch.testing.assert_close(found.head[s], head, rtol=1e-9, atol=0)
 
 
 def test_both_ways_of_the_row_squares_agree_with_the_definition():

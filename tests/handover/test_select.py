@@ -306,9 +306,10 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     tokenizer, model = load_tokenizer(opened.probe), load_model(opened.probe)
     ids, tokens = tokenised(good, tokenizer, config.sampling.sequence_length)
     scores = sequence_scores(model, ids, config.embedding, config.seed, "trunk", reference.means()).alignment[:, 0]
-    best = np.argsort(-scores)[:20]
     rows = rows_of(out)
-    assert [r["text"] for r in rows] == [good[i] for i in best]
+    best = np.array([good.index(r["text"]) for r in rows])  # scores are stored rounded: near ties in any order
+    assert len(set(best)) == 20 and (np.diff(scores[best]) < 2e-5).all()
+    assert scores[best].min() > np.sort(scores)[-21] - 2e-5
     np.testing.assert_allclose([r["alignment"] for r in rows], scores[best], atol=1e-5)
     assert [r["tokens"] for r in rows] == [tokens[i] for i in best]
     assert [r["key"] for r in rows] == [document_key(config.seed, r["text"]).hex() for r in rows]

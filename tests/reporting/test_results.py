@@ -57,7 +57,7 @@ def finetuned():
         change |= {"change_low": after - 4.0 - 3 * error, "change_high": after - 4.0 + 3 * error}
         return {"weights": {"a": 1.0}, "sequences": 8, "training": [[1, 4.0]], "targets": {"t1": change}}
 
-    return Finetuned(tokens=1024, runs={"a": run(3.9, 0.01), "b": run(3.5, 0.02)})
+    return Finetuned(tokens=1024, bytes_per_token={"t1": 3.5}, runs={"a": run(3.9, 0.01), "b": run(3.5, 0.02)})
 
 
 @pytest.fixture
