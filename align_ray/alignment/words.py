@@ -22,6 +22,8 @@ from align_ray.alignment.comparison import ranking
 from align_ray.alignment.intervals import two_sample_mean
 
 MEASURE = "unigram cross-entropy"
+LEAST_SHARE = 0.05
+"""A corpus of whose tokens fewer count, such as one of yes and no, does not make all others be counted on so few."""
 MOST_SUBSETS = 128
 """Models counted on as many choices of batches; fewer choices than this are all taken."""
 
@@ -34,8 +36,7 @@ def rank_by_cross_entropy(
     `batches`: token ids [n, B, T] by corpus (see `fisher/tokens.py`), n >= 2; those that are no targets are candidates.
     `tokens`: on which every model is counted; rounded down to whole batches, or whole sequences of one, and given
     back. `ranking[target]` as `comparison.ranking` gives it; `unranked[target]`: candidates that hold less, each with
-    its value under a model counted on the `tokens` that it holds. Where all hold less, all are counted on what the
-    smallest holds.
+    its value under a model counted on the `tokens` that it holds (see `Size.of`).
     """
     candidates = [name for name in batches if name not in targets]
     size = Size.of(tokens, [batches[c] for c in candidates])
@@ -61,11 +62,14 @@ class Size:
 
     @classmethod
     def of(cls, tokens: int, corpora: list[np.ndarray]) -> "Size":
-        """`tokens` in whole batches of the corpus, [n, B, T], whose batches hold most, or within one batch in whole
-        sequences; where none holds as many, what the smallest holds."""
+        """`tokens`, less where prompts and padding leave fewer that count: times the smallest share of them in any of
+        the corpora (batches [n, B, T]), but for those under LEAST_SHARE; where none holds so many, what the smallest
+        holds. In whole batches of the corpus whose batches hold most, or within one batch in whole sequences."""
         held = [int((ids >= 0).sum()) for ids in corpora]
-        of_batch = max(total / len(ids) for total, ids in zip(held, corpora, strict=True))
-        wanted = tokens if max(held) >= tokens else min(held)
+        shares = [n / ids.size for n, ids in zip(held, corpora, strict=True)]
+        of_batch = max(n / len(ids) for n, ids in zip(held, corpora, strict=True))
+        wanted = tokens * min((share for share in shares if share >= LEAST_SHARE), default=min(shares))
+        wanted = wanted if max(held) >= wanted else min(held)
         step = of_batch if wanted >= of_batch else of_batch / corpora[0].shape[1]
         return cls(max(1, int(int(wanted / step + 1e-9) * step)))
 

@@ -160,7 +160,7 @@ def draw_corpora(
     All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of
     its part and makes tokens of them; the driver sees no text, and holds the sample of one corpus at a time.
     """
-    sizes = {corpus.name: (tokens, _least(sampling, tokens, least)) for corpus, tokens, least in wanted}
+    sizes = {corpus.name: (tokens, _least(sampling, corpus, tokens, least)) for corpus, tokens, least in wanted}
     for corpus, rows, counts in _draw(wanted, sampling, seed, portable(tokenizer), chat_template_of(tokenizer)):
         documents: dict[bytes, Document] = {}
         for key, data in rows:
@@ -177,14 +177,16 @@ def _enough(documents: Iterable[Document], sampling: Sampling, tokens: int, leas
         if held >= tokens and len(found) >= least:
             break
         found.append(document)
-        held += min(len(document.ids), DOCUMENT_SEQUENCES * sampling.sequence_length)
+        most = 1 if document.completes else DOCUMENT_SEQUENCES
+        held += min(len(document.ids), most * sampling.sequence_length)
     return found
 
 
-def _least(sampling: Sampling, tokens: int, documents: int) -> int:
-    """Documents that must be drawn: where each gives one sequence, as many as there are sequences; `cut` leaves out
-    short ones, so twice that."""
-    sequences = {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
+def _least(sampling: Sampling, corpus: Corpus, tokens: int, documents: int) -> int:
+    """Documents that must be drawn: where each gives one sequence, as records with completions do, as many as there
+    are sequences; `cut` leaves out short ones, so twice that."""
+    whole = corpus.mask == "completion" and (corpus.chat is not None or corpus.completion is not None)
+    sequences = 1 if whole else {"pack": 0, "pad": 1, "cut": 2}[sampling.packing]
     return max(documents, sequences * -(-tokens // sampling.sequence_length))
 
 
@@ -194,7 +196,7 @@ def _draw(
     """By corpus: (key, UTF-8 or tokens) of every task's documents, smallest keys first, duplicates once where they
     are text; and the counts."""
     characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens, _ in wanted}
-    least = {corpus.name: _least(sampling, tokens, documents) for corpus, tokens, documents in wanted}
+    least = {corpus.name: _least(sampling, corpus, tokens, documents) for corpus, tokens, documents in wanted}
     asked = {corpus.name: tokens for corpus, tokens, _ in wanted}
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:

@@ -136,6 +136,22 @@ def test_a_candidate_that_holds_less_is_listed_apart_and_without_one_that_holds_
     assert found["tokens"] == 3 * SIZE * LENGTH and len(found["ranking"]["goal"]) == 2
 
 
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_corpora_of_which_a_part_counts_are_compared_on_equal_tokens(distributions, share):
+    """Of two corpora of one population one has prompts, which do not count: neither is ahead by that."""
+    rng, ahead = np.random.default_rng(8), []
+    for _ in range(60):
+        plain, masked, goal = (rng.choice(VOCABULARY, (n, SIZE, LENGTH), p=distributions[0]) for n in (8, 16, 8))
+        masked = np.where(rng.random(masked.shape) < share, masked, -2 - masked)
+        found = rank_by_cross_entropy(
+            {"plain": plain, "masked": masked, "goal": goal}, ["goal"], VOCABULARY, 8 * SIZE * LENGTH
+        )
+        assert found["tokens"] <= 8 * SIZE * LENGTH * share * 1.1 and len(found["ranking"]["goal"]) == 2
+        values = {row["candidate"]: row["value"] for row in found["ranking"]["goal"]}
+        ahead.append(values["plain"] - values["masked"])
+    assert abs(np.mean(ahead)) < 3 * np.std(ahead) / np.sqrt(len(ahead)), np.mean(ahead)
+
+
 def test_padding_and_tokens_never_seen_do_no_harm():
     candidate, target = np.zeros((2, 1, 4), int), np.full((2, 1, 4), 3)
     target[:, :, 2:] = -1

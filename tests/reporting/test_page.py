@@ -93,7 +93,10 @@ def tree(stored):
         all_x = x + [mixtures[k]["alignment"]["value"] for k in ("uniform", "recommended")]
         losses[t] = {
             "r": {"r": r, "low": low, "high": high, "points": len(x)},
-            "points": [{"alignment": v} for v in all_x],
+            "points": [
+                {"alignment": v, "bits_per_byte": run["targets"][t]["after"] / 3.5 / np.log(2)}
+                for v, run in zip(all_x, runs.values(), strict=True)
+            ],
         }
     derived = {
         "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
