@@ -117,7 +117,7 @@ def main(
     import ray
 
     from align_ray.config import Cluster, Corpus, Sampling
-    from align_ray.corpora import sources as corpora
+    from align_ray.corpora import files as corpora
     from align_ray.corpora import tasks as reading
     from align_ray.corpora.draw import draw_corpora
     from align_ray.fisher.probe import load_tokenizer, locate_probe

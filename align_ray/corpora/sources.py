@@ -7,48 +7,34 @@ case.
 """
 
 import dataclasses
-import errno
 import io
 import json
-import os
-import re
+import lzma
 import string
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.fs as pafs
-from fsspec.utils import glob_translate
 
 from align_ray.config import Corpus
 from align_ray.corpora import limits
+from align_ray.corpora.files import (
+    GONE,
+    Fragment,
+    compression_of,
+    filesystem,
+    fragments_of_files,
+    open_file,
+    refused,
+    what_else,
+)
 from align_ray.corpora.installed import INSTALLED
 from align_ray.corpora.parquet import first_rows, text_records
 from align_ray.corpora.records import Unusable, columns_of, needed_columns, render, unmarked
+from align_ray.corpora.rejects import keep, reading
+from align_ray.corpora.tables import arrow_records, csv_records, json_values
 from align_ray.errors import CorpusError, UserError
-
-FRAGMENT_BYTES = 64 * 2**20
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-JSON_LINES = {".jsonl", ".ndjson", ".json"}
-ARCHIVES = {".tar", ".tgz", ".zip", ".7z", ".rar", ".xz"}
-WILD = {*"*?["}
-"""What makes a path a glob."""
-GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
-
-
-@dataclasses.dataclass(frozen=True)
-class Fragment:
-    """A part of a corpus that one task reads: [start, stop) in bytes, row groups or shards, by kind."""
-
-    kind: str  # "json", "text", "parquet", "archive", "hub" or "installed"
-    path: str
-    start: int
-    stop: int
-    bytes: int
-    """Size on disk, for balancing; 0 where unknown."""
 
 
 def plan_fragments(corpus: Corpus) -> list[Fragment]:
@@ -60,10 +46,10 @@ def plan_fragments(corpus: Corpus) -> list[Fragment]:
                 f"corpus '{corpus.name}': no installed corpus '{rest}'; choose one of {', '.join(INSTALLED)}."
             )
         return [Fragment("installed", rest, 0, 1, 0)]
-    if corpus.source.startswith("hf://"):
+    if corpus.source.startswith("hf://") and not corpus.source.startswith("hf://datasets/"):
         shards = _hub_dataset(corpus).num_shards if corpus.streaming else 1
         return [Fragment("hub", corpus.source, i, shards, 0) for i in range(shards)]
-    return [fragment for info in _files(corpus) for fragment in _file_fragments(corpus, info)]
+    return fragments_of_files(corpus)
 
 
 def documents(corpus: Corpus, fragments: list[Fragment], counts: Counter) -> Iterator[str]:
@@ -78,11 +64,13 @@ def documents(corpus: Corpus, fragments: list[Fragment], counts: Counter) -> Ite
     read.
     """
     for fragment in fragments:
+        reading(counts, fragment.path)
         for record in _records(corpus, fragment, counts):
             try:
                 text = render(corpus, record)
             except Unusable as reason:
                 counts[str(reason)] += 1
+                keep(counts, str(reason), record)
                 continue
             if not text.strip():
                 counts["empty"] += 1
@@ -114,7 +102,7 @@ def check_corpus(corpus: Corpus) -> None:
         if next(documents(corpus, [fragment], counts), None) is not None:
             return
         if counts["missing_column"]:
-            columns |= set(next(_records(corpus, fragment, Counter()), {}))
+            columns |= set(next(HEADS.get(fragment.kind, _records)(corpus, fragment, Counter()), {}))
     if counts["missing_column"]:
         field = "chat" if corpus.chat else "prompt" if corpus.prompt else "template" if corpus.template else "column"
         there = lambda column: column in columns or column.partition(".")[0] in columns
@@ -124,8 +112,8 @@ def check_corpus(corpus: Corpus) -> None:
             f"corpus '{corpus.name}': field '{field}' needs {missing}, but {corpus.source} has only the columns "
             f"{', '.join(sorted(columns)) or 'none'}; name one of these."
         )
-    if array := next((f.path for f in fragments if f.kind == "json" and _holds_array(corpus, f)), None):
-        raise CorpusError(f"corpus '{corpus.name}': {array} is one JSON array; give JSON Lines, one object a line.")
+    if odd := _odd(corpus, fragments):
+        raise CorpusError(f"corpus '{corpus.name}': {odd.path} is {odd.note}.")
     if counts["no_completion"]:
         raise CorpusError(
             f"corpus '{corpus.name}': none of the records of {corpus.source} has a completion (what an assistant says) "
@@ -137,6 +125,22 @@ def check_corpus(corpus: Corpus) -> None:
     raise CorpusError(
         f"corpus '{corpus.name}': {corpus.source} is empty{detail}; give a source with at least one document."
     )
+
+
+def _odd(corpus: Corpus, fragments: list[Fragment]) -> Fragment | None:
+    """The first file that is something else than its name says."""
+    for fragment in fragments:
+        if fragment.kind in ("unusable", "json", "csv", "tsv", "text"):
+            if fragment.note:
+                return fragment
+            try:
+                with filesystem(corpus)[0].open_input_stream(fragment.path, compression=None) as file:
+                    note = "" if compression_of(fragment.path) else what_else(file.read(64))
+            except OSError:
+                continue
+            if note:
+                return dataclasses.replace(fragment, note=note)
+    return None
 
 
 LOOKED_AT = 200
@@ -153,91 +157,12 @@ def first_records(corpus: Corpus, count: int = LOOKED_AT) -> list[dict[str, Any]
     parts = fragments[:: -(-len(fragments) // 8)] if fragments else []
     found: list[dict[str, Any]] = []
     for i, fragment in enumerate(parts, start=1):
-        read = _parquet_head if fragment.kind == "parquet" else _records
+        read = HEADS.get(fragment.kind, _records)
         found += islice(read(corpus, fragment, Counter()), count * i // len(parts) - len(found))
     return found
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _filesystem(corpus: Corpus) -> tuple[pafs.FileSystem, str]:
-    """The file system of a corpus and its source as a path (or glob) there."""
-    if "://" in corpus.source:
-        try:
-            return pafs.FileSystem.from_uri(corpus.source)
-        except (pa.ArrowException, OSError) as error:
-            raise CorpusError(
-                f"corpus '{corpus.name}': cannot open {corpus.source} ({error}); check the URI."
-            ) from None
-    try:
-        return pafs.LocalFileSystem(), str(Path(os.path.expanduser(corpus.source)).resolve())
-    except (RuntimeError, ValueError) as error:  # an unknown user's home, a NUL
-        raise CorpusError(
-            f"corpus '{corpus.name}': {corpus.source!r} is no path ({error}); check the field 'source'."
-        ) from None
-
-
-def _files(corpus: Corpus) -> list[pafs.FileInfo]:
-    """Files of a path, folder or glob, sorted by path."""
-    try:
-        return _listed(corpus)
-    except OSError as error:
-        raise _refused(corpus, corpus.source, error) from None
-
-
-def _refused(corpus: Corpus, path: str, error: OSError) -> CorpusError:
-    reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-    return CorpusError(f"corpus '{corpus.name}': cannot read {path} ({reason}); fix that and run it again.")
-
-
-def _listed(corpus: Corpus) -> list[pafs.FileInfo]:
-    fs, path = _filesystem(corpus)
-
-    def literal(path: str) -> bool:
-        """Whether a path stands for itself: a name may hold `?` and `[`."""
-        return not WILD & set(path) or fs.get_file_info(path).type != pafs.FileType.NotFound
-
-    root = path
-    if "*" in path or not literal(path):
-        root = next(parent for parent in map(str, PurePosixPath(path).parents) if literal(parent))
-        try:
-            pattern = re.compile(glob_translate(str(PurePosixPath(path).relative_to(root))))
-        except ValueError:
-            raise CorpusError(
-                f"corpus '{corpus.name}': '**' stands for whole folders, not for a part of a name as in "
-                f"{corpus.source}; write **/* in the field 'source'."
-            ) from None
-        infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-        infos = [i for i in infos if pattern.match(str(PurePosixPath(i.path).relative_to(root)))]
-    else:
-        info = fs.get_file_info(path)
-        is_folder = info.type == pafs.FileType.Directory
-        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True)) if is_folder else [info]
-    hidden = (".", "_")  # names below the root that are no data: .cache, _SUCCESS
-    infos = [
-        i for i in infos if i.is_file and not any(p.startswith(hidden) for p in Path(i.path).relative_to(root).parts)
-    ]
-    if not infos:
-        raise CorpusError(f"corpus '{corpus.name}': no file at {corpus.source}; check the field 'source'.")
-    return sorted(infos, key=lambda i: i.path)
-
-
-def _file_fragments(corpus: Corpus, info: pafs.FileInfo) -> list[Fragment]:
-    suffixes = Path(info.path).suffixes
-    compressed = bool(suffixes) and suffixes[-1] in COMPRESSED
-    suffix = suffixes[-1 - compressed] if len(suffixes) > compressed else ""
-    if info.size == 0:
-        return []
-    if suffix == ".parquet":
-        return [Fragment("parquet", info.path, 0, -1, info.size)]
-    if ARCHIVES & {suffix, *suffixes[-1:]}:
-        return [Fragment("archive", info.path, 0, -1, info.size)]
-    kind = "json" if suffix in JSON_LINES else "text"
-    splittable = not compressed and (kind == "json" or corpus.sample_by == "line")
-    step = FRAGMENT_BYTES if splittable else info.size
-    starts = range(0, info.size, step)
-    return [Fragment(kind, info.path, s, min(s + step, info.size), min(step, info.size - s)) for s in starts]
+# --- records of files ------------------------------------------------------------------------------------------------
 
 
 def _records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
@@ -247,17 +172,13 @@ def _records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[di
             yield from ({corpus.column: text} for text in INSTALLED[fragment.path]())
         elif fragment.kind == "hub":
             yield from _hub_records(corpus, fragment)
-        elif fragment.kind == "parquet":
-            yield from _parquet_records(corpus, fragment, counts)
-        elif fragment.kind == "json":
-            yield from _json_records(corpus, fragment, counts)
-        elif fragment.kind == "text":
-            yield from _text_records(corpus, fragment, counts)
-        else:
+        elif fragment.kind == "unusable":
             counts["unreadable"] += 1
+        else:
+            yield from READERS[fragment.kind](corpus, fragment, counts)
     except OSError as error:
         if error.errno not in GONE:
-            raise _refused(corpus, fragment.path, error) from None
+            raise refused(corpus, fragment.path, error) from None
         counts["vanished"] += 1
 
 
@@ -267,11 +188,9 @@ def _lines(corpus: Corpus, fragment: Fragment) -> Iterator[bytes | str]:
     In place of a line above MAX_RECORD_BYTES, or of the rest of a file that breaks off, inflates without end or has
     become shorter, the name of the counter for it.
     """
-    fs, _ = _filesystem(corpus)
-    path = fragment.path
-    compression = COMPRESSED.get(Path(path).suffix)
+    compression = compression_of(fragment.path)
     most = limits.most_inflated(fragment.bytes)
-    source: Any = fs.open_input_stream(path, compression=compression) if compression else fs.open_input_file(path)
+    source = open_file(corpus, fragment)
     with source:
         position = fragment.start
         skipping = position > 0  # a line is read by the fragment in which it begins
@@ -282,8 +201,8 @@ def _lines(corpus: Corpus, fragment: Fragment) -> Iterator[bytes | str]:
         while compression or position < fragment.stop:
             try:
                 line = stream.readline(limits.MAX_RECORD_BYTES)
-            except OSError as error:
-                if not compression or error.errno:
+            except (OSError, EOFError, lzma.LZMAError) as error:
+                if not compression or getattr(error, "errno", None):
                     raise
                 yield "unreadable"  # the compressed file is truncated or broken
                 return
@@ -305,8 +224,10 @@ def _lines(corpus: Corpus, fragment: Fragment) -> Iterator[bytes | str]:
 
 
 def _json_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
-    if _holds_array(corpus, fragment):
-        counts["unreadable"] += 1
+    if _is_document(corpus, fragment):
+        if fragment.start == 0:
+            with open_file(corpus, fragment) as file:
+                yield from json_values(file, limits.most_inflated(fragment.bytes), counts)
         return
     for line in _lines(corpus, fragment):
         if isinstance(line, str):
@@ -320,18 +241,32 @@ def _json_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterat
                 yield record
             else:
                 counts["unreadable"] += 1
+                keep(counts, "unreadable", line)
 
 
-def _holds_array(corpus: Corpus, fragment: Fragment) -> bool:
-    """Whether a `.json` file is one array instead of lines."""
-    if ".json" not in Path(fragment.path).suffixes[-2:]:
+def _is_document(corpus: Corpus, fragment: Fragment) -> bool:
+    """Whether a `.json` file is one array, or objects over several lines, instead of an object a line."""
+    if ".json" not in [suffix.lower() for suffix in Path(fragment.path).suffixes[-2:]]:
         return False
     try:
-        compression = COMPRESSED.get(Path(fragment.path).suffix)
-        with _filesystem(corpus)[0].open_input_stream(fragment.path, compression=compression) as file:
-            return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    except OSError:
+        with open_file(corpus, fragment) as file:
+            head = file.read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except (OSError, EOFError, lzma.LZMAError):
         return False  # reading it says why
+    if head.startswith(b"["):
+        return True
+    first, newline, _ = head.partition(b"\n")
+    return bool(newline) and head.startswith(b"{") and not first.rstrip().endswith(b"}")
+
+
+def _table_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    with open_file(corpus, fragment) as file:
+        yield from csv_records(file, "\t" if fragment.kind == "tsv" else ",", columns_of(corpus), counts)
+
+
+def _arrow_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    with open_file(corpus, fragment) as file:
+        yield from arrow_records(file, counts)
 
 
 def _text_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
@@ -366,13 +301,26 @@ def _joined(lines: Iterator[bytes | str], paragraphs: bool) -> Iterator[bytes | 
 
 
 def _parquet_records(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
-    with _filesystem(corpus)[0].open_input_file(fragment.path) as file:
+    with filesystem(corpus)[0].open_input_file(fragment.path) as file:
         yield from text_records(file, columns_of(corpus), needed_columns(corpus), counts)
 
 
 def _parquet_head(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
-    with _filesystem(corpus)[0].open_input_file(fragment.path) as file:
+    with filesystem(corpus)[0].open_input_file(fragment.path) as file:
         yield from first_rows(file, LOOKED_AT)
+
+
+def _table_head(corpus: Corpus, fragment: Fragment, counts: Counter) -> Iterator[dict[str, Any]]:
+    with open_file(corpus, fragment) as file:
+        yield from csv_records(file, "\t" if fragment.kind == "tsv" else ",", None, counts)
+
+
+READERS = {
+    "json": _json_records, "text": _text_records, "parquet": _parquet_records, "csv": _table_records,
+    "tsv": _table_records, "arrow": _arrow_records,
+}  # fmt: skip
+HEADS = {"parquet": _parquet_head, "csv": _table_head, "tsv": _table_head}
+"""Readers that give all columns, where the others give those that are needed."""
 
 
 def _hub_records(corpus: Corpus, fragment: Fragment) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ import ray
 from ray.cluster_utils import Cluster
 from align_ray import pipeline
 from align_ray.pipeline import open_study
-from align_ray.corpora import sources as corpora
+from align_ray.corpora import files as corpora
 from align_ray.corpora import tasks
 from align_ray.config import Config
 

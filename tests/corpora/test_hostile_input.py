@@ -27,7 +27,7 @@ from align_ray.checks.contamination import ngram_hashes, shared
 from align_ray.cli.main import app
 from align_ray.config import Config, Corpus, Sampling
 from align_ray.config_file import load_config
-from align_ray.corpora import draw, limits, tasks
+from align_ray.corpora import draw, files, limits, tables, tasks
 from align_ray.corpora.draw import document_key, make_batches, smallest, tokenised
 from align_ray.corpora.parquet import text_records
 from align_ray.corpora.sources import Fragment, check_corpus, documents, plan_fragments
@@ -75,7 +75,8 @@ def lines(*texts):
         (b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n" + lines("b"), ["b"], {"unreadable": 1}),
         (b'{"text": "a", "n": NaN}\n', ["a"], {}),
         (lines("a").decode().encode("utf-16") + lines("b"), [], {"unreadable": 2}),
-        (b'{"text": ["a"]}\n{"text": {"a": "b"}}\n' + lines("c"), ["c"], {"missing_column": 2}),
+        (b'{"text": ["a"]}\n{"text": {"a": "b"}}\n' + lines("c"), ["a", "c"], {"missing_column": 1}),
+        (b'{"text": ["a", 1]}\n{"text": []}\n' + lines("c"), ["c"], {"missing_column": 2}),
         (b'{"text": "\\ud800 \xd7\xa9"}\n', ["? ש"], {}),
         (b"\x00" * 100 + b"\n" + lines("a"), ["a"], {"unreadable": 1}),  # what a crash leaves on some file systems
     ],
@@ -85,19 +86,44 @@ def test_odd_json_lines_are_read_or_counted(tmp_path, data, texts, counts):
     assert read(tmp_path / "a.jsonl") == (texts, counts)
 
 
-@pytest.mark.parametrize("text", ['[{"text": "a"}, {"text": "b"}]', '\ufeff [\n{"text": "a"},\n{"text": "b"}\n]\n'])
-def test_a_json_array_is_refused_with_what_to_give_instead(tmp_path, text):
+PRETTY = '{\n  "text": "a"\n}\n{\n  "text": "b"\n}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "a"}, {"text": "b"}]',
+        '\ufeff [\n{"text": "a"},\n{"text": "b"}\n]\n',
+        PRETTY,
+        '{"text":\n"a"} {"text": "b"}',
+    ],
+)
+def test_a_json_array_and_objects_over_several_lines_are_read(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"a\.json is one JSON array; give JSON Lines, one object a line\.$"):
-        check_corpus(Corpus(name="c", source=str(tmp_path)))
-    (tmp_path / "b.json").write_bytes(lines("read"))
-    assert read(tmp_path) == (["read"], {"unreadable": 1})
+    assert read(tmp_path) == (["a", "b"], {})
+
+
+def test_an_array_that_breaks_off_holds_other_things_or_an_endless_object_is_read_up_to_there(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text('[{"text": "a"}, 1, "x", {"text": "b"}, {"text": "c')
+    assert read(tmp_path) == (["a", "b"], {"unreadable": 3})
+    monkeypatch.setattr(limits, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(tables, "PIECE", 100)
+    (tmp_path / "a.json").write_text('[{"text": "a"}, {"text": "' + "x" * 5000 + '"}, {"text": "b"}]')
+    assert read(tmp_path) == (["a"], {"oversized": 1})
+
+
+def test_a_large_array_is_read_in_parts_and_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "FRAGMENT_BYTES", 1000)
+    monkeypatch.setattr(tables, "PIECE", 100)
+    texts = [f"{i} {'x' * (i % 300)}" for i in range(500)]
+    (tmp_path / "a.json").write_text(json.dumps([{"text": t} for t in texts]))
+    assert read(tmp_path) == (texts, {})
 
 
 @pytest.mark.parametrize(
     "column",
     [
-        pa.array([["a"], ["b"], None]),
+        pa.array([[1], [2], None]),
         pa.array([{"x": "a"}, None, {"x": "c"}]),
         pa.nulls(3),
         pa.array([1, 2, 3]),
@@ -108,7 +134,7 @@ def test_a_json_array_is_refused_with_what_to_give_instead(tmp_path, text):
 def test_parquet_columns_that_hold_no_strings_are_counted_by_row(tmp_path, column):
     pq.write_table(pa.table({"text": column, "id": range(3)}), tmp_path / "a.parquet")
     assert read(tmp_path) == ([], {"missing_column": 3})
-    with pytest.raises(CorpusError, match="needs a string in every column, but .* has only the columns id, text;"):
+    with pytest.raises(CorpusError, match="needs a text in every column, but .* has only the columns id, text;"):
         check_corpus(Corpus(name="c", source=str(tmp_path)))
 
 
@@ -136,13 +162,13 @@ def test_a_parquet_file_cut_in_the_middle_is_counted(tmp_path):
 
 
 def test_archives_are_counted_and_not_taken_for_text(tmp_path):
-    for name in ("a.zip", "b.tar.gz", "c.tgz", "d.xz"):
+    for name in ("a.zip", "b.tar.gz", "c.tgz", "d.7z"):
         (tmp_path / name).write_bytes(b"text that could be read")
     (tmp_path / "e.txt").write_text("read")
     assert read(tmp_path) == (["read"], {"unreadable": 4})
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz"])
 def test_a_file_that_is_gone_when_it_is_read_is_counted(tmp_path, name):
     for file in (name, "b.jsonl"):
         (tmp_path / file).write_bytes(lines("kept"))
@@ -222,7 +248,7 @@ def test_a_small_parquet_file_of_many_large_values_is_read_in_bounded_memory(tmp
     assert (tmp_path / "a.parquet").stat().st_size < 20_000  # and 240 MB of text
     before, rows, most = pa.total_allocated_bytes(), 0, 0
     with pa.OSFile(str(tmp_path / "a.parquet")) as file:
-        for record in text_records(file, ["text"], Counter()):
+        for record in text_records(file, ["text"], ["text"], Counter()):
             rows, most = rows + (len(record["text"]) == len(value)), max(most, pa.total_allocated_bytes() - before)
     assert rows == 60 and most < 2 * limits.BATCH_BYTES
 

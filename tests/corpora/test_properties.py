@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from align_ray.config import Config, Corpus
 from align_ray.config_file import load_config
+from align_ray.corpora import files as corpora
 from align_ray.corpora import limits
-from align_ray.corpora import sources as corpora
 from align_ray.corpora.sources import documents, plan_fragments
 from align_ray.errors import ConfigError
 

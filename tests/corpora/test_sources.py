@@ -16,8 +16,7 @@ import pytest
 import zstandard
 
 from align_ray.config import Corpus
-from align_ray.corpora import installed, limits
-from align_ray.corpora import sources as corpora
+from align_ray.corpora import files, installed, limits
 from align_ray.corpora.sources import check_corpus, documents, plan_fragments
 from align_ray.errors import CorpusError
 
@@ -152,7 +151,7 @@ def test_a_template_joins_columns_and_leaves_braces_of_the_text_alone(tmp_path):
 
 @pytest.mark.parametrize("size", [*range(1, 40), 1000])
 def test_every_line_is_read_once_whatever_the_size_of_the_byte_ranges(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(corpora, "FRAGMENT_BYTES", size)
+    monkeypatch.setattr(files, "FRAGMENT_BYTES", size)
     (tmp_path / "a.jsonl").write_bytes(lines(TEXTS) + b"\n\n" + lines(["no newline at the end"])[:-1])
     (tmp_path / "a.txt").write_bytes("ä\n\nbcdefghijkl\r\nm".encode())
     assert read(tmp_path / "a.jsonl")[0] == [*TEXTS, "no newline at the end"]
@@ -179,7 +178,7 @@ def test_every_line_is_read_once_whatever_the_size_of_the_byte_ranges(tmp_path, 
 def test_a_bad_record_is_counted_and_its_neighbours_are_read(tmp_path, monkeypatch, line, count):
     monkeypatch.setattr(limits, "MAX_RECORD_BYTES", 200_000)
     for size in (20_000, 2**26):
-        monkeypatch.setattr(corpora, "FRAGMENT_BYTES", size)
+        monkeypatch.setattr(files, "FRAGMENT_BYTES", size)
         (tmp_path / "a.jsonl").write_bytes(lines(["before"]) + line + b"\n" + lines(["after"]))
         texts, counts = read(tmp_path / "a.jsonl")
         assert texts == ["before", "after"]

@@ -1,0 +1,180 @@
+"""Files as people have them: tables, arrays, saved data sets, odd names, and what is no data at all."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+from align_ray.config import Corpus
+from align_ray.corpora.rejects import BEGINNING, Counts
+from align_ray.corpora.sources import check_corpus, documents, first_records, plan_fragments
+from align_ray.errors import CorpusError
+
+TEXTS = ["one, two", 'a "quoted"\nline', "四", "last"]
+TABLE = {"id": [str(i) for i in range(4)], "text": TEXTS}
+
+
+def read(source, **options):
+    corpus, counts = Corpus(name="c", source=str(source), **options), Counter()
+    texts = list(documents(corpus, plan_fragments(corpus), counts))
+    return texts, {k: v for k, v in counts.items() if k not in ("documents", "bytes") and v}
+
+
+def csv_of(delimiter=",", rows=TEXTS):
+    import csv
+
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerow(["id", "text"])
+    writer.writerows([[i, text] for i, text in enumerate(rows)])
+    return out.getvalue().encode()
+
+
+def json_lines(rows=TEXTS):
+    return "".join(json.dumps({"text": t}) + "\n" for t in rows).encode()
+
+
+def arrow_of(stream):
+    sink, table = io.BytesIO(), pa.table(TABLE)
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def lz4(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "lz4") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def zstd(data):
+    import zstandard
+
+    return zstandard.compress(data)
+
+
+FILES = {
+    "a.csv": csv_of(), "a.CSV": csv_of(), "a.tsv": csv_of("\t"), "a.csv.gz": gzip.compress(csv_of()), "a.tsv.xz": lzma.compress(csv_of("\t")),
+    "a.arrow": arrow_of(False), "stream.arrow": arrow_of(True), "a.JSONL": json_lines(), "a.jsonl.xz": lzma.compress(json_lines()),
+    "a.jsonl.lz4": lz4(json_lines()), "a.jsonl.zstd": zstd(json_lines()), "a.jsonl.bz2": bz2.compress(json_lines()), "a.json.gz": gzip.compress(json.dumps([{"text": t} for t in TEXTS]).encode()),
+    "part-00000": json_lines(), "blob": arrow_of(False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tables_arrays_and_every_compression_are_read(tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name])
+    assert read(tmp_path / name) == (TEXTS, {})
+    check_corpus(Corpus(name="c", source=str(tmp_path / name)))
+    assert first_records(Corpus(name="c", source=str(tmp_path / name)))[0]["text"] == TEXTS[0]
+
+
+@pytest.mark.parametrize("name", ["a.pq", "a.PARQUET", "blob", "a.feather"])
+def test_parquet_and_feather_by_any_name(tmp_path, name):
+    write = feather.write_feather if "feather" in name else pq.write_table
+    write(pa.table(TABLE), str(tmp_path / name))
+    assert read(tmp_path / name) == (TEXTS, {})
+
+
+def test_a_file_of_the_hubs_cache_is_what_its_given_name_says(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs" / "0123abcd").write_bytes(gzip.compress(json_lines()))
+    os.symlink(tmp_path / "blobs" / "0123abcd", tmp_path / "snapshot" / "train.jsonl.gz")
+    assert read(tmp_path / "snapshot") == read(tmp_path / "snapshot" / "train.jsonl.gz") == (TEXTS, {})
+
+
+def test_rows_of_a_table_that_are_broken_are_counted_alone(tmp_path):
+    data = csv_of().replace(b"last", b"\xff\xfe") + b"4,too,many\n5,kept\n6,\n"
+    (tmp_path / "a.csv").write_bytes(data)
+    assert read(tmp_path) == ([*TEXTS[:3], "kept"], {"unreadable": 2, "empty": 1})
+
+
+def test_the_columns_of_a_table_are_named_where_the_one_asked_for_is_missing(tmp_path):
+    (tmp_path / "a.csv").write_bytes(csv_of())
+    with pytest.raises(CorpusError, match="needs 'body', but .*a.csv has only the columns id, text"):
+        check_corpus(Corpus(name="c", source=str(tmp_path / "a.csv"), column="body"))
+
+
+def test_a_data_set_saved_by_datasets_is_read_and_of_several_splits_the_one_named(tmp_path):
+    import datasets
+
+    one = datasets.Dataset.from_dict(TABLE)
+    one.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": one, "test": one.select([3])}).save_to_disk(str(tmp_path / "both"))
+    assert read(tmp_path / "one") == read(tmp_path / "both") == (TEXTS, {})
+    assert read(tmp_path / "both", split="test") == (TEXTS[3:], {})
+    with pytest.raises(CorpusError, match="holds the splits test, train; set the field 'split'"):
+        plan_fragments(Corpus(name="c", source=str(tmp_path / "both"), split="dev"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"), [("{a,b}.jsonl", 2), ("{a,b,c}.{jsonl,csv}", 3), ("*.{jsonl,csv}", 3), ("[ab].jsonl", 2)]
+)
+def test_globs_may_have_braces(tmp_path, pattern, count):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(json_lines([name]))
+    (tmp_path / "c.csv").write_bytes(csv_of(rows=["c"]))
+    assert len(read(tmp_path / pattern)[0]) == count
+
+
+def test_a_folder_that_holds_a_link_to_itself_is_visited_once(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines())
+    os.symlink(tmp_path, tmp_path / "again")
+    os.symlink(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert read(tmp_path) == (TEXTS, {})
+
+
+def test_what_lies_beside_data_files_is_no_document(tmp_path):
+    (tmp_path / "data.jsonl").write_bytes(json_lines())
+    for name in ("README.md", "LICENSE", "load.py", "notes.txt"):
+        (tmp_path / name).write_text("not of the corpus")
+    assert read(tmp_path) == (TEXTS, {})
+    (tmp_path / "data.jsonl").unlink()
+    assert len(read(tmp_path)[0]) == 4, "without them text is what there is"
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.parquet", POINTER, "a pointer of Git LFS; fetch the data with git lfs pull"),
+        ("a.jsonl.gz", POINTER, "git lfs pull"),
+        ("a.jsonl.dvc", b"outs:\n- md5: x", "dvc pull"),
+        ("a.zip", b"PK\x03\x04xxxx", "an archive; unpack it"),
+        ("a.jsonl", gzip.compress(json_lines()), "compressed by gzip (.gz); give it that suffix"),
+        ("a.csv", bz2.compress(csv_of() * 50), "compressed by bzip2 (.bz2)"),
+        ("a.txt", "text of Windows".encode("utf-16"), "text in UTF-16; convert it with iconv"),
+        ("a.jsonl", json_lines().decode().encode("utf-16"), "text in UTF-16"),
+    ],
+)  # fmt: skip
+def test_what_is_something_else_is_named_with_the_remedy_and_left_out_among_good_files(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CorpusError) as caught:
+        check_corpus(Corpus(name="c", source=str(tmp_path)))
+    assert words in str(caught.value) and name in str(caught.value)
+    (tmp_path / "good.jsonl").write_bytes(json_lines())
+    texts, counts = read(tmp_path)
+    assert texts == TEXTS and (counts.get("unreadable", 0) >= 1) == (name != "a.txt"), "text beside data is no data"
+
+
+def test_records_left_out_are_kept_aside_with_file_and_reason(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(
+        json_lines(["kept"]) + b'{"text": 1}\n{"broken": \n' + json.dumps({"other": "y" * 500}).encode() + b"\n"
+    )
+    corpus, counts = Corpus(name="c", source=str(tmp_path)), Counts()
+    assert list(documents(corpus, plan_fragments(corpus), counts)) == ["kept"]
+    assert [r["reason"] for r in counts.rejects] == ["missing_column", "unreadable", "missing_column"]
+    assert all(r["file"].endswith("a.jsonl") and len(r["begins"]) <= BEGINNING for r in counts.rejects)
+    assert counts.rejects[1]["begins"].startswith('{"broken"')
