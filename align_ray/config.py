@@ -63,6 +63,8 @@ class Corpus(Model):
     `Assistant: ...` with a blank line between."""
     separator: str = "\n"
     """Between prompt and completion, where neither has white space there."""
+    allow_missing: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the records that may be left out (a missing column, broken, empty); beyond it the run stops."""
     mask: Literal["completion", "all"] = "completion"
     """What counts of a conversation, or of prompt and completion, in embeddings, word counts and losses: the
     assistant's tokens, or all."""
@@ -413,6 +415,8 @@ class Config(Model):
     """Folder (or pyarrow URI) for everything the study writes."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The seed of the documents drawn, the labels and the trainings."""
+    text_in_results: bool = True
+    """Off: no text of a corpus in rejects.parquet, samples.json, the report and MLflow, for data that may not leave."""
     targets: Annotated[list[Corpus], Field(min_length=1)]
     """What the model will be evaluated on."""
     candidates: Annotated[list[Corpus], Field(min_length=2)]

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from align_ray.config import Corpus, Sampling
 from align_ray.corpora.records import MARK, counted_characters, parts_of, unmarked
+from align_ray.corpora.rejects import Counts
 from align_ray.corpora.rows import Rows, firsts
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
@@ -55,6 +56,8 @@ class Drawn:
 
     documents: list[Document]
     counts: dict[str, int]
+    rejects: list[dict[str, str]]
+    """Records that were left out, the first ones (see `rejects.py`)."""
 
 
 def document_key(seed: int, text: str) -> bytes:
@@ -146,7 +149,7 @@ def tokenised(key: bytes, text: str, tokenizer: Any) -> Document:
 
 def draw_texts(
     wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, chat_template: str | None
-) -> Iterator[tuple[Corpus, list[tuple[bytes, str]], dict[str, int]]]:
+) -> Iterator[tuple[Corpus, list[tuple[bytes, str]], Counts]]:
     """As `draw_corpora`, with the (key, excerpt) of documents instead of their tokens, up to three times as many."""
     return _draw(wanted, sampling, seed, None, chat_template)
 
@@ -166,7 +169,14 @@ def draw_corpora(
         for key, data in rows:
             length, ids = int.from_bytes(data[:8]), np.frombuffer(data[8:], "<i4").astype(np.int32)
             documents.setdefault(key, Document(key, ids, length))
-        yield corpus, Drawn(_enough([documents[k] for k in sorted(documents)], sampling, *sizes[corpus.name]), counts)
+        yield (
+            corpus,
+            Drawn(
+                _enough([documents[k] for k in sorted(documents)], sampling, *sizes[corpus.name]),
+                dict(counts),
+                counts.rejects,
+            ),
+        )
 
 
 def _enough(documents: Iterable[Document], sampling: Sampling, tokens: int, least: int) -> list[Document]:
@@ -192,7 +202,7 @@ def _least(sampling: Sampling, corpus: Corpus, tokens: int, documents: int) -> i
 
 def _draw(
     wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, tokenizer: Any, chat_template: str | None
-) -> Iterator[tuple[Corpus, Any, dict[str, int]]]:
+) -> Iterator[tuple[Corpus, Any, Counts]]:
     """By corpus: (key, UTF-8 or tokens) of every task's documents, smallest keys first, duplicates once where they
     are text; and the counts."""
     characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens, _ in wanted}
@@ -200,7 +210,7 @@ def _draw(
     asked = {corpus.name: tokens for corpus, tokens, _ in wanted}
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
-        counts: Counter = Counter()
+        counts = Counts()
         corpus, fragments = read_task(batch)
         keyed = ((document_key(seed, text), text) for text in documents(corpus, fragments, counts))
         kept, error = [], ""
@@ -225,6 +235,7 @@ def _draw(
             "keys": [[key for key, _ in kept[: len(data)]]],
             "data": [data],
             "counts": [json.dumps(counts)],
+            "rejects": [json.dumps(counts.rejects)],
             "error": [error],
         }
 
@@ -232,20 +243,21 @@ def _draw(
     tasks = read_tasks(list(by_name.values()), chat_template)
     done = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
     for name, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
-        counts: Counter = Counter()
+        counts = Counts()
         rows: Any = list(_documents_of(part, counts))
         if tokenizer is None:
             texts = ((key, data.decode()) for key, data in rows)
             rows = smallest(texts, characters[name], least[name])
-        yield by_name[name], rows, dict(counts)
+        yield by_name[name], rows, counts
 
 
-def _documents_of(part: Iterable[dict], counts: Counter) -> Iterator[tuple[bytes, bytes]]:
+def _documents_of(part: Iterable[dict], counts: Counts) -> Iterator[tuple[bytes, bytes]]:
     """(key, data) of the rows of one corpus; adds up the tasks' counts. Raises CorpusError where a task met one."""
     for row in part:
         if row["error"]:
             raise mistake(row["error"])
         counts.update(json.loads(row["counts"]))
+        counts.rejects += json.loads(row["rejects"])
         yield from zip(row["keys"], row["data"], strict=True)
 
 

@@ -37,3 +37,9 @@ def keep(counts: Counter, reason: str, record: Any) -> None:
             text = json.dumps(record, ensure_ascii=False, default=repr)
         text = text[:BEGINNING].encode("utf-8", errors="replace").decode()
         counts.rejects.append({"file": counts.file, "reason": reason, "begins": text})
+
+
+def rejects_table(rejects: list[dict[str, str]], with_text: bool) -> pa.Table:
+    """The rejects of all corpora as SCHEMA; `with_text`: how each begins."""
+    rows = rejects if with_text else [{**reject, "begins": ""} for reject in rejects]
+    return pa.Table.from_pylist(rows, SCHEMA)

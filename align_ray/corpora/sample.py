@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
-from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, cut_rows, draw_corpora, make_batches
+from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
+from align_ray.corpora.rejects import rejects_table
 from align_ray.corpora.rows import Rows
 from align_ray.errors import CorpusError
 from align_ray.store import Store
@@ -59,9 +60,13 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         *((c, replay_tokens(config), 0) for c in [config.replay] if c),
     ]
     store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
+    rejects: list[dict[str, str]] = []
     for corpus, drawn in draw_corpora(wanted, sampling, config.seed, tokenizer):
         is_target, is_replay = corpus in config.targets, corpus == config.replay
         counts = Counter(drawn.counts)
+        rejects += [{"corpus": corpus.name, **reject} for reject in drawn.rejects]
+        store.write_table("rejects.parquet", rejects_table(rejects, config.text_in_results))
+        _say_what_is_left_out(study, corpus, drawn)
         if is_target:
             target_keys |= {d.key for d in drawn.documents}
             embedded = [d for d in drawn.documents if d.key[-1] % 2 == 0]
@@ -99,6 +104,29 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         }
     store.write_json("corpora.json", report)
     return report
+
+
+LEFT_OUT = ("missing_column", "no_completion", "unreadable", "oversized", "empty", "vanished")
+SAID = 0.01
+"""Share of records left out from which on it is said."""
+
+
+def _say_what_is_left_out(study: Study, corpus: Corpus, drawn: Drawn) -> None:
+    """A sentence where more than SAID of the records are left out; CorpusError above `allow_missing`."""
+    left = {reason: n for reason in LEFT_OUT if (n := drawn.counts.get(reason, 0))}
+    total = sum(left.values()) + drawn.counts.get("documents", 0)
+    share = sum(left.values()) / max(1, total)
+    if share <= SAID:
+        return
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in left.items())
+    first = f", the first in {drawn.rejects[0]['file']}" if drawn.rejects else ""
+    line = f"'{corpus.name}': {share:.1%} of {total:,} records are left out: {reasons}{first}"
+    if share > corpus.allow_missing:
+        raise CorpusError(
+            f"corpus {line}; look at rejects.parquet in the output folder, and fix the records or raise the corpus' "
+            "field 'allow_missing'."
+        )
+    study.say(f"warning: {line}; they are in rejects.parquet")
 
 
 def replay_tokens(config: Config) -> int:

@@ -198,14 +198,16 @@ def score_samples(study: Study, evidence: Evidence) -> dict[str, Any]:
         corpus.name: {
             "role": "target" if corpus in config.targets else "candidate",
             "targets": _samples(
-                pa.concat_tables([store.read_table(file) for file in files[corpus.name]]), list(reference.rows)
+                pa.concat_tables([store.read_table(file) for file in files[corpus.name]]),
+                list(reference.rows),
+                config.text_in_results,
             ),
         }
         for corpus in config.corpora
     }
 
 
-def _samples(table: pa.Table, targets: list[str]) -> dict[str, dict[str, Any]]:
+def _samples(table: pa.Table, targets: list[str], with_text: bool) -> dict[str, dict[str, Any]]:
     rows = table.to_pylist()
     result = {}
     for j, target in enumerate(targets):
@@ -213,7 +215,11 @@ def _samples(table: pa.Table, targets: list[str]) -> dict[str, dict[str, Any]]:
             (r for r in rows if np.isfinite(r["alignment"][j])), key=lambda r: (-r["alignment"][j], r["text"])
         )
         shown = [
-            {"text": r["text"], "alignment": r["alignment"][j], "loss": r["loss"] if np.isfinite(r["loss"]) else None}
+            {
+                "text": r["text"] if with_text else "",
+                "alignment": r["alignment"][j],
+                "loss": r["loss"] if np.isfinite(r["loss"]) else None,
+            }
             for r in ranked
         ]
         values = [r["alignment"] for r in shown]

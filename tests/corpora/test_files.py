@@ -13,10 +13,12 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from align_ray.config import Corpus
+from align_ray.config import Config, Corpus
 from align_ray.corpora.rejects import BEGINNING, Counts
+from align_ray.corpora.sample import sample_corpora
 from align_ray.corpora.sources import check_corpus, documents, first_records, plan_fragments
 from align_ray.errors import CorpusError
+from align_ray.pipeline import open_study
 
 TEXTS = ["one, two", 'a "quoted"\nline', "四", "last"]
 TABLE = {"id": [str(i) for i in range(4)], "text": TEXTS}
@@ -178,3 +180,37 @@ def test_records_left_out_are_kept_aside_with_file_and_reason(tmp_path):
     assert [r["reason"] for r in counts.rejects] == ["missing_column", "unreadable", "missing_column"]
     assert all(r["file"].endswith("a.jsonl") and len(r["begins"]) <= BEGINNING for r in counts.rejects)
     assert counts.rejects[1]["begins"].startswith('{"broken"')
+
+
+def with_bad_lines(file, good, bad):
+    texts = [f"document {i} with some words of its own, and more of them, so that it fills rows" for i in range(good)]
+    file.write_bytes(json_lines(texts) + b'{"body": "no text here"}\n' * bad)
+    return str(file)
+
+
+@pytest.mark.parametrize("text_in_results", [True, False])
+def test_a_share_of_records_left_out_is_said_with_reason_file_and_count(
+    small_config, local_ray, tmp_path, text_in_results
+):
+    data = small_config(tmp_path / "out", text_in_results=text_in_results)
+    data["candidates"][1] = {"name": "holes", "source": with_bad_lines(tmp_path / "holes.jsonl", 400, 40)}
+    said = []
+    study = open_study(Config.model_validate(data), say=said.append)
+    sample_corpora(study)
+    (line,) = [line for line in said if "left out" in line]
+    assert (
+        line.startswith("warning: 'holes': 9.1% of 440 records are left out: 40 missing_column, the first in ")
+        and "holes.jsonl" in line
+    )
+    rows = study.store.read_table("rejects.parquet").to_pylist()
+    assert len(rows) == 40 and {r["corpus"] for r in rows} == {"holes"} and rows[0]["reason"] == "missing_column"
+    assert all(("no text here" in r["begins"]) == text_in_results for r in rows)
+
+
+def test_a_corpus_that_loses_a_fifth_of_its_records_stops_the_run_unless_it_may(small_config, local_ray, tmp_path):
+    data = small_config(tmp_path / "out")
+    data["candidates"][1] = {"name": "holes", "source": with_bad_lines(tmp_path / "holes.jsonl", 400, 200)}
+    with pytest.raises(CorpusError, match="33.3% of 600 records are left out.*rejects.parquet.*'allow_missing'"):
+        sample_corpora(open_study(Config.model_validate(data)))
+    data["candidates"][1]["allow_missing"] = 0.5
+    sample_corpora(open_study(Config.model_validate(data)))
