@@ -3,16 +3,36 @@
 import hashlib
 import json
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from align_ray.credentials import Place
 from align_ray.fisher import settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+
+def number(value: Any) -> Any:
+    """A whole number that is written as 5e9, 10M, 1.5B or 22_000; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d[\d_,]*(?:\.\d+)?(?:e\+?\d+)?)\s*([kmbt]?)\s*", value.lower())
+    if not match:
+        return value
+    exact = Decimal(match[1].replace("_", "").replace(",", "")) * SUFFIXES[match[2]]
+    return int(exact) if exact == int(exact) else value
+
+
+Tokens = Annotated[PositiveInt, BeforeValidator(number)]
+"""A number of tokens."""
 
 
 class Model(BaseModel):
@@ -138,7 +158,7 @@ of freedom that hardly anything can be settled."""
 class Unigram(Model):
     """The unigram models by whose cross-entropy candidates are ranked."""
 
-    tokens: PositiveInt = 8192
+    tokens: Tokens = 8192
     """Tokens on which every model is counted, whatever a corpus holds: one counted on more fits every target better.
     At most what `sampling` gives every corpus; a candidate that holds less is listed apart, without a rank."""
 
@@ -277,7 +297,7 @@ class Search(Model):
     method: Literal["closed_form", "tune", "swarm"] = "tune"
     """`closed_form`: seconds, no training; `tune`: that, then Ray Tune with Optuna from there; `swarm`: proxies
     trained on designed mixtures, and a surrogate fitted to their losses."""
-    token_budget: PositiveInt = 10_000_000
+    token_budget: Tokens = 10_000_000
     """Training tokens the mixture is meant for."""
     max_epochs: Annotated[float, Field(gt=0, le=16)] = 4.0
     """Repetition cap: no corpus is seen more often than this within the budget. Above 4, repetition costs quality."""
@@ -296,7 +316,7 @@ class Search(Model):
     trials: PositiveInt = 32
     """Ray Tune trials at most (it stops by itself when settled), or proxies of the swarm. A trial of a cheap objective
     evaluates 256 mixtures around the suggested one."""
-    proxy_tokens: PositiveInt = 22_000
+    proxy_tokens: Tokens = 22_000
     """Training tokens of a proxy of `loss` or the swarm; at most `finetune.tokens`."""
     resamples: Annotated[int, Field(ge=20)] = 100
     """Random halves of the batches, for the intervals of weights and values."""
@@ -307,7 +327,7 @@ class Finetune(Model):
 
     model: Place | None = None
     """Model to fine-tune: a folder or hub id as `probe.model`, also `owner/name@revision`; default: the probe."""
-    tokens: PositiveInt = 22_000
+    tokens: Tokens = 22_000
     """Training tokens of every run (22k in the paper)."""
     epochs: PositiveInt = 1
     """Passes over these tokens."""
@@ -316,7 +336,7 @@ class Finetune(Model):
     lowest loss on the targets' validation halves after a training on the uniform mixture."""
     batch_size: PositiveInt = 8
     """Sequences per optimiser step."""
-    eval_tokens: PositiveInt = 16_384
+    eval_tokens: Tokens = 16_384
     """Held-out tokens of each target on which the loss is measured."""
     scratch: dict[str, Any] | None = None
     """Pre-train instead: random weights in the model's architecture, with these fields of its transformers
@@ -345,7 +365,7 @@ class Predict(Model):
     """The predictive study (`align-ray study`): how well do measures of data predict the loss after training on
     them?"""
 
-    tokens: PositiveInt = 22_000
+    tokens: Tokens = 22_000
     """Training tokens of a run, at most `finetune.tokens` (its rows are drawn from a sample of that size, anew for
     every seed). Losses after fewer tokens are those of its rungs."""
     seeds: Annotated[int, Field(ge=2)] = 3

@@ -72,6 +72,16 @@ def study_of(config: Path | None, overrides: list[str] | None, write: bool = Tru
     return open_study(config_, say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write)
 
 
+def tokens_of(answer: str) -> int:
+    """A number of tokens as it is written on a command line: 22_000, 10M, 1.5B, 5e9."""
+    from align_ray.config import number
+
+    count = number(answer)
+    if not isinstance(count, int) or count < 1:
+        raise typer.BadParameter("a whole number above 0, such as 22_000, 10M or 5e9")
+    return count
+
+
 def guard(work: Callable[[], Any]) -> None:
     """Run a command and end with its exit status; what `work` returns is printed where JSON is asked for.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from align_ray.cli.common import err, guard
+from align_ray.cli.common import err, guard, tokens_of
 from align_ray.errors import ConfigError, UserError
 from align_ray.reporting.tables import out, plain_table
 
@@ -38,7 +38,9 @@ def init(
         str | None, typer.Option(help="Folder or URI for the results; default: runs/ and the file's name.")
     ] = None,
     probe: Annotated[str, typer.Option(help="The probe: embedded, smollm2, a folder or a hub id.")] = "embedded",
-    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens the mixture is meant for.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(parser=tokens_of, metavar="TOKENS", help="Training tokens the mixture is meant for.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a commented configuration from flags, or from answers where a flag is missing.
@@ -159,12 +161,9 @@ def _pair(item: str) -> tuple[str, str]:
 
 def _tokens(answer: str) -> int:
     try:
-        count = int(answer.replace(",", ""))
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ConfigError("a whole number above 0.")
-    return count
+        return tokens_of(answer)
+    except typer.BadParameter as error:
+        raise ConfigError(f"{error}.") from None
 
 
 def _ask(question: str, default: str | None, check: Callable[[str], Any]) -> Any:

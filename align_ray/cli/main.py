@@ -312,6 +312,7 @@ COMMANDS = (
     cli_mixture.materialise,
     cli_mixture.fit,
     cli_mixture.propose,
+    cli_mixture.score,
     cli_select.select,
     cli_ui.ui,
 )

@@ -1,14 +1,12 @@
 """Commands around the mixture: hand it over, or make one from runs that exist already."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from align_ray.cli.common import Path_, Set, guard, study_of
-from align_ray.errors import ConfigError
+from align_ray.cli.common import Path_, Set, guard, study_of, tokens_of
 from align_ray.reporting.tables import out, plain_table
 
 Recipe = Annotated[Path, typer.Argument(help="recipe.json of a study.", metavar="RECIPE")]
@@ -59,7 +57,9 @@ def export(
 def materialise(
     config: Path_,
     folder: Annotated[str, typer.Option("--out", help="Folder or pyarrow URI for the shards.")],
-    tokens: Annotated[int | None, typer.Option(min=1, help="Token budget; default: search.token_budget.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(parser=tokens_of, metavar="TOKENS", help="Token budget; default: search.token_budget.")
+    ] = None,
     tokenizer: Tokenizer = None,
     force: Force = False,
     set_: Set = None,
@@ -101,12 +101,15 @@ def materialise(
     guard(work)
 
 
-Mixtures = Annotated[Path, typer.Option(help="CSV: first column the run, one column of weights a domain.")]
-Metrics = Annotated[Path, typer.Option(help="CSV: first column the run, one column a metric (lower is better).")]
+Mixtures = Annotated[Path, typer.Option(help="CSV: a column that names the run, one of weights a domain.")]
+Metrics = Annotated[Path, typer.Option(help="CSV: the run, one column a metric (lower is better).")]
 Metric = Annotated[list[str] | None, typer.Option("--metric", help="Use this metric; repeatable. Default: all.")]
 
 
-def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None) -> None:
+Maximise = Annotated[bool, typer.Option("--maximise", help="The metrics are better when they are higher.")]
+
+
+def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None, maximise: Maximise = False) -> None:
     """Cross-validate surrogates of the loss on runs you have (the tables RegMix and Olmix publish).
 
     Example: [b]align-ray fit --mixtures ratios.csv --metrics metrics.csv[/b]
@@ -115,7 +118,7 @@ def fit(mixtures: Mixtures, metrics: Metrics, metric: Metric = None) -> None:
     def work() -> dict[str, Any]:
         from align_ray.mixture.surrogates import SURROGATES, cross_validated, default_surrogate
 
-        runs = _runs(mixtures, metrics, metric)
+        runs = _runs(mixtures, metrics, metric, maximise)
         found = {
             m: {kind: cross_validated(runs.weights, v, kind) for kind in SURROGATES} for m, v in runs.metrics.items()
         }
@@ -146,6 +149,7 @@ def propose(
     mixtures: Mixtures,
     metrics: Metrics,
     metric: Metric = None,
+    maximise: Maximise = False,
     surrogate: Annotated[
         str | None, typer.Option(help="log-linear, ridge or lightgbm; default: by the number of runs.")
     ] = None,
@@ -170,7 +174,7 @@ def propose(
     def work() -> dict[str, Any]:
         from align_ray.mixture.propose import propose_from_runs
 
-        runs = _runs(mixtures, metrics, metric)
+        runs = _runs(mixtures, metrics, metric, maximise)
         opened = study_of(study, set_) if study else None
         evidence = None
         if opened:
@@ -187,8 +191,9 @@ def propose(
         out.print(table)
         quality = proposal.quality[proposal.surrogate]
         for name, value in proposal.predicted.items():
+            shown = -value if maximise else value
             out.print(
-                f"{name}: predicted {value:.4f} (rank correlation on runs left out {quality[name]:.3f})",
+                f"{name}: predicted {shown:.4f} (rank correlation on runs left out {quality[name]:.3f})",
                 highlight=False,
             )
         return {
@@ -199,16 +204,54 @@ def propose(
     guard(work)
 
 
+def score(
+    config: Path_,
+    mixtures: Annotated[
+        Path, typer.Option(help="CSV: first column a mixture's name, one column of weights a candidate.")
+    ],
+    set_: Set = None,
+) -> None:
+    """Rank mixtures you have in mind by what a study holds, without training.
+
+    Example: [b]align-ray score study.yaml --mixtures shortlist.csv[/b]
+    """
+
+    def work() -> dict[str, Any]:
+        from align_ray.mixture.score import read_mixtures, score_mixtures
+        from align_ray.pipeline import evidence_of
+
+        opened = study_of(config, set_)
+        given = read_mixtures(mixtures, [c.name for c in opened.config.candidates])
+        found = score_mixtures(opened, evidence_of(opened), given)
+        first = found["objective"]
+        others = [name for name in next(iter(found["mixtures"].values()))["objectives"] if name != first]
+        table = plain_table(f"mixtures by {first}, best first")
+        table.add_column("mixture", overflow="fold")
+        for column in (first, "less uniform's", "95%", "alignment", *others, "most epochs", ""):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, row in found["mixtures"].items():
+            value, lead = row["objectives"][first], row["objectives"][first]["lead"]
+            table.add_row(
+                name, f"{value['value']:.4f}", f"{lead['value']:+.4f}", f"[{lead['low']:+.4f}, {lead['high']:+.4f}]",
+                f"{row['alignment']['value']:.4f}", *(f"{row['objectives'][o]['value']:.4f}" for o in others),
+                f"{max(row['epochs'].values()):.2f}", "" if row["feasible"] else "beyond the constraints",
+            )  # fmt: skip
+        out.print(table)
+        out.print("all columns but epochs: higher is better; 95%: from halves of the batches", highlight=False)
+        return found
+
+    guard(work)
+
+
 def _or_none(correlations: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN, which is the correlation with a metric that does not vary."""
     return {name: None if math.isnan(value) else value for name, value in correlations.items()}
 
 
-def _runs(mixtures: Path, metrics: Path, metric: list[str] | None) -> Any:
-    from align_ray.mixture.surrogates import read_runs
+def _runs(mixtures: Path, metrics: Path, metric: list[str] | None, maximise: bool) -> Any:
+    from align_ray.mixture.runs import read_runs
 
-    runs = read_runs(mixtures, metrics)
-    for name in metric or []:
-        if name not in runs.metrics:
-            raise ConfigError(f"--metric {name}: {metrics} has {', '.join(runs.metrics)}.")
-    return dataclasses.replace(runs, metrics={m: runs.metrics[m] for m in metric}) if metric else runs
+    runs = read_runs(mixtures, metrics, metric, maximise)
+    for line in runs.notes:
+        out.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
+    return runs

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from align_ray.cli.common import Path_, Set, guard, study_of
+from align_ray.cli.common import Path_, Set, guard, study_of, tokens_of
 from align_ray.errors import ConfigError
 from align_ray.reporting.tables import out, plain_table
 
@@ -14,7 +14,9 @@ CorpusName = Annotated[str, typer.Option("--corpus", help="The candidate whose d
 Folder = Annotated[str, typer.Option("--out", help="Folder or pyarrow URI for the shards.")]
 Target = Annotated[str | None, typer.Option(help="The target to be like; default: the only one.")]
 Documents = Annotated[int | None, typer.Option(min=1, help="Take so many documents.")]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Take documents until they hold so many tokens.")]
+Tokens = Annotated[
+    int | None, typer.Option(parser=tokens_of, metavar="TOKENS", help="Take documents until they hold so many tokens.")
+]
 Fraction = Annotated[float | None, typer.Option(min=0, max=1, help="Take this share of the documents.")]
 Method = Annotated[
     str, typer.Option(help="top: the most aligned; gumbel: with scores distributed as the target's own documents'.")

@@ -8,15 +8,16 @@ import dataclasses
 
 import numpy as np
 
-from align_ray.config import Search
+from align_ray.config import Bounds, Search
 from align_ray.context import Study
 from align_ray.corpora.sample import token_counts
 from align_ray.embedding.evidence import Evidence
 from align_ray.errors import ConfigError
 from align_ray.mixture.constraints import Constraints, constraints_of, divergence, nearest
 from align_ray.mixture.objectives import Objective
+from align_ray.mixture.runs import Runs
 from align_ray.mixture.solver import Goal, solve
-from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, Runs, cross_validated, default_surrogate
+from align_ray.mixture.surrogates import SURROGATES, LogLinear, Predict, cross_validated, default_surrogate
 
 CANDIDATE_MIXTURES = 5_000
 """Feasible mixtures of a round when a surrogate without gradients is optimised; the mean of the best hundred is
@@ -118,14 +119,16 @@ def propose_from_runs(
     study: Study | None = None,
     evidence: Evidence | None = None,
 ) -> tuple[Constraints, Proposal]:
-    """A mixture of the runs' domains without constraints; with a study one of its candidates under its constraints,
-    where the runs' domains must be corpora of the study (candidates or targets), whose embeddings then stand for
+    """A mixture of the domains that the runs used, without constraints; with a study one of its candidates under its
+    constraints, where the runs' domains must be corpora of the study (candidates or targets), whose embeddings then
+    stand for
     them."""
     if surrogate is not None and surrogate not in SURROGATES:
         raise ConfigError(f"--surrogate {surrogate}: choose one of {', '.join(SURROGATES)}.")
     share = np.full(len(runs.metrics), 1 / len(runs.metrics))
     if study is None or evidence is None:
-        constraints = constraints_of(Search(token_budget=1), dict.fromkeys(runs.domains, 1))
+        none: dict = {name: Bounds(max=0.0) for name in runs.unused}
+        constraints = constraints_of(Search(token_budget=1, weights=none), dict.fromkeys(runs.domains, 1))
         return constraints, propose(runs.weights, runs.metrics, share, constraints, prior_strength, surrogate)
     rows = evidence.rows
     missing = [d for d in runs.domains if d not in rows]

@@ -163,7 +163,7 @@ def search_mixture(
 def _halves(config: Config, build: Builder, goal: Goal, constraints: Constraints, optimum: Optimum) -> dict[str, Any]:
     """Solve again from halves of the evidence: intervals of the optimum's weights, the error of its value, and how far
     it falls behind each half's own optimum (`slack`: root mean square, the standard error of its lead over other
-    mixtures). Intervals: see `_around`."""
+    mixtures). Intervals: see `around`."""
     weights, values, behind, lead = [], [], [], []
     singles = np.eye(len(constraints.names))
     feasible = [w for w in singles if (w <= constraints.upper + 1e-9).all() and (w >= constraints.lower - 1e-9).all()]
@@ -177,7 +177,7 @@ def _halves(config: Config, build: Builder, goal: Goal, constraints: Constraints
         behind.append(max(0.0, again.penalised - here))
         if single is not None:
             lead.append(values[-1] - half.values(single[None])[0])
-    low, high = _around(optimum.weights, np.array(weights))
+    low, high = around(optimum.weights, np.array(weights))
     result = {
         "low": np.clip(low, constraints.lower, constraints.upper),
         "high": np.clip(high, constraints.lower, constraints.upper),
@@ -187,13 +187,13 @@ def _halves(config: Config, build: Builder, goal: Goal, constraints: Constraints
     }
     if single is not None:
         ahead = float(goal.values(optimum.weights[None])[0] - goal.values(single[None])[0])
-        low, high = _around(np.array([ahead]), np.array(lead)[:, None])
+        low, high = around(np.array([ahead]), np.array(lead)[:, None])
         corpus = constraints.names[int(np.argmax(single))]
         result["lead"] = {"corpus": corpus, "value": ahead, "low": float(low[0]), "high": float(high[0])}
     return result
 
 
-def _around(value: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def around(value: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of 95% intervals of values [K] from those of halves of the evidence [resamples, K].
 
     Noise of the evidence pulls weights together: with n batches by c / n^a, a between 1/2 and 1 in simulations (unigram

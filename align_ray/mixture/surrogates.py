@@ -7,14 +7,11 @@ weights.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 from scipy.optimize import least_squares
 
-from align_ray.errors import ConfigError
 from align_ray.mixture.objectives import Objective
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -33,78 +30,6 @@ TREES = {
     "verbose": -1,
     "n_jobs": 1,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """n runs: weights float64 [n, K] that sum to 1, metrics [n, M], their names, and the run ids."""
-
-    ids: tuple[str, ...]
-    domains: tuple[str, ...]
-    weights: np.ndarray
-    metrics: dict[str, np.ndarray]
-    renormalised: int
-    """Rows whose weights did not sum to 1 within 0.1%."""
-
-
-def read_runs(mixtures: Path, metrics: Path) -> Runs:
-    """The two-table format of RegMix and Olmix: the first column of each file names the run, each further column is
-    a domain's weight or a metric. Rows are matched by run and weights renormalised. Raises ConfigError naming file
-    and column."""
-    ratios, results = _table(mixtures), _table(metrics)
-    common = ratios.index[ratios.index.isin(results.index)]
-    if len(common) < 2 * FOLDS:
-        raise ConfigError(
-            f"{mixtures} and {metrics} have {len(common)} runs in common; at least {2 * FOLDS} are needed: the first "
-            "column of "
-            "both must hold the same run ids."
-        )
-    weights = np.ascontiguousarray(ratios.loc[common])  # a row beside a row: sums have one order
-    sums = weights.sum(1)
-    bad = (weights < 0).any(1) | (sums <= 0)
-    if bad.any():
-        raise ConfigError(
-            f"{mixtures}: run '{common[bad.argmax()]}' has a negative weight or none; weights must be shares of tokens."
-        )
-    values = results.loc[common]
-    return Runs(
-        tuple(common),
-        tuple(ratios.columns),
-        weights / sums[:, None],
-        {str(name): column.to_numpy() for name, column in values.items()},
-        int((np.abs(sums - 1) > 1e-3).sum()),
-    )
-
-
-def _table(path: Path) -> pd.DataFrame:
-    """Finite numbers, a row a run; cells are read as text, so that what is no number can be named."""
-    longer: list[list[str]] = []  # rows with more fields than the header
-    try:
-        cells = pd.read_csv(
-            path, dtype=str, keep_default_na=False, index_col=False, engine="python", on_bad_lines=longer.append
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable table ({error}); give a CSV file with a header.") from None
-    run, *columns = cells.columns
-    if not columns:
-        raise ConfigError(f"{path}: only the column '{run}'; give the run ids first, then a column a domain or metric.")
-    shorter = cells[cells[columns[-1]].isna()].values.tolist()
-    for row in longer + [[cell for cell in row if isinstance(cell, str)] for row in shorter]:
-        fields = f"{len(row)} fields, the header {len(cells.columns)}"
-        raise ConfigError(f"{path}: run '{row[0]}' has {fields}; fix the row.")
-    numbers = cells.set_index(run).apply(pd.to_numeric, errors="coerce")
-    if numbers.index.has_duplicates:
-        twice = numbers.index[numbers.index.duplicated()][0]
-        raise ConfigError(f"{path}: run '{twice}' is there twice; give every run its own id.")
-    unusable = np.argwhere(~np.isfinite(numbers.to_numpy(dtype=float)))
-    if len(unusable):
-        row, column = unusable[0]
-        raise ConfigError(
-            f"{path}: column '{columns[column]}' of run '{numbers.index[row]}' is not a finite number; fix it or "
-            "leave the "
-            "run out."
-        )
-    return numbers.astype(float)
 
 
 def fit_log_linear(weights: np.ndarray, metric: np.ndarray) -> "LogLinear":

@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from align_ray import pipeline
+from align_ray.cli.main import app
 from align_ray.cli.show import show_result
 from align_ray.config import Config, Cost
 from align_ray.config_file import load_config
 from align_ray.errors import CapReached, ConfigError
+from align_ray.mixture.score import read_mixtures
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
 from align_ray.stages import answer_key, stored
@@ -135,7 +138,7 @@ def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded, no_trai
     result = pipeline.search(study)
     assert len(result["trials"]) == 10 and result["surrogate"]["surrogate"] == "log-linear"
     assert weights_of(result).sum() == pytest.approx(1)
-    from align_ray.mixture.surrogates import read_runs
+    from align_ray.mixture.runs import read_runs
 
     folder = Path(study.store.uri)
     runs = read_runs(folder / "ratios.csv", folder / "metrics.csv")
@@ -154,6 +157,51 @@ def test_a_search_of_a_number_of_corpora_keeps_to_it_and_gives_no_certificate(em
     assert result["kkt_residual"] is None and result["choice"] == "exhaustive" and result["kkt_residual_within"] < 1e-6
     show_result(result)
     assert "corpora limited, so no KKT certificate: every choice was tried" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_shortlist_is_ranked_by_every_objective_with_intervals(embedded_well, tmp_path, monkeypatch):
+    study = embedded_well(method="closed_form", max_epochs=16)
+    table = tmp_path / "shortlist.csv"
+    table.write_text("name,python-stdlib,licences\nours,3,1\ntheirs,0.1,0.9\nown, 1,\n")
+    config = tmp_path / "study.yaml"
+    config.write_text(study.config.to_yaml())
+    done = CliRunner().invoke(app, ["score", str(config), "--mixtures", str(table), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    rows = found["mixtures"]
+    assert found["objective"] == "cross-entropy" and set(rows) == {"ours", "theirs", "own", "uniform", "proportional"}
+    assert rows["ours"]["weights"] == pytest.approx({"python-stdlib": 0.75, "licences": 0.25, "cpp-headers": 0.0})
+    values = [row["objectives"]["cross-entropy"]["value"] for row in rows.values()]
+    assert values == sorted(values, reverse=True) and list(rows).index("ours") < list(rows).index("theirs")
+    for row in rows.values():
+        assert set(row["objectives"]) == {"cross-entropy", "scaled-cosine", "hellinger", "kl", "linear"}
+        for by in row["objectives"].values():
+            assert (
+                by["low"] <= by["value"] <= by["high"]
+                and by["lead"]["low"] <= by["lead"]["value"] <= by["lead"]["high"]
+            )
+    assert rows["uniform"]["objectives"]["kl"]["lead"]["value"] == pytest.approx(0, abs=1e-12)
+    searched = pipeline.search(study)["mixtures"]["uniform"]
+    assert rows["uniform"]["objectives"]["cross-entropy"]["value"] == pytest.approx(searched["value"])
+    shown = CliRunner().invoke(app, ["score", str(config), "--mixtures", str(table)])
+    assert "mixtures by cross-entropy, best first" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,licence\na,1\n", "column 'licence' is no candidate of the study: python-stdlib, licences"),
+        ("name,licences\na,-1\n", "the weights of 'a' must be numbers, none below 0"),
+        ("name,licences\na,x\n", "the weights of 'a' must be numbers"),
+        ("name,licences\na,1\na,1\n", "a name of its own"),
+        ("name,licences\n", "there is no mixture in it"),
+    ],
+)
+def test_a_bad_shortlist_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "shortlist.csv").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_mixtures(tmp_path / "shortlist.csv", list(CANDIDATES))
 
 
 def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_config, tmp_path):

@@ -14,7 +14,8 @@ from align_ray.errors import ConfigError
 from align_ray.mixture.by_loss import swarm_mixtures
 from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.propose import content_coordinates, propose
-from align_ray.mixture.surrogates import SURROGATES, cross_validated, default_surrogate, fit_log_linear, read_runs
+from align_ray.mixture.runs import read_runs
+from align_ray.mixture.surrogates import SURROGATES, cross_validated, default_surrogate, fit_log_linear
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "published" / "regmix"
 MEASURED = {"linear": (0.90, 0.89, 0.88), "log-linear": (0.963, 0.958, 0.985), "ridge": (0.986, 0.983, 0.923)}
