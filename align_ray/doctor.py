@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align_ray.config import Config
-from align_ray.errors import CapacityError, UserError
+from align_ray.errors import CapacityError, ClusterError, UserError
 
 PACKAGE = "align-ray"
 LEAST_DISK = 5e9
@@ -234,8 +234,8 @@ def _ray(config: Config | None) -> list[Check]:
     given = "field 'cluster.address'" if cluster.address else "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else None
     try:
         connect(cluster)
-    except RuntimeError as error:
-        if refused := MISMATCH.search(str(error)):
+    except ClusterError as error:
+        if refused := MISMATCH.search(str(error.__cause__)):
             ray_there, python_there, ray_here, python_here = refused.groups()
             here, there = {"ray": ray_here, "Python": python_here}, {"ray": ray_there, "Python": python_there}
             return [compared(here, [there])]

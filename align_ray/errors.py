@@ -24,6 +24,10 @@ class ProbeError(UserError):
     """The probe or its tokenizer cannot be loaded."""
 
 
+class ClusterError(UserError):
+    """Ray cannot be started, or does not answer where it should be."""
+
+
 class CapacityError(UserError):
     """The cluster cannot hold what the configuration asks for."""
 

@@ -4,10 +4,13 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from align_ray.config import Cluster
-from align_ray.errors import CapacityError
+from align_ray.errors import CapacityError, ClusterError
 
 WORKER_ENVIRONMENT = {
     # One CPU a worker, so one thread; otherwise every worker would start one per core.
@@ -44,11 +47,12 @@ def connect(cluster: Cluster, say: Callable[[str], None] = lambda line: None) ->
     if not ray.is_initialized():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
         say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-        if address:
-            environment = _workers_environment(_direct(address))
-            ray.init(address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            _start_local()
+        with _one_sentence(address), _without_ray_log_level_line():
+            if address:
+                environment = _workers_environment(_reached(address))
+                ray.init(address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                _start_local()
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -65,16 +69,85 @@ def _workers_environment(address: str | None) -> dict[str, dict[str, str]]:
     return {"env_vars": WORKER_ENVIRONMENT | ({"RAY_ADDRESS": address} if address else {})}
 
 
-def _direct(address: str) -> str | None:
-    """The host and port of a cluster that was named so or as `auto`; None where Ray cannot tell."""
+def _reached(address: str) -> str | None:
+    """The host and port of a cluster that was named so or as `auto`, once it answers: ray.init would wait for minutes.
+    Raises ClusterError."""
     from ray._private.services import canonicalize_bootstrap_address  # private, but what ray.init resolves by
 
-    if "://" in address:
+    if address == "local":
         return None
+    scheme, there, _ = address.partition("://")
+    if there and scheme == "ray":
+        raise ClusterError(
+            f"{address} is an address of Ray's client, through which Ray Data and Ray Train do not run; submit the "
+            "work with ray job submit, or give HOST:PORT of the cluster's head (port 6379)."
+        )
+    if there:
+        raise ClusterError(
+            f"{address} is no address of a Ray cluster but a web page, of its dashboard perhaps; give HOST:PORT of its "
+            "head (port 6379), or submit the work there: ray job submit --address " + address + " -- ..."
+        )
     try:
-        return canonicalize_bootstrap_address(address)
-    except (ValueError, OSError):
-        return None  # ray.init says what is wrong
+        found = canonicalize_bootstrap_address(address)
+    except (ValueError, OSError) as error:
+        raise ClusterError(f"no Ray is found at '{address}' ({_reason(error)}); {REMEDY}") from None
+    if found is None:
+        raise ClusterError(f"no Ray runs on this machine that '{address}' could mean; {REMEDY}")
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Ray answers at {address} ({_reason(error)}); {REMEDY}") from None
+    return found
+
+
+REMEDY = "start the cluster, or remove 'cluster.address' and RAY_ADDRESS to use this machine."
+ANSWER_SECONDS = 10.0
+"""How long a cluster may take to answer at all."""
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def _one_sentence(address: str | None) -> Iterator[None]:
+    """Ray's reasons not to start or to connect, as one sentence with what to do."""
+    try:
+        yield
+    except ClusterError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = _reason(error)
+        if "AF_UNIX" in str(error) or "socket path" in str(error).lower():
+            remedy = "the folder for temporary files has too long a name for Ray's sockets; set TMPDIR=/tmp."
+        elif "version" in reason.lower() and "mismatch" in reason.lower():
+            remedy = "install the cluster's versions of Ray and Python here."
+        elif isinstance(error, OSError):
+            remedy = "check that HOME and the folder for temporary files can be written to and are not full."
+        else:
+            remedy = "align-ray doctor says more."
+        what = f"cannot use the Ray at {address}" if address else "cannot start Ray on this machine"
+        raise ClusterError(f"{what} ({reason}): {remedy}") from error
+
+
+@contextmanager
+def _without_ray_log_level_line() -> Iterator[None]:
+    """Ray's C++ part says straight to file descriptor 2 that the log level comes from the environment: what is written
+    there meanwhile is held back, and given out without that line."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            if rest := b"".join(line for line in held if b"Set ray log level from environment" not in line):
+                os.write(2, rest)
 
 
 def _start_local() -> None:

@@ -1,14 +1,18 @@
 """The Ray that a run starts: beside another on the machine each run keeps to its own, and a container's quota is
 kept to."""
 
+import os
+import re
 import subprocess
 import sys
 import time
 
+import pytest
 import ray
 
 from align_ray import runtime
 from align_ray.config import Cluster
+from align_ray.runtime import _without_ray_log_level_line
 
 SCRIPT = """
 import sys
@@ -53,3 +57,48 @@ def test_a_ray_started_here_has_a_cpu_more_than_ray_detects(monkeypatch):
         monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda *_, detected=detected, **__: detected)
         runtime.connect(Cluster())
         assert given["num_cpus"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (
+            "http://127.0.0.1:8265",
+            "is no address of a Ray cluster but a web page.*ray job submit --address http://127.0.0.1:8265",
+        ),
+        ("ray://127.0.0.1:10001", "Ray's client, through which Ray Data and Ray Train do not run; submit the work"),
+        (
+            "127.0.0.1:1",
+            "no Ray answers at 127.0.0.1:1 .*start the cluster, or remove 'cluster.address' and RAY_ADDRESS",
+        ),
+        ("nowhere.invalid:6379", "no Ray .*'?nowhere.invalid:6379"),
+        ("127.0.0.1:port", "no Ray"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_sentence_at_once(address, words):
+    script = "import sys; from align_ray.runtime import connect; from align_ray.config import Cluster; connect(Cluster(address=sys.argv[1]))"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, address], capture_output=True, text=True, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("align_ray.errors.ClusterError: ") and re.search(words, last), (
+        done.stderr
+    )
+    assert time.monotonic() - start < 45
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_name_is_one_sentence(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    script = "from align_ray.runtime import connect; from align_ray.config import Cluster; connect(Cluster())"
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ClusterError: cannot start Ray on this machine" in last and "set TMPDIR=/tmp" in last, done.stderr
+
+
+def test_a_start_is_silent_and_what_else_is_written_meanwhile_is_not_lost(capfd):
+    with _without_ray_log_level_line():
+        os.write(
+            2, b"[x] logging.cc:303: Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\nother\n"
+        )
+    assert capfd.readouterr().err == "other\n"
