@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from align_ray.config import Corpus, Sampling
+from align_ray.corpora.overlap import Sketch
 from align_ray.corpora.records import MARK, counted_characters, parts_of, unmarked
 from align_ray.corpora.rejects import Counts
 from align_ray.corpora.rows import Rows, firsts
@@ -58,6 +59,8 @@ class Drawn:
     counts: dict[str, int]
     rejects: list[dict[str, str]]
     """Records that were left out, the first ones (see `rejects.py`)."""
+    sketch: np.ndarray
+    """Of all documents (see `overlap.py`)."""
 
 
 def document_key(seed: int, text: str) -> bytes:
@@ -149,7 +152,7 @@ def tokenised(key: bytes, text: str, tokenizer: Any) -> Document:
 
 def draw_texts(
     wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, chat_template: str | None
-) -> Iterator[tuple[Corpus, list[tuple[bytes, str]], Counts]]:
+) -> Iterator[tuple[Corpus, list[tuple[bytes, str]], Counts, Sketch]]:
     """As `draw_corpora`, with the (key, excerpt) of documents instead of their tokens, up to three times as many."""
     return _draw(wanted, sampling, seed, None, chat_template)
 
@@ -164,19 +167,13 @@ def draw_corpora(
     its part and makes tokens of them; the driver sees no text, and holds the sample of one corpus at a time.
     """
     sizes = {corpus.name: (tokens, _least(sampling, corpus, tokens, least)) for corpus, tokens, least in wanted}
-    for corpus, rows, counts in _draw(wanted, sampling, seed, portable(tokenizer), chat_template_of(tokenizer)):
+    for corpus, rows, counts, sketch in _draw(wanted, sampling, seed, portable(tokenizer), chat_template_of(tokenizer)):
         documents: dict[bytes, Document] = {}
         for key, data in rows:
             length, ids = int.from_bytes(data[:8]), np.frombuffer(data[8:], "<i4").astype(np.int32)
             documents.setdefault(key, Document(key, ids, length))
-        yield (
-            corpus,
-            Drawn(
-                _enough([documents[k] for k in sorted(documents)], sampling, *sizes[corpus.name]),
-                dict(counts),
-                counts.rejects,
-            ),
-        )
+        found = _enough([documents[key] for key in sorted(documents)], sampling, *sizes[corpus.name])
+        yield corpus, Drawn(found, dict(counts), counts.rejects, sketch.settle())
 
 
 def _enough(documents: Iterable[Document], sampling: Sampling, tokens: int, least: int) -> list[Document]:
@@ -202,7 +199,7 @@ def _least(sampling: Sampling, corpus: Corpus, tokens: int, documents: int) -> i
 
 def _draw(
     wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, tokenizer: Any, chat_template: str | None
-) -> Iterator[tuple[Corpus, Any, Counts]]:
+) -> Iterator[tuple[Corpus, Any, Counts, Sketch]]:
     """By corpus: (key, UTF-8 or tokens) of every task's documents, smallest keys first, duplicates once where they
     are text; and the counts."""
     characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens, _ in wanted}
@@ -210,16 +207,18 @@ def _draw(
     asked = {corpus.name: tokens for corpus, tokens, _ in wanted}
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
-        counts = Counts()
+        counts, sketch = Counts(), Sketch()
         corpus, fragments = read_task(batch)
-        keyed = ((document_key(seed, text), text) for text in documents(corpus, fragments, counts))
+
+        def keyed() -> Iterator[tuple[bytes, str]]:
+            for text in documents(corpus, fragments, counts):
+                sketch.add(text)
+                key = document_key(seed, text)
+                yield key, excerpt(key, text, sampling)
+
         kept, error = [], ""
         try:
-            kept = smallest(
-                ((key, excerpt(key, text, sampling)) for key, text in keyed),
-                characters[corpus.name],
-                least[corpus.name],
-            )
+            kept = smallest(keyed(), characters[corpus.name], least[corpus.name])
         except CorpusError as reason:  # returned, not raised: Ray would wrap it in the worker's traceback
             error = named(reason)
         if tokenizer is None:
@@ -236,6 +235,7 @@ def _draw(
             "data": [data],
             "counts": [json.dumps(counts)],
             "rejects": [json.dumps(counts.rejects)],
+            "sketch": [sketch.settle().astype("<u8").tobytes()],
             "error": [error],
         }
 
@@ -243,21 +243,22 @@ def _draw(
     tasks = read_tasks(list(by_name.values()), chat_template)
     done = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
     for name, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
-        counts = Counts()
-        rows: Any = list(_documents_of(part, counts))
+        counts, sketch = Counts(), Sketch()
+        rows: Any = list(_documents_of(part, counts, sketch))
         if tokenizer is None:
             texts = ((key, data.decode()) for key, data in rows)
             rows = smallest(texts, characters[name], least[name])
-        yield by_name[name], rows, counts
+        yield by_name[name], rows, counts, sketch
 
 
-def _documents_of(part: Iterable[dict], counts: Counts) -> Iterator[tuple[bytes, bytes]]:
+def _documents_of(part: Iterable[dict], counts: Counts, sketch: Sketch) -> Iterator[tuple[bytes, bytes]]:
     """(key, data) of the rows of one corpus; adds up the tasks' counts. Raises CorpusError where a task met one."""
     for row in part:
         if row["error"]:
             raise mistake(row["error"])
         counts.update(json.loads(row["counts"]))
         counts.rejects += json.loads(row["rejects"])
+        sketch.settle(np.frombuffer(row["sketch"], "<u8"))
         yield from zip(row["keys"], row["data"], strict=True)
 
 

@@ -231,7 +231,7 @@ def _by_content(corpus: Corpus, info: pafs.FileInfo, kind: str, compressed: bool
     except OSError:
         return kind or "text", ""  # reading it says why
     note = what_else(head)
-    if note and (not compressed or head.startswith(POINTER)):
+    if note and (head.startswith(POINTER) or not (compressed or kind)):
         return "unusable", note
     if kind:
         return kind, ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
+from align_ray.corpora.overlap import share_in
 from align_ray.corpora.rejects import rejects_table
 from align_ray.corpora.rows import Rows
 from align_ray.errors import CorpusError
@@ -61,12 +63,15 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     ]
     store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
     rejects: list[dict[str, str]] = []
+    sketches: dict[str, np.ndarray] = {}
     for corpus, drawn in draw_corpora(wanted, sampling, config.seed, tokenizer):
         is_target, is_replay = corpus in config.targets, corpus == config.replay
         counts = Counter(drawn.counts)
         rejects += [{"corpus": corpus.name, **reject} for reject in drawn.rejects]
         store.write_table("rejects.parquet", rejects_table(rejects, config.text_in_results))
         _say_what_is_left_out(study, corpus, drawn)
+        if not is_target:
+            sketches[corpus.name] = drawn.sketch
         if is_target:
             target_keys |= {d.key for d in drawn.documents}
             embedded = [d for d in drawn.documents if d.key[-1] % 2 == 0]
@@ -102,8 +107,34 @@ def sample_corpora(study: Study) -> dict[str, Any]:
             "rows_digest": sample.digest(),
             **counts,
         }
+    for name, shared in shared_documents(sketches).items():
+        report[name]["shared_with"] = shared
+        _say_what_is_shared(study, name, shared)
     store.write_json("corpora.json", report)
     return report
+
+
+def shared_documents(sketches: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """By corpus, of those that share documents: the share of its documents that another one has as well, but for case,
+    punctuation and spaces, by that one."""
+    found: dict[str, dict[str, float]] = {}
+    for one, other in itertools.permutations(sketches, 2):
+        if (share := share_in(sketches[one], sketches[other])) > 0:
+            found.setdefault(one, {})[other] = share
+    return found
+
+
+SHARED = 0.02
+"""Share of a corpus in another one from which on it is said."""
+
+
+def _say_what_is_shared(study: Study, name: str, shared: dict[str, float]) -> None:
+    for other, share in shared.items():
+        if share >= SHARED:
+            study.say(
+                f"warning: {share:.0%} of the documents of '{name}' are in '{other}' as well (but for case and "
+                "punctuation): their weights cannot be told apart, and repetition is counted too low; deduplicate them"
+            )
 
 
 LEFT_OUT = ("missing_column", "no_completion", "unreadable", "oversized", "empty", "vanished")

@@ -127,7 +127,7 @@ def heldout_scores(study: Study, reference: ScoreTargets, target: Corpus) -> np.
     config, store, tokenizer = study.config, study.store, study.tokenizer
     length = config.sampling.sequence_length
     by_document = config.sampling.model_copy(update={"packing": "pad"})
-    ((_, drawn, _),) = draw_texts(
+    ((_, drawn, *_),) = draw_texts(
         [(target, 2 * TARGET_DOCUMENTS * length, 0)], by_document, config.seed, study.chat_template
     )
     heldout = [d for d in drawn if d[0][-1] % 2 == 1]

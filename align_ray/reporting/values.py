@@ -49,6 +49,8 @@ class Counts(Value):
     bytes: int = 0
     in_target: int = 0
     """Drawn documents left out because a target holds the same text."""
+    shared_with: dict[str, float] = {}
+    """By another candidate, the share of this one's documents that it has as well."""
 
 
 class Embedded(Value):

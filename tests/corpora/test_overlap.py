@@ -1,0 +1,53 @@
+"""Documents that two candidates share are found while they are read."""
+
+import numpy as np
+import pytest
+
+from align_ray.config import Config
+from align_ray.corpora.overlap import KEPT, Sketch, share_in
+from align_ray.corpora.sample import sample_corpora
+from align_ray.pipeline import open_study
+from tests.conftest import write_jsonl
+
+
+def sketch(texts):
+    made = Sketch()
+    for text in texts:
+        made.add(text)
+    return made.settle()
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "common"), [(50, 80, 10), (20_000, 20_000, 5000), (20_000, 3000, 1500), (9000, 9000, 0)]
+)
+def test_the_share_of_common_documents_is_estimated(n, m, common):
+    a, b = [f"document {i}" for i in range(n)], [f"document {i}" for i in range(n - common, n - common + m)]
+    one, other = sketch(a), sketch(b)
+    assert share_in(one, other) == pytest.approx(common / n, abs=0 if n < KEPT else 0.06)
+    assert share_in(other, one) == pytest.approx(common / m, abs=0 if n < KEPT else 0.06)
+
+
+def test_case_punctuation_spaces_order_and_parts_make_no_difference():
+    texts = [f"Some words, number {i}." for i in range(3000)]
+    whole = sketch(texts)
+    np.testing.assert_array_equal(whole, sketch([f"  some WORDS number\n{i}" for i in reversed(range(3000))]))
+    first, second = Sketch(), sketch(texts[1500:])
+    for text in texts[:1500]:
+        first.add(text)
+    np.testing.assert_array_equal(first.settle(second), whole)
+    assert len(sketch(["the same"] * 5000)) == 1
+
+
+def test_what_candidates_share_is_said_and_stored(small_config, local_ray, tmp_path):
+    texts = lambda start, count: [
+        f"Document {i}: some words that fill it, and some more of them for the rows."
+        for i in range(start, start + count)
+    ]
+    write_jsonl(tmp_path / "a.jsonl", texts(0, 200))
+    write_jsonl(tmp_path / "b.jsonl", [t.upper() for t in texts(150, 100)])
+    data = small_config(tmp_path / "out")
+    data["candidates"] = [{"name": n, "source": str(tmp_path / f"{n}.jsonl")} for n in "ab"]
+    said = []
+    report = sample_corpora(open_study(Config.model_validate(data), say=said.append))
+    assert report["a"]["shared_with"] == {"b": 0.25} and report["b"]["shared_with"] == {"a": 0.5}
+    assert any(line.startswith("warning: 50% of the documents of 'b' are in 'a' as well") for line in said)
