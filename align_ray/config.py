@@ -331,7 +331,7 @@ class Finetune(Model):
     """Training tokens of every run (22k in the paper)."""
     epochs: PositiveInt = 1
     """Passes over these tokens."""
-    learning_rate: Annotated[list[PositiveFloat], Field(min_length=1)] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
+    learning_rate: Annotated[list[PositiveFloat], Field(min_length=1)] = [3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
     """Of AdamW, constant after a short warm-up. One number, or several, of which the best is chosen: that with the
     lowest loss on the targets' validation halves after a training on the uniform mixture."""
     batch_size: PositiveInt = 8

@@ -80,7 +80,7 @@ def test_of_two_parts_of_one_corpus_the_larger_gets_no_more_weight():
 
 def test_models_are_counted_on_as_many_batches_as_the_smallest_holds():
     rng = np.random.default_rng(7)
-    counts = [rng.integers(0, 9, (n, 5)).astype(np.float32) for n in (6, 3, 3)]
+    counts = [rng.multinomial(24, np.full(5, 0.2), n).astype(np.float32) for n in (6, 3, 3)]
     parts = equal_counts(counts)
     assert len(parts) == 8
     for part in parts:
