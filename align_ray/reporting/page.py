@@ -99,7 +99,7 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, mean over seeds, with
     its interval over seeds and held-out rows (None for a single row); `repeated`: sentences on trainings that saw
-    their text more than once, by stage;
+    their text more than once, by stage; `better_alone`: sentences on candidates that did better alone than the mixture;
     `losses` by target, see `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number;
     `actual` and `estimated`: totals over stages of what every stage has; `embedding_rate`: tokens per second of an
     actor.
@@ -108,6 +108,7 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     found["repeated"] = {
         stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
     }
+    found["better_alone"] = results["finetune"].better_alone() if "finetune" in results else []
     found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
     if "search" in results:
         mixtures = results["search"].mixtures

@@ -417,7 +417,20 @@ class Finetuned(Result):
 
     def notes(self) -> list[str]:
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
-        return [f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}", *self.repeated()]
+        return [f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}", *self.better_alone(), *self.repeated()]
+
+    def better_alone(self) -> list[str]:
+        """A sentence for every target that a candidate alone has come nearer to than the mixture."""
+        lines = []
+        for target, mixed in self.runs["mixture"].targets.items() if "mixture" in self.runs else ():
+            alone = {n: run.targets[target].after for n, run in self.runs.items() if n not in ("mixture", "uniform")}
+            best = min(alone, key=lambda name: alone[name])
+            if alone[best] < mixed.after:
+                lines.append(
+                    f"{target}: '{best}' alone comes to {alone[best]:.4f}, lower than the mixture's {mixed.after:.4f}. "
+                    f"There is enough of it for {self.tokens:,} tokens; the mixture is for the token budget"
+                )
+        return lines
 
     def repeated(self) -> list[str]:
         """A sentence for every run that saw its text more than once."""

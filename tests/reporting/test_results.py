@@ -178,6 +178,17 @@ def test_alignment_is_a_row_a_target_and_candidate_in_the_order_of_cross_entropy
     assert len(alignment.plot().data) == 2, "a panel a target"
 
 
+def test_a_candidate_that_does_better_alone_than_the_mixture_is_said(finetuned):
+    plain = finetuned.dump()
+    assert finetuned.better_alone() == []
+    for mixture, said in (("a", True), ("b", False)):  # b has the lower loss
+        runs = plain["runs"] | {"mixture": plain["runs"][mixture]}
+        lines = Finetuned.parse(plain | {"runs": runs}).better_alone()
+        assert len(lines) == said and (
+            not said or "'b' alone comes to 3.5000, lower than the mixture's 3.9000" in lines[0]
+        )
+
+
 def test_a_change_of_loss_has_an_interval_only_where_its_error_is_known(finetuned):
     frame = finetuned.to_pandas().set_index("run")
     assert list(frame.index) == ["b", "a"], "lowest loss first"
