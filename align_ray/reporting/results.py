@@ -203,7 +203,8 @@ class Corpora(Result):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a corpus: counts of its documents, bytes, tokens, and records left out."""
-        frame = pd.DataFrame([{"corpus": name, **counts.model_dump()} for name, counts in self.corpora.items()])
+        rows = [{"corpus": n, **counts.model_dump(exclude={"shared_with"})} for n, counts in self.corpora.items()]
+        frame = pd.DataFrame(rows)
         counts = frame.select_dtypes("number").columns
         return frame.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, int))  # absent: no such record
 
