@@ -18,12 +18,16 @@ MOST_TASKS = 8192
 """The driver starts some 75 tasks a second (docs/scaling.md)."""
 
 
+FIELDS = set(Corpus.model_fields)
+"""What a task is told of a corpus, also of the one for replay."""
+
+
 def read_tasks(corpora: list[Corpus], chat_template: str | None) -> list[dict[str, str]]:
     """Rows of a Ray Data set whose tasks read the corpora (see `grouped_fragments`): `corpus` and `fragments` as
     JSON. `chat_template`: of conversations in corpora that have none of their own (`probe.chat_template_of`)."""
     return [
         {
-            "corpus": with_template(corpus, chat_template).model_dump_json(),
+            "corpus": with_template(corpus, chat_template).model_dump_json(include=FIELDS),
             "fragments": json.dumps([dataclasses.asdict(f) for f in group]),
         }
         for corpus, groups in zip(corpora, grouped_fragments(corpora), strict=True)

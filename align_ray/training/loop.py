@@ -57,7 +57,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             continue
         torch.manual_seed(job["seed"])
         model = trainable_model(settings, device)
-        first = {name: p.detach().float().cpu() for name, p in learned(model).items()} if kept else {}
+        first = {name: p.detach().float().cpu().clone() for name, p in learned(model).items()} if kept else {}
         model.eval()
         if not before or settings["scratch"] is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
