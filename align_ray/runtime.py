@@ -47,9 +47,10 @@ def connect(cluster: Cluster, say: Callable[[str], None] = lambda line: None) ->
     if not ray.is_initialized():
         address = cluster.address or os.environ.get("RAY_ADDRESS")
         say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-        with _one_sentence(address), _without_ray_log_level_line():
+        given = "field 'cluster.address'" if cluster.address else "RAY_ADDRESS"
+        with _one_sentence(given if address else None), _without_ray_log_level_line():
             if address:
-                environment = _workers_environment(_reached(address))
+                environment = _workers_environment(_reached(address, given))
                 ray.init(address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 _start_local()
@@ -69,9 +70,9 @@ def _workers_environment(address: str | None) -> dict[str, dict[str, str]]:
     return {"env_vars": WORKER_ENVIRONMENT | ({"RAY_ADDRESS": address} if address else {})}
 
 
-def _reached(address: str) -> str | None:
+def _reached(address: str, given: str) -> str | None:
     """The host and port of a cluster that was named so or as `auto`, once it answers: ray.init would wait for minutes.
-    Raises ClusterError."""
+    `given`: where the address is from, named in its place: it may hold a secret. Raises ClusterError."""
     from ray._private.services import canonicalize_bootstrap_address  # private, but what ray.init resolves by
 
     if address == "local":
@@ -79,25 +80,25 @@ def _reached(address: str) -> str | None:
     scheme, there, _ = address.partition("://")
     if there and scheme == "ray":
         raise ClusterError(
-            f"{address} is an address of Ray's client, through which Ray Data and Ray Train do not run; submit the "
+            f"{given} names Ray's client ({scheme}://), through which Ray Data and Ray Train do not run; submit the "
             "work with ray job submit, or give HOST:PORT of the cluster's head (port 6379)."
         )
     if there:
         raise ClusterError(
-            f"{address} is no address of a Ray cluster but a web page, of its dashboard perhaps; give HOST:PORT of its "
-            "head (port 6379), or submit the work there: ray job submit --address " + address + " -- ..."
+            f"{given} names a web page ({scheme}://), of a dashboard perhaps, and no Ray cluster; give HOST:PORT of "
+            "its head (port 6379), or submit the work there with ray job submit --address."
         )
     try:
         found = canonicalize_bootstrap_address(address)
     except (ValueError, OSError) as error:
-        raise ClusterError(f"no Ray is found at '{address}' ({_reason(error)}); {REMEDY}") from None
+        raise ClusterError(f"no Ray is found where {given} says ({_reason(error)}); {REMEDY}") from None
     if found is None:
-        raise ClusterError(f"no Ray runs on this machine that '{address}' could mean; {REMEDY}")
+        raise ClusterError(f"no Ray runs on this machine that {given} could mean; {REMEDY}")
     host, _, port = found.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no Ray answers at {address} ({_reason(error)}); {REMEDY}") from None
+        raise ClusterError(f"no Ray answers where {given} says ({_reason(error)}); {REMEDY}") from None
     return found
 
 
@@ -111,7 +112,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _one_sentence(address: str | None) -> Iterator[None]:
+def _one_sentence(given: str | None) -> Iterator[None]:
     """Ray's reasons not to start or to connect, as one sentence with what to do."""
     try:
         yield
@@ -127,7 +128,7 @@ def _one_sentence(address: str | None) -> Iterator[None]:
             remedy = "check that HOME and the folder for temporary files can be written to and are not full."
         else:
             remedy = "align-ray doctor says more."
-        what = f"cannot use the Ray at {address}" if address else "cannot start Ray on this machine"
+        what = f"cannot use the Ray that {given} names" if given else "cannot start Ray on this machine"
         raise ClusterError(f"{what} ({reason}): {remedy}") from error
 
 
