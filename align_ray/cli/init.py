@@ -74,7 +74,7 @@ def _init(
         if not given:
             return False
         taken = {c["name"] for found in corpora.values() for c in found}
-        corpora[role].append(look(given, role, taken, columns, ask))
+        corpora[role].append(look(given, role, taken, columns, ask, lambda line: out.print(line, highlight=False)))
         return True
 
     for role, given, fewest in (("targets", target, 1), ("candidates", candidate, 2)):

@@ -37,13 +37,18 @@ NAMED = re.compile(r"([^/\\:*?=]+)=(.+)", re.DOTALL)
 
 
 def look(
-    given: str, role: Literal["targets", "candidates"], taken: Collection[str], columns: dict[str, str], ask: Ask | None
+    given: str,
+    role: Literal["targets", "candidates"],
+    taken: Collection[str],
+    columns: dict[str, str],
+    ask: Ask | None,
+    tell: Callable[[str], None] = lambda line: None,
 ):
     """The fields of one corpus from SOURCE or NAME=SOURCE (a source with "=" in its first part is written ./a=b).
 
     `taken`: names in use. `columns`: by name, the column or template to take. `ask`: asked where more than one column,
-    split or subset may be meant; None without a terminal. Raises UserError where nothing can be read or it stays open
-    what is meant.
+    split or subset may be meant; None without a terminal. `tell`: told what records were recognised as. Raises
+    UserError where nothing can be read or it stays open what is meant.
     """
     named = NAMED.fullmatch(given)
     name, source = named.groups() if named else (proposed_name(given, taken), given)
@@ -56,7 +61,7 @@ def look(
     if set(kinds) == {"text"}:
         corpus |= {"sample_by": "paragraph" if len(kinds) <= FEW_FILES else "document"}
     elif set(kinds) != {"installed"}:
-        corpus |= _text_fields(corpus, columns.get(name), ask)
+        corpus |= _text_fields(corpus, columns.get(name), ask, tell)
     check_corpus(validated(Corpus, corpus, where))
     return corpus
 
@@ -112,7 +117,9 @@ def _choice(corpus: dict[str, str], field: str, options: list[str], preferred: t
     return ask(f"{corpus['name']}: which {field} ({', '.join(options)})", likely, check)
 
 
-def _text_fields(corpus: dict[str, Any], wanted: str | None, ask: Ask | None) -> dict[str, Any]:
+def _text_fields(
+    corpus: dict[str, Any], wanted: str | None, ask: Ask | None, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """How a record becomes a text: as asked for, as its columns tell, by the only one possible, or as the user says."""
 
     def check(answer: str) -> dict[str, str]:
@@ -126,6 +133,7 @@ def _text_fields(corpus: dict[str, Any], wanted: str | None, ask: Ask | None) ->
     found = recognise(records, corpus["name"])
     if found is not None:
         check_corpus(validated(Corpus, corpus | found.fields, f"corpus '{corpus['name']}'"))
+        tell(f"{corpus['name']}: {found.why}")
         return found.fields
     strings = text_columns(records)
     usual = [n for n in TEXT_COLUMNS if n in strings]
@@ -150,7 +158,7 @@ EXAMPLES, SHOWN = 2, 240
 
 
 def examples(corpus: dict[str, Any]) -> list[Text]:
-    """The first texts of a corpus whose completions alone count, those bold and the rest dim; none of another one."""
+    """The first texts of a corpus whose completions alone count, those between marks; none of another one."""
     made = Corpus.model_validate(corpus)
     found: list[Text] = []
     if made.chat is None and made.completion is None:
@@ -160,11 +168,13 @@ def examples(corpus: dict[str, Any]) -> list[Text]:
             shown = Text("  ")
             for part, counts in parts_of(text):
                 cut = part if len(part) <= SHOWN else f"{part[: SHOWN // 2]} ... {part[-SHOWN // 2 :]}"
-                shown.append(cut.replace("\n", "\n  "), style="bold green" if counts else "dim")
+                lines = (f"\u00ab{cut.strip()}\u00bb\n" if counts else cut).replace("\n", "\n  ")
+                shown.append(lines, style="bold green" if counts else "dim")
             found.append(shown)
         if len(found) == EXAMPLES:
             break
-    return [Text("  what counts is bold; conversations are written by the probe's chat template if it has one"), *found]
+    head = "  what counts stands in \u00ab\u00bb; conversations are written by the probe's chat template if it has one"
+    return [Text(head), *found]
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def test_init_writes_what_it_recognised_and_shows_examples_with_what_counts(tmp_
     assert (alpaca.prompt, alpaca.completion) == ("{instruction}\n{input}", "output")
     for corpus in config.corpora:
         check_corpus(corpus)
-    assert "what counts is bold" in done.output and "Assistant: Ho." in done.output
+    assert "what counts stands in \u00ab\u00bb" in done.output and "Assistant: \u00abHo.\u00bb" in done.output
+    assert "chat: 'conversations' holds conversations" in done.output
 
 
 @pytest.mark.parametrize(
