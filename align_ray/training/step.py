@@ -50,7 +50,8 @@ def takes_positions(model: Any) -> bool:
     positions are distances, do not)."""
     import inspect
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = getattr(model, "module", model)  # inside of what Ray Train wraps around it for several workers
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
     return "position_ids" in inspect.signature(base.forward).parameters
 
 

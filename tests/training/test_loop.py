@@ -81,6 +81,20 @@ def test_documents_in_one_row_do_not_see_each_other(kind):
     )
 
 
+def test_a_model_that_is_wrapped_for_several_workers_keeps_documents_apart_as_well():
+    class Wrapped(torch.nn.Module):  # as DistributedDataParallel: any arguments, the model inside
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs, **more):
+            return self.module(*inputs, **more)
+
+    model, batch = tiny_model("gpt2").eval(), some_rows()
+    scored = int(batch.scored[:, 1:].sum())
+    assert step_loss(Wrapped(model), batch, scored, CPU).item() == step_loss(model, batch, scored, CPU).item()
+
+
 def test_every_batch_has_its_share_of_replay_and_every_row_comes_once():
     rows, replay = (
         Rows.plain(np.arange(20)[:, None] + np.zeros((1, 4))),
