@@ -21,7 +21,7 @@ SEARCHERS = ({"basic-variant-state"}, {"search_gen_state", "searcher-state"})
 """Kinds of file in which Tune keeps what it tries next: of a grid, or of a searcher such as Optuna."""
 
 
-LAYOUT = 2
+LAYOUT = 3
 """Layout of this package: Tune's pickles name classes by their module, so that an experiment of another layout
 cannot be read. Part of the experiments' names."""
 
