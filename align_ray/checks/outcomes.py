@@ -13,6 +13,7 @@ import pyarrow as pa
 from align_ray.context import Study
 from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import Job, Trained, job_keys, train_jobs
+from align_ray.training.loop import replay_rows
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, seen, with_rate
 
 
@@ -53,7 +54,7 @@ def measure_outcomes(study: Study) -> Outcome:
 
     after = by_seed([[report_half(losses.after).mean() for losses in t.losses.values()] for t in done])
     before = by_seed([[report_half(losses.before).mean() for losses in t.losses.values()] for t in done])
-    per_step = config.finetune.batch_size * config.sampling.sequence_length
+    per_step = tokens_of_a_step(study)
     rungs = {
         min(rung.steps * per_step, jobs[0].rows.tokens * config.finetune.epochs): by_seed(
             [[t.rungs[i].losses[name].mean() for name in heldout] for t in done]
@@ -73,6 +74,13 @@ def measure_outcomes(study: Study) -> Outcome:
     )
 
 
+def tokens_of_a_step(study: Study) -> int:
+    """Of a whole batch, without replay."""
+    config, size = study.config, study.config.finetune.batch_size
+    general = replay_rows(size, config.replay.share) if config.replay else 0
+    return (size - general) * config.sampling.sequence_length
+
+
 def losses_table(
     study: Study, runs: list[tuple[str, int]], jobs: list[Job], done: list[Trained], keys: list[str]
 ) -> pa.Table:
@@ -84,7 +92,7 @@ def losses_table(
     rows of the target), `losses` (nats per token of each of these rows).
     """
     config, rows = study.config, []
-    per_step = config.finetune.batch_size * config.sampling.sequence_length
+    per_step = tokens_of_a_step(study)
     for (candidate, seed), job, trained, key in zip(runs, jobs, done, keys, strict=True):
         most = job.rows.tokens * config.finetune.epochs
         what = {"key": key, "candidate": candidate, "seed": seed, "learning_rate": job.learning_rate}

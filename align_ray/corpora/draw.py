@@ -21,7 +21,7 @@ from align_ray.config import Corpus, Sampling
 from align_ray.corpora.overlap import Sketch
 from align_ray.corpora.records import MARK, counted_characters, parts_of, unmarked
 from align_ray.corpora.rejects import Counts
-from align_ray.corpora.rows import Rows, firsts
+from align_ray.corpora.rows import FILLED, Rows, firsts
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
 from align_ray.errors import CorpusError, mistake, named
@@ -333,10 +333,6 @@ def around_completion(ids: np.ndarray, length: int) -> slice:
     start = int(context[-1]) + 1 if len(context) else 0
     begin = max(0, start - 1) if stop - start >= length else max(0, stop - length)
     return slice(begin, min(stop, begin + length))
-
-
-FILLED = -1
-"""The document of what fills a row up."""
 
 
 def _completion_is_cut(ids: np.ndarray, length: int) -> bool:

@@ -37,7 +37,7 @@ def text_records(file: Any, columns: list[str], needed: list[str], counts: Count
             yield dict.fromkeys(schema.names)
         return
     read = sorted(set(there.values()))
-    as_records = _records if all(_is_text(schema, name) for name in read) else _nested_records
+    as_records = _records if all(_is_text(schema, name) for name in read) else nested_records
     leaves = [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path.split(".")[0] in read]
     leaves += [i for i in range(len(parquet.schema)) if parquet.schema.column(i).path in read and i not in leaves]
     for group in range(parquet.num_row_groups):
@@ -122,8 +122,8 @@ def _records(batch: pa.RecordBatch, counts: Counter) -> Iterator[dict[str, str |
             counts["unreadable"] += 1
 
 
-def _nested_records(batch: pa.RecordBatch, counts: Counter) -> Iterator[dict[str, Any]]:
-    """The same of columns that hold lists or structs."""
+def nested_records(batch: pa.RecordBatch, counts: Counter) -> Iterator[dict[str, Any]]:
+    """The rows of a batch with any columns, lists and structs too; those that are not UTF-8 are `unreadable`."""
     for row in range(len(batch)):
         try:
             (record,) = batch.slice(row, 1).to_pylist()

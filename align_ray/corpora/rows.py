@@ -9,6 +9,9 @@ import numpy as np
 
 from align_ray.fisher.tokens import as_context
 
+FILLED = -1
+"""The document of what fills a row up."""
+
 
 def firsts(documents: np.ndarray) -> np.ndarray:
     """Where a document's part in a row begins, bool [n, T], from the documents of all tokens."""

@@ -70,7 +70,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         rejects += [{"corpus": corpus.name, **reject} for reject in drawn.rejects]
         store.write_table("rejects.parquet", rejects_table(rejects, config.text_in_results))
         _say_what_is_left_out(study, corpus, drawn)
-        if not is_target:
+        if not is_target and not is_replay:
             sketches[corpus.name] = drawn.sketch
         if is_target:
             target_keys |= {d.key for d in drawn.documents}

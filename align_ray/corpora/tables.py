@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from align_ray.corpora import limits
+from align_ray.corpora.parquet import nested_records
 from align_ray.corpora.rejects import keep
 
 PIECE = 2**20
@@ -74,13 +75,7 @@ def arrow_records(file: Any, counts: Counter) -> Iterator[dict[str, Any]]:
             file.seek(0)
             batches = pa.ipc.open_stream(file)
         for batch in batches:
-            for row in range(len(batch)):
-                try:
-                    (record,) = batch.slice(row, 1).to_pylist()
-                except UnicodeDecodeError:
-                    counts["unreadable"] += 1
-                    continue
-                yield record
+            yield from nested_records(batch, counts)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise

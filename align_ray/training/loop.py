@@ -2,8 +2,8 @@
 ones), with a checkpoint between epochs, and the losses of every target's held-out rows before, at every rung and after
 (`step.py`).
 
-The rate is constant after a short warm-up, and losses are those of an average of the last weights. So a run's losses at
-a rung are what a run of so many steps comes to, and one run gives the losses of all shorter ones.
+The rate is constant after a short warm-up, and losses are those of an average of the last weights. So a run's losses
+at a rung are nearly what a run of so many steps comes to (its warm-up may be shorter): one run stands for shorter ones.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ import numpy as np
 
 from align_ray.config import Config
 from align_ray.context import Study
-from align_ray.corpora.rows import Rows, validation_half
+from align_ray.corpora.rows import FILLED, Rows, validation_half
 from align_ray.corpora.sample import read_sample
 from align_ray.store import Store
 from align_ray.training.jobs import Job, train_jobs
@@ -66,9 +66,11 @@ def candidate_jobs(study: Study, tokens: int, seeds: range = range(1)) -> list[J
 
 def seen(job: Job, epochs: int) -> dict[str, float]:
     """What a job is trained on: its `distinct_tokens`, and how often each is seen on average, `epochs`; `epochs` given
-    are those over the job's rows. Rows of replay are not counted."""
-    distinct = len(np.unique(job.rows.ids, axis=0))
-    return {"distinct_tokens": distinct * job.rows.ids.shape[1], "epochs": epochs * len(job.rows) / distinct}
+    are those over the job's rows. Rows of replay and what
+    fills rows up are not counted."""
+    _, first = np.unique(job.rows.ids, axis=0, return_index=True)
+    tokens = int((job.rows.documents[first] != FILLED).sum())
+    return {"distinct_tokens": tokens, "epochs": epochs * len(job.rows) / len(first)}
 
 
 def mixture_job(

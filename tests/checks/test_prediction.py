@@ -82,6 +82,13 @@ def test_intervals_of_rank_correlations_cover_also_where_a_measure_errs_on_a_can
     assert covered > (0.9 if studies > 100 else 0.85)
 
 
+def test_targets_are_resampled_as_well_as_candidates():
+    """Perfect on one target and the reverse on the other: which ones there are decides, whatever the candidates."""
+    losses = np.random.default_rng(9).normal(size=(30, 1)) * np.ones((1, 2))
+    found = quality(losses * [-1, 1], losses).spearman
+    assert found.value == pytest.approx(0, abs=1e-9) and found.low < -0.9 and found.high > 0.9
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_weighted_statistics_are_those_of_the_resample_itself(seed):
     rng = np.random.default_rng(seed)

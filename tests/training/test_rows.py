@@ -1,9 +1,11 @@
 """What a proxy trains on: proportions, and the repetition of the real run."""
 
+import dataclasses
+
 import numpy as np
 
 from align_ray.config import Config
-from align_ray.corpora.rows import Rows, report_half, validation_half
+from align_ray.corpora.rows import FILLED, Rows, report_half, validation_half
 from align_ray.training.jobs import Job
 from align_ray.training.rows import mixture_rows, seen, unique_sequences
 
@@ -53,3 +55,10 @@ def test_the_halves_of_the_held_out_text_are_all_of_it_and_share_nothing():
 def test_what_a_job_has_seen_is_counted_in_distinct_tokens_and_epochs():
     job = Job(rows=TRAINING["a"][np.array([0, 1, 1, 2, 2, 2])], learning_rate=1e-3, seed=0)
     assert seen(job, epochs=2) == {"distinct_tokens": 3 * T, "epochs": 4.0}
+
+
+def test_what_fills_a_row_up_is_no_token_that_is_seen():
+    rows = dataclasses.replace(
+        TRAINING["a"][:4], documents=np.where(np.arange(T) < 10, 5, FILLED) + np.zeros((4, 1), int)
+    )
+    assert seen(Job(rows, 1e-3, 0), epochs=1) == {"distinct_tokens": 4 * 10, "epochs": 1.0}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align_ray.checks.outcomes import tokens_of_a_step
 from align_ray.config import Config
 from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.errors import ConfigError
@@ -100,3 +101,10 @@ def test_the_best_of_several_rates_is_chosen_on_validation_text_and_an_end_is_sa
     assert with_rate(sampled(said, learning_rate=[1e-5, 1e-3], tokens=1024)).config.finetune.learning_rate == [1e-3]
     assert any("end of the list 'finetune.learning_rate'" in line for line in said)
     assert with_rate(sampled(learning_rate=2e-4)).config.finetune.learning_rate == [2e-4]
+
+
+def test_tokens_of_a_rung_are_those_of_the_candidate_without_replay(sampled):
+    study = sampled()
+    assert tokens_of_a_step(study) == 2 * 32, "half of four rows"
+    without = dataclasses.replace(study, config=study.config.model_copy(update={"replay": None}))
+    assert tokens_of_a_step(without) == 4 * 32
