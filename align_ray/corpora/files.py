@@ -72,7 +72,10 @@ def filesystem(corpus: Corpus, source: str | None = None) -> tuple[pafs.FileSyst
     if source.startswith("s3://") and "anonymous=true" in source:
         parts = urlsplit(source)
         given = {name: values[0] for name, values in parse_qs(parts.query).items() if name != "anonymous"}
-        return pafs.S3FileSystem(anonymous=True, **given), parts.netloc + parts.path
+        try:
+            return pafs.S3FileSystem(anonymous=True, **given), parts.netloc + parts.path
+        except (TypeError, pa.ArrowException, OSError) as error:  # an option that is not known, or its value
+            raise CorpusError(f"corpus '{corpus.name}': cannot open {source} ({error}); check the URI.") from None
     if "://" in source:
         try:
             return pafs.FileSystem.from_uri(source)

@@ -220,6 +220,19 @@ def conversation(messages: list[dict[str, Any]], template: str | None) -> str:
     return text
 
 
+def template_mistake(template: str) -> str | None:
+    """What is wrong with the syntax of a chat template; None where nothing is."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        _renderer(template)([{"role": "user", "content": ""}], False, False)
+    except TemplateSyntaxError as error:
+        return str(error)
+    except (TemplateError, TypeError, ValueError):
+        return None  # of this conversation; its records say more
+    return None
+
+
 def _turn(messages: list[dict[str, Any]], i: int, text: str, write: Callable) -> tuple[int, int]:
     """Where in the text the i-th message's own text is."""
     (until, _), (before, _) = write(messages[: i + 1], False, False), write(messages[:i], False, True)

@@ -31,7 +31,7 @@ from align_ray.corpora.files import (
 )
 from align_ray.corpora.installed import INSTALLED
 from align_ray.corpora.parquet import first_rows, text_records
-from align_ray.corpora.records import Unusable, columns_of, needed_columns, render, unmarked
+from align_ray.corpora.records import Unusable, columns_of, needed_columns, render, template_mistake, unmarked
 from align_ray.corpora.rejects import keep, reading
 from align_ray.corpora.tables import arrow_records, csv_records, json_values
 from align_ray.errors import CorpusError, UserError
@@ -95,6 +95,11 @@ def check_corpus(corpus: Corpus) -> None:
                 f"corpus '{corpus.name}': field '{field}' must name columns in braces, such as '{{informal}}', and "
                 "nothing else."
             )
+    if corpus.chat_template is not None and (mistake := template_mistake(corpus.chat_template)):
+        raise CorpusError(
+            f"corpus '{corpus.name}': field 'chat_template' is no Jinja template ({mistake.rstrip('.')}); fix its "
+            "syntax."
+        )
     counts: Counter = Counter()
     columns: set[str] = set()
     fragments = plan_fragments(corpus)

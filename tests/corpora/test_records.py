@@ -186,6 +186,21 @@ def test_two_ways_or_half_a_way_are_refused(fields, words):
         corpus(**fields)
 
 
+def test_a_chat_template_with_a_mistake_is_refused_by_its_name(tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": MESSAGES}) + "\n")
+    made = Corpus(
+        name="c", source=str(tmp_path / "c.jsonl"), chat="messages", chat_template="{% for m in messages %}{{ m"
+    )
+    with pytest.raises(CorpusError, match="field 'chat_template' is no Jinja template .*; fix its syntax"):
+        check_corpus(made)
+    check_corpus(made.model_copy(update={"chat_template": CHATML}))
+
+
+def test_an_option_of_anonymous_storage_that_is_not_known_is_one_sentence():
+    with pytest.raises(CorpusError, match="cannot open s3://b/x.*nonsense.*check the URI"):
+        check_corpus(Corpus(name="c", source="s3://b/x?anonymous=true&nonsense=1"))
+
+
 # --- tokens and rows --------------------------------------------------------------------------------------------------
 
 
