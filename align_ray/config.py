@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from align_ray.credentials import Place
 from align_ray.fisher import settings
@@ -63,10 +72,10 @@ class Corpus(Model):
 
     name: Name
     """Distinct among all targets and candidates; used in every table and file name."""
-    source: Place
-    """A file, folder or glob (`*`, `?`, `[a-z]`, and `**/` for any folders) on any pyarrow file system
-    (`data/*.jsonl.gz`, `s3://bucket/x.parquet`), a data set of the Hugging Face hub (`hf://owner/name`, or `hf://`
-    plus a local folder in the hub's layout), or `installed:NAME`."""
+    source: Place | Annotated[list[Place], Field(min_length=1)]
+    """A file, folder or glob (`*`, `?`, `[a-z]`, `{a,b}`, and `**/` for any folders) on any pyarrow file system
+    (`data/*.jsonl.gz`, `s3://bucket/x.parquet`), or a list of them; a data set of the Hugging Face hub
+    (`hf://owner/name`, or `hf://` plus a local folder in the hub's layout); or `installed:NAME`."""
     column: str = "text"
     """The column that holds the text, or a nested one as `doc.body` (ignored where one of the next fields is given)."""
     template: str | None = None
@@ -105,6 +114,31 @@ class Corpus(Model):
         if len(given := [name for name, value in ways.items() if value is not None]) > 1:
             raise ValueError(f"{' and '.join(given)} are two ways to make a text of a record; keep one")
         return self
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if isinstance(self.source, list):
+            if alone := [s for s in self.source if s.startswith("installed:") or is_hub_dataset(s)]:
+                raise ValueError(f"a list of sources is one of files, which {alone[0]} is not; make it its own corpus")
+            if len(schemes := {s.partition("://")[0] if "://" in s else "" for s in self.source}) > 1:
+                named = " and ".join(sorted(f"{scheme}://" if scheme else "local files" for scheme in schemes))
+                raise ValueError(f"the sources of one corpus are in one place, not {named}; make two corpora of them")
+        return self
+
+    @property
+    def sources(self) -> list[str]:
+        """All of them, one too."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    @property
+    def where(self) -> str:
+        """The sources, for sentences."""
+        return ", ".join(self.sources)
+
+
+def is_hub_dataset(source: str) -> bool:
+    """Whether `datasets` loads it, by a name: `hf://datasets/...` are files."""
+    return source.startswith("hf://") and not source.startswith("hf://datasets/")
 
 
 class Replay(Corpus):
@@ -386,8 +420,22 @@ class Tracking(Model):
 
     uri: Place | None = None
     """Tracking URI; default: a SQLite store in the output folder."""
-    experiment: str = "align-ray"
+    experiment: Annotated[str, Field(min_length=1, max_length=250)] = "align-ray"
     """Name of the experiment that holds the study's parent run."""
+
+    @field_validator("uri")
+    @classmethod
+    def _with_scheme(cls, uri: str | None) -> str | None:
+        if uri and re.match(r"([\w.-]+|\[[\da-fA-F:]+\]):\d+(/|$)", uri):
+            raise ValueError(f"an address needs its scheme; write http://{uri} or https://{uri}")
+        return uri
+
+    @field_validator("experiment")
+    @classmethod
+    def _not_blank(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("an experiment needs a name; give one")
+        return name
 
 
 class Cluster(Model):
@@ -468,7 +516,7 @@ class Config(Model):
                 if _records(target) == _records(candidate):
                     raise ValueError(
                         f"target '{target.name}' and candidate '{candidate.name}' are the same corpus "
-                        f"({target.source}); "
+                        f"({target.where}); "
                         "remove the candidate or give the target held-out files"
                     )
         return self
@@ -564,8 +612,8 @@ def to_yaml(value: Any, flow: bool | None = False) -> str:
 
 def _records(corpus: Corpus) -> tuple:
     """What identifies a corpus' records, whatever text is made of them."""
-    source = corpus.source if ":" in corpus.source else str(Path(os.path.expanduser(corpus.source)).resolve())
-    return source, corpus.split, corpus.subset
+    sources = [s if ":" in s else str(Path(os.path.expanduser(s)).resolve()) for s in corpus.sources]
+    return sorted(sources), corpus.split, corpus.subset
 
 
 def digest(value: Any, length: int = 16) -> str:

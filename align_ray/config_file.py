@@ -60,10 +60,20 @@ def validated(model: type[M], data: Any, where: str) -> M:
         raise ConfigError(f"{where}: {_sentence(error, model)}") from None
 
 
+def _of_the_kind_given(errors: list[Any]) -> Any:
+    """The first error; where a field may be of several kinds (`kind[...]` in its place), that of the kind which the
+    value came furthest with: for a list the error of its element, not that it is no text."""
+    loc = errors[0]["loc"]
+    kind = next((i for i, part in enumerate(loc) if "[" in str(part)), None)
+    if kind is None:
+        return errors[0]
+    return max((e for e in errors if e["loc"][:kind] == loc[:kind]), key=lambda e: len(e["loc"]))
+
+
 def _sentence(error: ValidationError, model: Any) -> str:
     """The first validation error as one sentence with a remedy."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    first = _of_the_kind_given(error.errors())
+    field = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     value = first["input"]
     parts = [part for part in first["loc"] if isinstance(part, str)]
     named = {".".join(parts), ".".join(parts[:-1])}  # of a field with several kinds of value, the last part is the kind

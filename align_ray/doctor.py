@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from align_ray.config import Config
+from align_ray.config import Config, Corpus
 from align_ray.errors import CapacityError, ClusterError, UserError
 
 PACKAGE = "align-ray"
@@ -155,7 +155,19 @@ def _configuration(config: Config) -> list[Check]:
     from align_ray.pipeline import open_study
 
     open_study(config, write=False)
-    return [Check("configuration", "ok", f"{len(config.read)} corpora can be read, the probe's context suffices")]
+    said = f"{len(config.read)} corpora can be read, the probe's context suffices"
+    return [Check("configuration", "ok", said), *(_corpus(corpus, config.text_in_results) for corpus in config.read)]
+
+
+def _corpus(corpus: Corpus, with_text: bool) -> Check:
+    """What is read of its records, the first of them, and whether they look like something else."""
+    from align_ray.corpora.examples import examples, looks_like_more, marked, way
+
+    lines = [way(corpus), *(marked(parts) for parts in (examples(corpus, shown=120) if with_text else []))]
+    if why := looks_like_more(corpus):
+        remedy = "where answers alone should count, write 'chat', or 'prompt' and 'completion' (docs/configuration.md)"
+        return Check(f"corpus {corpus.name}", "warning", "\n".join([f"{lines[0]}, but {why}", *lines[1:]]), remedy)
+    return Check(f"corpus {corpus.name}", "ok", "\n".join(lines))
 
 
 def _output(config: Config | None) -> list[Check]:

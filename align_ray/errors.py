@@ -39,6 +39,11 @@ class CapReached(Exception):
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
+def first_line(error: BaseException) -> str:
+    """Of a library's message, for a sentence: at most 200 characters; the class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def named(error: UserError) -> str:
     """ "CorpusError: sentence", the form in which workers return a user's mistake."""
     return f"{type(error).__name__}: {error}"

@@ -239,3 +239,35 @@ def test_without_a_study_there_is_no_row_about_one(monkeypatch):
     monkeypatch.setattr(doctor, "_apart", lambda name, _: looked.append(name) or [Check(name, "ok", "")])
     assert [r.check for r in diagnose()][-6:] == ["output", "torch", "Ray", "MLflow", "hub", "probe"]
     assert "configuration" not in looked
+
+
+def corpus_rows(tmp_path, **fields):
+    chat = [{"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "It is four."}]
+    records = [{"messages": chat, "text": "What is two and two? It is four."}] * 4
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    config = Config.model_validate(
+        {
+            "output": str(tmp_path / "out"),
+            "targets": [{"name": "t", "source": str(tmp_path / "a.jsonl"), **fields}],
+            "candidates": [{"name": n, "source": f"installed:{n}"} for n in ("licences", "javascript")],
+        }
+    )
+    return row(doctor._configuration(config), "corpus t")
+
+
+def test_what_is_read_of_a_corpus_is_shown(tmp_path):
+    plain = corpus_rows(tmp_path)
+    assert plain.status == "warning" and "column 'text', but 'messages' holds conversations" in plain.result
+    assert "'chat', or 'prompt' and 'completion'" in plain.remedy and plain.result.count("It is four.") == 2
+    chat = corpus_rows(tmp_path, chat="messages")
+    assert chat.status == "ok" and "conversations in 'messages'" in chat.result
+    assert chat.result.count("\u00abIt is four.\u00bb") == 2
+
+
+def test_no_text_is_shown_that_may_not_leave(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a secret text of some words"}) + "\n")
+    corpora = [{"name": n, "source": str(tmp_path / "a.jsonl")} for n in "t"]
+    others = [{"name": n, "source": f"installed:{n}"} for n in ("licences", "javascript")]
+    data = {"output": str(tmp_path / "out"), "targets": corpora, "candidates": others, "text_in_results": False}
+    rows = doctor._configuration(Config.model_validate(data))
+    assert row(rows, "corpus t").result == "column 'text'" and "secret" not in repr(rows)

@@ -55,7 +55,7 @@ def _init(
     tokens: int | None,
     force: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    from align_ray.cli.starter import examples, look, proposed_name, write
+    from align_ray.cli.starter import look, proposed_name, shown_examples, write
     from align_ray.config import Config
 
     if path.exists() and not force:
@@ -109,7 +109,7 @@ def _init(
                 markup=False,
                 soft_wrap=True,
             )
-            for example in examples(corpus):
+            for example in shown_examples(corpus):
                 out.print(example, highlight=False, soft_wrap=True)
     file = shlex.quote(str(path))
     out.print(

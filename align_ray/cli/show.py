@@ -127,7 +127,7 @@ def show_plan(study: "Study", plan: dict[str, Any]) -> None:
     for corpus in config.read:
         size = plan["corpora"][corpus.name]
         role = "target" if corpus in config.targets else "replay" if corpus == config.replay else "candidate"
-        table.add_row(corpus.name, role, f"{size / 1e6:,.1f} MB" if size else "unknown", corpus.source)
+        table.add_row(corpus.name, role, f"{size / 1e6:,.1f} MB" if size else "unknown", corpus.where)
     out.print(table)
     table = plain_table("at most (stored results are not computed again)")
     table.add_column("stage")

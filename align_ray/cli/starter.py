@@ -3,9 +3,7 @@
 import re
 import textwrap
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Collection
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -14,9 +12,9 @@ from rich.text import Text
 
 from align_ray.config import Config, Corpus, to_yaml
 from align_ray.config_file import validated
+from align_ray.corpora.examples import examples
 from align_ray.corpora.formats import TEXT_COLUMNS, doubtful, recognise, text_columns
-from align_ray.corpora.records import parts_of
-from align_ray.corpora.sources import check_corpus, documents, first_records, plan_fragments
+from align_ray.corpora.sources import check_corpus, first_records, plan_fragments
 from align_ray.errors import ConfigError
 
 FEW_FILES = 32
@@ -153,26 +151,18 @@ def _text_fields(
     return ask(question, template or strings[0], check)
 
 
-EXAMPLES, SHOWN = 2, 240
-"""Texts of a corpus that are shown, and their characters from either end."""
-
-
-def examples(corpus: dict[str, Any]) -> list[Text]:
+def shown_examples(corpus: dict[str, Any]) -> list[Text]:
     """The first texts of a corpus whose completions alone count, those between marks; none of another one."""
     made = Corpus.model_validate(corpus)
-    found: list[Text] = []
     if made.chat is None and made.completion is None:
         return []
-    for fragment in plan_fragments(made):
-        for text in islice(documents(made, [fragment], Counter()), EXAMPLES - len(found)):
-            shown = Text("  ")
-            for part, counts in parts_of(text):
-                cut = part if len(part) <= SHOWN else f"{part[: SHOWN // 2]} ... {part[-SHOWN // 2 :]}"
-                lines = (f"\u00ab{cut.strip()}\u00bb\n" if counts else cut).replace("\n", "\n  ")
-                shown.append(lines, style="bold green" if counts else "dim")
-            found.append(shown)
-        if len(found) == EXAMPLES:
-            break
+    found: list[Text] = []
+    for parts in examples(made):
+        shown = Text("  ")
+        for part, counts in parts:
+            lines = (f"\u00ab{part.strip()}\u00bb\n" if counts else part).replace("\n", "\n  ")
+            shown.append(lines, style="bold green" if counts else "dim")
+        found.append(shown)
     head = "  what counts stands in \u00ab\u00bb; conversations are written by the probe's chat template if it has one"
     return [Text(head), *found]
 

@@ -20,6 +20,7 @@ from fsspec.utils import glob_translate
 
 from align_ray.config import Corpus
 from align_ray.errors import CorpusError
+from align_ray.hub import not_answering
 
 FRAGMENT_BYTES = 64 * 2**20
 COMPRESSED = {
@@ -64,9 +65,12 @@ def fragments_of_files(corpus: Corpus) -> list[Fragment]:
 
 def filesystem(corpus: Corpus, source: str | None = None) -> tuple[pafs.FileSystem, str]:
     """The file system of a corpus and its source as a path (or glob) there."""
-    source = source or corpus.source
+    source = source or corpus.sources[0]
     if source.startswith("hf://datasets/"):
         import fsspec
+
+        if silent := not_answering():
+            raise CorpusError(f"corpus '{corpus.name}': {silent}.")
 
         return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("hf"))), source.removeprefix("hf://")
     if source.startswith("s3://") and "anonymous=true" in source:
@@ -109,11 +113,14 @@ def compression_of(path: str) -> str | None:
 def files_of(corpus: Corpus) -> list[pafs.FileInfo]:
     """Files of a path, folder or glob, sorted by path; each once, however many links lead to it."""
     try:
-        found = {info.path: info for source in alternatives(corpus.source) for info in _listed(corpus, source)}
-        if not found:
-            raise CorpusError(f"corpus '{corpus.name}': no file at {corpus.source}; check the field 'source'.")
+        found: dict[str, pafs.FileInfo] = {}
+        for given in corpus.sources:
+            below = {info.path: info for source in alternatives(given) for info in _listed(corpus, source)}
+            if not below:
+                raise CorpusError(f"corpus '{corpus.name}': no file at {given}; check the field 'source'.")
+            found |= below
     except OSError as error:
-        raise refused(corpus, corpus.source, error) from None
+        raise refused(corpus, corpus.where, error) from None
     seen: set[str] = set()
     kept = []
     local = isinstance(filesystem(corpus)[0], pafs.LocalFileSystem)
@@ -155,7 +162,7 @@ def _listed(corpus: Corpus, source: str) -> list[pafs.FileInfo]:
         except ValueError:
             raise CorpusError(
                 f"corpus '{corpus.name}': '**' stands for whole folders, not for a part of a name as in "
-                f"{corpus.source}; write **/* in the field 'source'."
+                f"{source}; write **/* in the field 'source'."
             ) from None
         infos = _below(fs, root)
         infos = [i for i in infos if pattern.match(str(PurePosixPath(i.path).relative_to(root)))]
@@ -197,8 +204,7 @@ def _split_folder(corpus: Corpus, fs: pafs.FileSystem, path: str) -> str:
     splits = sorted(i.base_name for i in below if i.type == pafs.FileType.Directory)
     if corpus.split not in splits:
         raise CorpusError(
-            f"corpus '{corpus.name}': {corpus.source} holds the splits {', '.join(splits)}; set the field 'split' to "
-            "one."
+            f"corpus '{corpus.name}': {path} holds the splits {', '.join(splits)}; set the field 'split' to one."
         )
     return f"{path}/{corpus.split}"
 

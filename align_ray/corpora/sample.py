@@ -13,7 +13,7 @@ import pyarrow as pa
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
-from align_ray.corpora.overlap import share_in
+from align_ray.corpora.overlap import SHARED, share_in
 from align_ray.corpora.rejects import rejects_table
 from align_ray.corpora.rows import Rows
 from align_ray.errors import CorpusError
@@ -115,8 +115,8 @@ def sample_corpora(study: Study) -> dict[str, Any]:
 
 
 def shared_documents(sketches: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """By corpus, of those that share documents: the share of its documents that another one has as well, but for case,
-    punctuation and spaces, by that one."""
+    """By corpus, of those that share documents: the share of its documents that another one has as well (near copies
+    by how near they are, see `overlap.py`), by that one."""
     found: dict[str, dict[str, float]] = {}
     for one, other in itertools.permutations(sketches, 2):
         if (share := share_in(sketches[one], sketches[other])) > 0:
@@ -124,16 +124,13 @@ def shared_documents(sketches: dict[str, np.ndarray]) -> dict[str, dict[str, flo
     return found
 
 
-SHARED = 0.02
-"""Share of a corpus in another one from which on it is said."""
-
-
 def _say_what_is_shared(study: Study, name: str, shared: dict[str, float]) -> None:
     for other, share in shared.items():
         if share >= SHARED:
             study.say(
-                f"warning: {share:.0%} of the documents of '{name}' are in '{other}' as well (but for case and "
-                "punctuation): their weights cannot be told apart, and repetition is counted too low; deduplicate them"
+                f"warning: {share:.0%} of the documents of '{name}' are in '{other}' as well (near copies by how "
+                "near they are): their weights cannot be told apart, and repetition is counted too low; remove the "
+                "copies"
             )
 
 

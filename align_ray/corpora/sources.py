@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import lzma
+import os
 import string
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from align_ray.config import Corpus
+from align_ray.config import Corpus, is_hub_dataset
 from align_ray.corpora import limits
 from align_ray.corpora.files import (
     GONE,
@@ -34,21 +35,22 @@ from align_ray.corpora.parquet import first_rows, text_records
 from align_ray.corpora.records import Unusable, columns_of, needed_columns, render, template_mistake, unmarked
 from align_ray.corpora.rejects import keep, reading
 from align_ray.corpora.tables import arrow_records, csv_records, json_values
-from align_ray.errors import CorpusError, UserError
+from align_ray.errors import CorpusError, UserError, first_line
+from align_ray.hub import not_answering
 
 
 def plan_fragments(corpus: Corpus) -> list[Fragment]:
     """List what there is to read. Raises CorpusError where the source does not exist or holds nothing readable."""
-    scheme, _, rest = corpus.source.partition(":")
+    scheme, _, rest = corpus.sources[0].partition(":")
     if scheme == "installed":
         if rest not in INSTALLED:
             raise CorpusError(
                 f"corpus '{corpus.name}': no installed corpus '{rest}'; choose one of {', '.join(INSTALLED)}."
             )
         return [Fragment("installed", rest, 0, 1, 0)]
-    if corpus.source.startswith("hf://") and not corpus.source.startswith("hf://datasets/"):
+    if is_hub_dataset(corpus.sources[0]):
         shards = _hub_dataset(corpus).num_shards if corpus.streaming else 1
-        return [Fragment("hub", corpus.source, i, shards, 0) for i in range(shards)]
+        return [Fragment("hub", corpus.where, i, shards, 0) for i in range(shards)]
     return fragments_of_files(corpus)
 
 
@@ -114,21 +116,21 @@ def check_corpus(corpus: Corpus) -> None:
         wanted = "a list of messages in its column" if corpus.chat else "a text in every column"
         missing = ", ".join(f"'{c}'" for c in needed_columns(corpus) if not there(c)) or wanted
         raise CorpusError(
-            f"corpus '{corpus.name}': field '{field}' needs {missing}, but {corpus.source} has only the columns "
+            f"corpus '{corpus.name}': field '{field}' needs {missing}, but {corpus.where} has only the columns "
             f"{', '.join(sorted(columns)) or 'none'}; name one of these."
         )
     if odd := _odd(corpus, fragments):
         raise CorpusError(f"corpus '{corpus.name}': {odd.path} is {odd.note}.")
     if counts["no_completion"]:
         raise CorpusError(
-            f"corpus '{corpus.name}': none of the records of {corpus.source} has a completion (what an assistant says) "
+            f"corpus '{corpus.name}': none of the records of {corpus.where} has a completion (what an assistant says) "
             "that can be found; check the fields 'chat', 'prompt' and 'completion'."
         )
     labels = {"unreadable": "unreadable records", "oversized": "oversized", "vanished": "vanished while being read"}
     detail = ", ".join(f"{counts[name]} {label}" for name, label in labels.items() if counts[name])
     detail = f" ({detail})" if detail else ""
     raise CorpusError(
-        f"corpus '{corpus.name}': {corpus.source} is empty{detail}; give a source with at least one document."
+        f"corpus '{corpus.name}': {corpus.where} is empty{detail}; give a source with at least one document."
     )
 
 
@@ -333,23 +335,23 @@ def _hub_records(corpus: Corpus, fragment: Fragment) -> Iterator[dict[str, Any]]
     try:
         yield from dataset.shard(num_shards=fragment.stop, index=fragment.start) if corpus.streaming else dataset
     except Exception as error:  # a broken file or a lost connection, each a class of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorpusError(
-            f"corpus '{corpus.name}': cannot read {corpus.source} ({reason}); fix that and run it again."
+            f"corpus '{corpus.name}': cannot read {corpus.where} ({first_line(error)}); fix that and run it again."
         ) from None
 
 
 def _hub_dataset(corpus: Corpus) -> Any:
     import datasets
 
-    name = corpus.source.removeprefix("hf://")
+    name = corpus.where.removeprefix("hf://")
+    if not os.path.isdir(name) and (silent := not_answering()):
+        raise CorpusError(f"corpus '{corpus.name}': {silent}.")
     try:
         return datasets.load_dataset(name, corpus.subset, split=corpus.split, streaming=corpus.streaming)
     except UserError:
         raise
     except Exception as error:  # the hub client raises a different class for each reason, all meant for the reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorpusError(
-            f"corpus '{corpus.name}': cannot open the data set {name}, split '{corpus.split}' ({reason}); "
+            f"corpus '{corpus.name}': cannot open the data set {name}, split '{corpus.split}' ({first_line(error)}); "
             "check 'source', 'subset' and 'split', and that the hub can be reached."
         ) from None

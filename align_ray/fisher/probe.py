@@ -18,8 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from align_ray.errors import ProbeError
+from align_ray.errors import ProbeError, first_line
 from align_ray.fisher.settings import ProbeName
+from align_ray.hub import not_answering
 
 EMBEDDED = Path(__file__).with_name("embedded_probe")
 WEIGHTS = ("*.safetensors", "*.gguf")
@@ -66,7 +67,7 @@ def locate_probe(probe: ProbeName) -> Located:
     try:
         config = whole_config(located).get_text_config()
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for a bad folder
-        reason = _first_line(error)
+        reason = first_line(error)
         if "custom code" in reason or "trust_remote_code" in reason:
             raise ProbeError(
                 f"probe '{probe.model}' comes with Python code of its own, which is refused; read it, then set "
@@ -141,7 +142,7 @@ def load_tokenizer(located: Located) -> Any:
                 "installed; pip install sentencepiece."
             ) from None
         raise ProbeError(
-            f"probe '{located.name}': no tokenizer can be loaded from {located.path} ({_first_line(error)}); add its "
+            f"probe '{located.name}': no tokenizer can be loaded from {located.path} ({first_line(error)}); add its "
             "tokenizer.json, or choose another probe."
         ) from None
 
@@ -190,7 +191,7 @@ def _covered(located: Located, dtype: str, **options: Any) -> Any:
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError and more
         raise ProbeError(
             f"probe '{located.name}': {located.path} is not a causal language model that transformers can load "
-            f"({_first_line(error)}); choose another."
+            f"({first_line(error)}); choose another."
         ) from None
     shapes = {name: (in_file, wanted) for name, in_file, wanted in report["mismatched_keys"]}
     absent = [name for name in model.state_dict() if name in report["missing_keys"] or name in shapes]
@@ -225,10 +226,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def random_model(located: Located, overrides: dict[str, Any]) -> Any:
@@ -289,12 +286,14 @@ def _hub_folder(probe: ProbeName) -> Path:
         raise ProbeError(f"{unknown}; check the path.")
     if revision and probe.revision:
         raise ProbeError(f"probe '{probe.model}' names a revision, and so does 'probe.revision'; remove one.")
+    if silent := not_answering():
+        raise ProbeError(f"{unknown}, and {silent}.")
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if probe.trust_remote_code else [])]
     try:
         folder = huggingface_hub.snapshot_download(name, revision=revision or probe.revision, allow_patterns=patterns)
     except Exception as error:  # not found, gated, offline: each its own class, the first line says which
         raise ProbeError(
-            f"{unknown}, and the hub does not give it ({_first_line(error)}); check the name and the connection."
+            f"{unknown}, and the hub does not give it ({first_line(error)}); check the name and the connection."
         ) from None
     return Path(folder)
 

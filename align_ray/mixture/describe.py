@@ -1,6 +1,7 @@
 """What is said of a mixture: its objective, its pooled alignment with an interval, and the epochs it takes."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from align_ray.alignment.intervals import interval
 from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
 from align_ray.context import reported_weights
+from align_ray.corpora.overlap import SHARED
 from align_ray.mixture.constraints import Constraints, nearest, restricted, support, unconstrained
 from align_ray.mixture.solver import Goal, Optimum, pareto_front
 
@@ -145,6 +147,31 @@ def pareto(config: Config, goal: Goal, constraints: Constraints) -> list[dict[st
             }
         )
     return points
+
+
+def repeated_together(
+    config: Config, tokens: dict[str, int], shared: dict[str, dict[str, float]], weights: dict[str, float]
+) -> list[str]:
+    """A sentence for every two corpora of a mixture that share text: their unique tokens together, and how often the
+    token budget repeats them. `shared`: by corpus and other corpus, the share of the first that the other has too."""
+    lines, budget = [], config.search.token_budget
+    for one, other in itertools.combinations([n for n, w in weights.items() if w > 0.005], 2):
+        parts = {one: shared.get(one, {}).get(other, 0.0), other: shared.get(other, {}).get(one, 0.0)}
+        if max(parts.values()) < SHARED:
+            continue
+        common = min(parts[name] * tokens[name] for name in parts)
+        union = tokens[one] + tokens[other] - common
+        epochs = (weights[one] + weights[other]) * budget / union
+        lines.append(
+            f"{one} and {other} share text: together they hold {union:,.0f} unique tokens, not "
+            f"{tokens[one] + tokens[other]:,}, which the mixture takes {epochs:.2g} times"
+            + (
+                f", more often than search.max_epochs ({config.search.max_epochs:g})."
+                if epochs > config.search.max_epochs
+                else "."
+            )
+        )
+    return lines
 
 
 def mixture_warnings(

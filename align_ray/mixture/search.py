@@ -14,7 +14,14 @@ from align_ray.embedding.evidence import Evidence
 from align_ray.mixture.by_loss import combined, run_swarm, tune_loss
 from align_ray.mixture.check import CHECKED, check_mixtures
 from align_ray.mixture.constraints import Constraints, constraints_of, nearest, unconstrained
-from align_ray.mixture.describe import comparison_mixtures, describe, mixture_warnings, pareto, weight_table
+from align_ray.mixture.describe import (
+    comparison_mixtures,
+    describe,
+    mixture_warnings,
+    pareto,
+    repeated_together,
+    weight_table,
+)
 from align_ray.mixture.dsir import dsir_mixture
 from align_ray.mixture.goals import Builder, goal_builder
 from align_ray.mixture.mixmin import candidate_probabilities
@@ -58,6 +65,8 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
             "effective_corpora": effective_corpora(weights),
             **found,
         }
+    shared = {name: corpus.get("shared_with", {}) for name, corpus in study.store.read_json("corpora.json").items()}
+    result["warnings"] += repeated_together(config, tokens, shared, result["mixtures"]["recommended"]["weights"])
     study.say(f"embedding {len(CHECKED)} mixtures to check the prediction")
     result["check"] = check_mixtures(study, evidence, constraints, result["mixtures"])
     return result

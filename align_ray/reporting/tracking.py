@@ -17,7 +17,7 @@ from string import Formatter
 from typing import Any
 
 from align_ray.config import Config, digest
-from align_ray.errors import CapReached, ConfigError, StoreError, mistake_behind
+from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
 from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation
 from align_ray.store import Store
 
@@ -91,14 +91,14 @@ class Tracker:
         for corpus in config.corpora:
             counts = sample.corpora[corpus.name]
             source = json.dumps(
-                {"uri": corpus.source, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)}
+                {"uri": corpus.where, **corpus.model_dump(exclude={"name", "source"}, exclude_defaults=True)}
             )
             profile = json.dumps({k: v for k, v in counts.model_dump(exclude_unset=True).items() if isinstance(v, int)})
             named = [field for _, field, _, _ in Formatter().parse(corpus.template or f"{{{corpus.column}}}") if field]
             schema = json.dumps(
                 {"mlflow_colspec": [{"name": n, "type": "string", "required": True} for n in dict.fromkeys(named)]}
             )
-            dataset = Dataset(corpus.name, counts.sample_digest, _scheme(corpus.source), source, schema, profile)
+            dataset = Dataset(corpus.name, counts.sample_digest, _scheme(corpus.sources[0]), source, schema, profile)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts.role)]))
         self._client().log_inputs(self.run_id, inputs)
 
@@ -172,11 +172,16 @@ def start_tracking(config: Config, store: Store) -> Tracker:
             raise full from None
         if config.tracking.uri:
             raise ConfigError(
-                f"field 'tracking.uri': MLflow at {uri} does not answer ({_reason(error)}); check it."
+                f"field 'tracking.uri': MLflow at {uri} does not answer ({first_line(error)}); check it."
             ) from None
         raise StoreError(
-            f"MLflow's store {uri} cannot be opened ({_reason(error)}); fix it, or move it away to start a new one."
+            f"MLflow's store {uri} cannot be opened ({first_line(error)}); fix it, or move it away to start a new one."
         ) from None
+    if experiment and experiment.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"field 'tracking.experiment': the experiment '{config.tracking.experiment}' at {uri} was deleted; restore "
+            f"it (mlflow experiments restore --experiment-id {experiment.experiment_id}), or name another one."
+        )
     if experiment:
         experiment_id = experiment.experiment_id
     else:
@@ -206,10 +211,6 @@ def _artefacts(config: Config, store: Store) -> str | None:
         else store.local_path("mlartifacts")
     )
     return folder.as_uri() if folder else None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def _exists(client: Any, run_id: str) -> bool:

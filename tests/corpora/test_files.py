@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from align_ray.config import Config, Corpus
+from align_ray.config_file import validated
 from align_ray.corpora.rejects import BEGINNING, Counts
 from align_ray.corpora.sample import sample_corpora
 from align_ray.corpora.sources import check_corpus, documents, first_records, plan_fragments
-from align_ray.errors import CorpusError
+from align_ray.errors import ConfigError, CorpusError
 from align_ray.pipeline import open_study
 
 TEXTS = ["one, two", 'a "quoted"\nline', "四", "last"]
@@ -169,6 +171,40 @@ def test_what_is_something_else_is_named_with_the_remedy_and_left_out_among_good
     (tmp_path / "good.jsonl").write_bytes(json_lines())
     texts, counts = read(tmp_path)
     assert texts == TEXTS and (counts.get("unreadable", 0) >= 1) == (name != "a.txt"), "text beside data is no data"
+
+
+def test_a_list_of_sources_is_one_corpus_each_file_once_in_the_order_of_their_paths(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "b.jsonl").write_bytes(json_lines(["second"]))
+    (tmp_path / "a.csv").write_bytes(csv_of(rows=["first"]))
+    (tmp_path / "z.parquet").write_bytes(b"not asked for")
+    sources = [str(tmp_path / "old"), str(tmp_path / "*.csv"), str(tmp_path / "a.csv")]
+    corpus = Corpus(name="c", source=sources)
+    assert list(documents(corpus, plan_fragments(corpus), Counter())) == ["first", "second"]
+    with pytest.raises(CorpusError, match="no file at .*/gone; check"):
+        plan_fragments(Corpus(name="c", source=[*sources, str(tmp_path / "gone")]))
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ([], "at least 1 item"),
+        (["a.jsonl", "installed:licences"], "which installed:licences is not; make it its own corpus"),
+        (["hf://owner/name", "a.jsonl"], "which hf://owner/name is not"),
+        (["a.jsonl", "s3://bucket/b.jsonl"], "in one place, not local files and s3://; make two corpora"),
+        (["s3://key:secret@bucket/b"], "carries a credential"),
+    ],
+)
+def test_a_list_of_sources_is_one_of_files_in_one_place(sources, said):
+    with pytest.raises(ValidationError, match=said):
+        Corpus(name="c", source=sources)
+
+
+def test_what_is_wrong_with_one_source_of_a_list_is_said_with_its_place(tmp_path):
+    with pytest.raises(ConfigError, match="field 'source.1': the URI carries a credential"):
+        validated(Corpus, {"name": "c", "source": ["a.jsonl", "s3://key:secret@bucket/b"]}, "here")
+    with pytest.raises(ConfigError, match="field 'source' is 5: input should be a valid string"):
+        validated(Corpus, {"name": "c", "source": 5}, "here")
 
 
 def test_records_left_out_are_kept_aside_with_file_and_reason(tmp_path):

@@ -1,10 +1,12 @@
 """Documents that two candidates share are found while they are read."""
 
+import random
+
 import numpy as np
 import pytest
 
 from align_ray.config import Config
-from align_ray.corpora.overlap import KEPT, Sketch, share_in
+from align_ray.corpora.overlap import KEPT, Sketch, fingerprint, share_in
 from align_ray.corpora.sample import sample_corpora
 from align_ray.pipeline import open_study
 from tests.conftest import write_jsonl
@@ -21,7 +23,7 @@ def sketch(texts):
     ("n", "m", "common"), [(50, 80, 10), (20_000, 20_000, 5000), (20_000, 3000, 1500), (9000, 9000, 0)]
 )
 def test_the_share_of_common_documents_is_estimated(n, m, common):
-    a, b = [f"document {i}" for i in range(n)], [f"document {i}" for i in range(n - common, n - common + m)]
+    a, b = ([f"document {i}" for i in r] for r in (range(n), range(n - common, n - common + m)))
     one, other = sketch(a), sketch(b)
     assert share_in(one, other) == pytest.approx(common / n, abs=0 if n < KEPT else 0.06)
     assert share_in(other, one) == pytest.approx(common / m, abs=0 if n < KEPT else 0.06)
@@ -38,11 +40,33 @@ def test_case_punctuation_spaces_order_and_parts_make_no_difference():
     assert len(sketch(["the same"] * 5000)) == 1
 
 
-def test_what_candidates_share_is_said_and_stored(small_config, local_ray, tmp_path):
-    texts = lambda start, count: [
-        f"Document {i}: some words that fill it, and some more of them for the rows."
-        for i in range(start, start + count)
+def words(seed, count):
+    start = random.Random(seed).randrange(10**9)
+    return " ".join(f"{start + i:x}" for i in range(count))
+
+
+@pytest.mark.parametrize("changed", [0.0, 0.01, 0.1])
+def test_near_copies_count_by_the_runs_that_they_have_in_common(changed):
+    rng = random.Random(1)
+    documents = [[f"{rng.randrange(10**6):x}" for _ in range(rng.choice([30, 150]))] for _ in range(2000)]
+    copies = [[w if rng.random() > changed else "other" for w in document] for document in documents]
+    runs = [
+        [set(zip(*(d[i:] for i in range(5)), strict=False)) for d in pair]
+        for pair in zip(documents, copies, strict=True)
     ]
+    jaccard = np.mean([len(a & b) / len(a | b) for a, b in runs])
+    one, other = sketch(map(" ".join, documents)), sketch(map(" ".join, copies))
+    assert share_in(one, other) == pytest.approx(jaccard, abs=0.05)
+    assert share_in(sketch(words(i, 50) for i in range(2000)), one) == 0
+
+
+def test_a_long_documents_fingerprint_is_no_smaller_than_a_short_ones():
+    short, long = ([fingerprint(words(i, count)) / 2**64 for i in range(1000)] for count in (6, 600))
+    assert np.mean(short) == pytest.approx(0.5, abs=0.04) and np.mean(long) == pytest.approx(0.5, abs=0.04)
+
+
+def test_what_candidates_share_is_said_and_stored(small_config, local_ray, tmp_path):
+    texts = lambda start, count: [words(i, 20) for i in range(start, start + count)]
     write_jsonl(tmp_path / "a.jsonl", texts(0, 200))
     write_jsonl(tmp_path / "b.jsonl", [t.upper() for t in texts(150, 100)])
     data = small_config(tmp_path / "out")

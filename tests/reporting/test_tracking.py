@@ -14,6 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from pydantic import ValidationError
 
 from align_ray.cli.ui import local_tracking
 from align_ray.config import Config, digest
@@ -295,3 +296,27 @@ def test_ui_serves_the_study_on_loopback_alone_and_a_study_can_be_tracked_on_suc
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
+
+
+def test_a_deleted_experiment_is_one_sentence_that_says_how_to_restore_it(tmp_path):
+    config = study(tmp_path)
+    tracker = start_tracking(config, Store(str(tmp_path)))
+    MlflowClient(tracker.uri).delete_experiment(tracker.experiment_id)
+    remedy = f"mlflow experiments restore --experiment-id {tracker.experiment_id}"
+    with pytest.raises(ConfigError, match=rf"field 'tracking.experiment': .* was deleted; .*{remedy}"):
+        start_tracking(config, Store(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("tracking", "said"),
+    [
+        ({"experiment": ""}, "at least 1 character"),
+        ({"experiment": "  "}, "an experiment needs a name"),
+        ({"experiment": "x" * 251}, "at most 250 characters"),
+        ({"uri": "localhost:5000"}, "write http://localhost:5000 or https://localhost:5000"),
+        ({"uri": "10.0.0.1:5000/mlflow"}, "an address needs its scheme"),
+    ],
+)
+def test_a_name_or_address_that_mlflow_cannot_take_is_refused_with_the_field(tmp_path, tracking, said):
+    with pytest.raises(ValidationError, match=said):
+        study(tmp_path, tracking=tracking)

@@ -1,0 +1,31 @@
+"""What is said of a mixture."""
+
+from align_ray.config import Config
+from align_ray.mixture.describe import repeated_together
+
+
+def said(share, weights, budget=1_000_000, max_epochs=4.0):
+    corpora = [{"name": n, "source": f"{n}.jsonl"} for n in "abt"]
+    search = {"token_budget": budget, "max_epochs": max_epochs}
+    config = Config.model_validate(
+        {
+            "output": "out",
+            "targets": corpora[2:],
+            "candidates": corpora[:2],
+            "search": search,
+            "finetune": {"tokens": 100_000},
+        }
+    )
+    shared = {"a": {"b": share}, "b": {"a": share / 2}}
+    return repeated_together(config, {"a": 200_000, "b": 400_000}, shared, dict(zip("ab", weights, strict=True)))
+
+
+def test_corpora_that_share_text_are_counted_as_one():
+    (line,) = said(0.5, [0.5, 0.5])
+    assert "together they hold 500,000 unique tokens, not 600,000, which the mixture takes 2 times." in line
+    (line,) = said(0.5, [0.5, 0.5], budget=2_500_000)
+    assert line.endswith("takes 5 times, more often than search.max_epochs (4).")
+
+
+def test_nothing_is_said_where_little_is_shared_or_one_is_not_used():
+    assert said(0.01, [0.5, 0.5]) == said(0.5, [1.0, 0.0]) == []
