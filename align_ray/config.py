@@ -378,7 +378,11 @@ class Finetune(Model):
     lora_rank: PositiveInt | None = None
     """Train low-rank adapters of all linear layers instead of all weights (LoRA, by the library `peft`)."""
     seeds: Annotated[int, Field(ge=2)] = 3
-    """Trainings of each mixture in `align-ray validate`; they differ in the sequences drawn and their order."""
+    """Trainings of each candidate and mixture; they differ in the sequences drawn and their order. A verdict needs
+    three."""
+    delta: PositiveFloat = 0.005
+    """A difference of losses that makes none, nats per token: where the mixture's is within it of the uniform
+    mixture's, the verdict is `no difference`."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0

@@ -171,16 +171,18 @@ def recipe(study: Study) -> dict[str, Any]:
 @stage("finetune", Finetuned, needs=(search,), fields=("finetune",), track=tracking.finetuned)
 def finetune(study: Study) -> dict[str, Any]:
     """Fine-tune on every candidate, uniform and the found mixture (see `finetune_runs`)."""
-    runs = planned_runs(study.config, need(study, search))
+    found = need(study, search)
+    runs = planned_runs(study.config, found)
     study.say(f"fine-tuning {len(runs)} times on {study.config.finetune.tokens} tokens")
-    return finetune_runs(study, token_counts(study), runs)
+    return finetune_runs(study, token_counts(study), runs, found.caps)
 
 
 @stage("validation", Validation, needs=(search,), fields=("finetune",), track=tracking.validation)
 def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`);
     `further`: names of other mixtures of the search. Raises UserError for one it does not have."""
-    tokens, known, settings = token_counts(study), need(study, search).mixtures, study.config.finetune
+    tokens, searched, settings = token_counts(study), need(study, search), study.config.finetune
+    known = searched.mixtures
     for name in further:
         if name not in known:
             raise UserError(f"--mixture {name}: the search has {', '.join(known)}.")
@@ -188,7 +190,7 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     study.say("training on every candidate, for MixMin")
     mixtures["mixmin"] = mixmin_weights(study, tokens)
     study.say(f"training on {len(mixtures)} mixtures with {settings.seeds} seeds, {settings.tokens} tokens each")
-    return validate_mixtures(study, tokens, mixtures)
+    return validate_mixtures(study, tokens, mixtures, searched.caps)
 
 
 @stage(

@@ -158,21 +158,48 @@ def from_wheel(wheel, tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def whole_study(small_config, from_wheel, tmp_path_factory):
-    """A whole study as a user runs it, from the installed wheel, in a process of its own: the embedded probe, as many
-    workers as there are, an MLflow store of its own, secrets in the environment. Its folder, all that it printed, its
-    configuration."""
-    folder = tmp_path_factory.mktemp("study")
-    config = folder / "study.yaml"
-    defaults = {"probe": {}, "cluster": {}, "tracking": {}}
-    config.write_text(
-        yaml.safe_dump(small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **defaults))
-    )
-    installed, environment = from_wheel
-    command = [str(installed / "bin" / "align-ray"), "run", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500, env=environment | PLANTED)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout + done.stderr, config
+def bucket():
+    """An S3 server; the environment that leads to it, and its files."""
+    from tests.job import s3_server
+
+    with s3_server(PLANTED["AWS_SECRET_ACCESS_KEY"]) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def job_run(small_config, from_wheel, bucket, tmp_path_factory):
+    """A whole study as a user runs it on a cluster (`tests/job.py`): the embedded probe, two workers, an MLflow store of
+    its own, secrets in the environment; one of its corpora is in the bucket."""
+    from tests.job import run_as_jobs
+
+    folder, (known, store) = tmp_path_factory.mktemp("study"), bucket
+    settings = {
+        "probe": {},
+        "cluster": {"max_actors": 2},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "sampling": {"sequence_length": 32, "batch_size": 8, "batches": 12},  # enough to be stopped in
+    }
+    study = small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **settings)
+    there = study["candidates"][0]
+    with open(there["source"], "rb") as file, store.open_output_stream("bucket/corpora/stdlib.jsonl") as copy:
+        copy.write(file.read())
+    there["source"] = "s3://bucket/corpora/stdlib.jsonl"
+    environment = {k: v for k, v in from_wheel[1].items() if not k.startswith("RAY_")} | PLANTED | known
+    environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return run_as_jobs(study, folder, store, environment)
+
+
+@pytest.fixture(scope="session")
+def whole_study(job_run, bucket):
+    """The finished study of the job: its folder with the output in `out`, all that the job printed, and its
+    configuration, whose output is that folder now."""
+    assert job_run.done.returncode == 0, job_run.done.stdout + job_run.done.stderr
+    config = job_run.folder / "study.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"output": "out"}))
+    with pytest.MonkeyPatch.context() as patch:  # one of its corpora is in the bucket
+        for name, value in bucket[0].items():
+            patch.setenv(name, value)
+        yield job_run.folder, job_run.done.stdout + job_run.done.stderr, config
 
 
 @contextmanager

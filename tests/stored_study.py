@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from align_ray.alignment.coefficients import align_corpora, batch_matrix, main_blocks
-from align_ray.alignment.intervals import p_mean_negative, two_sample_mean
+from align_ray.alignment.intervals import combined_mean, p_mean_negative, two_sample_mean
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.config import Config
 from align_ray.fisher.unit import Unit
@@ -22,7 +22,6 @@ from align_ray.reporting.results import (
     Validation,
 )
 from align_ray.training.finetune import change
-from align_ray.training.validate import combined_mean
 
 TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
 KINDS = {"proofs": (0.8, 0.1), "code": (0.1, 0.8), "textbook": (0.7, 0.0), "exercises": (0.45, 0.35), "library": (0.0, 0.75),
@@ -131,7 +130,9 @@ def trainings(rng, search):
         seen = {"distinct_tokens": round(512 / epochs), "epochs": epochs}
         report[name] = {"weights": weights, "sequences": 16, **seen, "targets": targets}
     paired = {t: {"value": 0.0, "error": 0.01, "low": 0.021 * k, "high": 0.043 * k} for k, t in enumerate(TARGETS, 1)}
+    against = {"uniform": {"value": 0.0271, "low": -0.0123, "high": 0.0665, "p_lower": 0.07}}
     return {
+        "verdict": {"state": "undecided", "why": "it may be so", "against": against, "seeds_needed": 9},
         "tokens": 512,
         "seeds": 2,
         "learning_rate": 1e-4,
@@ -162,7 +163,9 @@ def seeds(rng, search):
         a: {b: estimates([x - y for x, y in zip(after[a], after[b], strict=True)], True) for b in names if a != b}
         for a in names
     }
+    against = {"uniform": {"value": 0.0311, "low": 0.0123, "high": 0.0499, "p_lower": 0.002}}
     return {
+        "verdict": {"state": "confirmed", "why": "it is so", "against": against},
         "tokens": 512,
         "seeds": 3,
         "before": {"proofs": 4.5, "code": 4.25, "all": 4.375},

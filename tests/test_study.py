@@ -40,7 +40,7 @@ def test_the_targets_own_domain_ranks_first_and_the_output_says_where_things_are
     ranking = stored(out, "alignment")["ranking"]["target"]
     assert ranking[0]["candidate"] == "python-stdlib"
     assert all(row["low"] < row["value"] < row["high"] for row in ranking)
-    assert str(out / "report.html") in printed and "mlflow.db" in printed
+    assert "s3://bucket/study/report.html" in printed and "mlflow.db" in printed
 
 
 def test_the_search_comes_close_to_the_closed_form_which_is_an_optimum(finished):
@@ -114,11 +114,11 @@ def test_fine_tuning_on_the_own_domain_beats_the_other_domains(finished):
     assert not list((finished[0] / "train").rglob("*.pt")), "artefacts must be safetensors, no pickle"
 
 
-def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished):
+def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished, job_run):
     from mlflow import MlflowClient
 
     out = finished[0]
-    known = stored(out, "mlflow-run")
+    known = job_run.tracked
     client = MlflowClient(known["uri"])
     parent = client.get_run(known["run_id"])
     assert parent.info.status == "FINISHED" and parent.data.metrics["mixture_alignment"] > 0.5

@@ -44,6 +44,23 @@ def _two_sample_variance(values: np.ndarray) -> tuple[float, float]:
     return total, total**2 / max(parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1), 1e-300)
 
 
+def combined_mean(values: list[np.ndarray], share: np.ndarray) -> tuple[Estimate, float]:
+    """Mean over targets by `share` of losses [seeds, sequences] each, and the probability that it is negative.
+
+    The targets are measured on the same trainings: the seeds' effect is common to them, the sequences' is each target's
+    own.
+    """
+    by_seed = sum(s * v.mean(1) for s, v in zip(share, values, strict=True))
+    n = len(by_seed)
+    parts = [(by_seed.var(ddof=1) / n, n - 1)]
+    parts += [(s**2 * v.mean(0).var(ddof=1) / v.shape[1], v.shape[1] - 1) for s, v in zip(share, values, strict=True)]
+    total = sum(part for part, _ in parts)
+    freedom = max(1.0, total**2 / max(sum(part**2 / f for part, f in parts), 1e-300))
+    mean = float(by_seed.mean())
+    p = float(stats.t.cdf(-mean / np.sqrt(total), freedom)) if total > 0 else float(mean < 0)
+    return interval(mean, total, freedom), p
+
+
 def one_sample_mean(values: np.ndarray) -> Estimate:
     """Mean of the off-diagonal of a symmetric matrix [n, n], n >= 2 units; the jackknife needs n >= 3."""
     n = len(values)

@@ -41,6 +41,7 @@ app.callback(help=__doc__)(set_output)
 
 def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
+    from align_ray.reporting.results import verdict_of
     from align_ray.reporting.tracking import tracking_uri
     from align_ray.stages import need, stored
 
@@ -56,6 +57,10 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         stored(study, pipeline.search),
         stored(study, pipeline.finetune),
     )
+    if mixture:
+        known = {"finetune": trained, "validation": stored(study, pipeline.validate)}
+        verdict = verdict_of(known)
+        out.print(f"[b]verdict: {verdict.state}[/b]: {verdict.why}", highlight=False)
     show_ranking(aligned, trained)
     if mixture:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
@@ -64,7 +69,9 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
     found = {"alignment": aligned, "search": mixture, "finetune": trained}
-    return {"report": where, "mlflow": uri, **{name: result and result.dump() for name, result in found.items()}}
+    first = {"verdict": verdict.model_dump()} if mixture else {}
+    results = {name: result and result.dump() for name, result in found.items()}
+    return {**first, "report": where, "mlflow": uri, **results}
 
 
 def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:

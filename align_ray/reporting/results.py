@@ -6,7 +6,7 @@ Labels, units and signs of what is shown stand here and nowhere else.
 """
 
 import math
-from collections.abc import ItemsView, Iterator
+from collections.abc import ItemsView, Iterator, Mapping
 from html import escape
 from io import StringIO
 from typing import Any, ClassVar, Literal, Self
@@ -38,6 +38,7 @@ from align_ray.reporting.values import (
     Training,
     Trial,
     Validated,
+    Verdict,
 )
 
 WIDTH = 80
@@ -391,6 +392,8 @@ class Finetuned(Result):
     DRAWN = ("run", "change")
     AXIS = "change of the loss (nats per token), 95% over seeds and held-out rows"
 
+    verdict: Verdict | None = None
+    """Whether the recommended mixture held; None where an earlier version trained."""
     tokens: int
     seeds: int = 1
     learning_rate: float | None = None
@@ -418,7 +421,13 @@ class Finetuned(Result):
 
     def notes(self) -> list[str]:
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
-        return [f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}", *self.better_alone(), *self.repeated()]
+        said = [f"verdict: {self.verdict}"] if self.verdict else []
+        return [
+            *said,
+            f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}",
+            *self.better_alone(),
+            *self.repeated(),
+        ]
 
     def better_alone(self) -> list[str]:
         """A sentence for every target that a candidate alone has come nearer to than the mixture."""
@@ -436,6 +445,16 @@ class Finetuned(Result):
     def repeated(self) -> list[str]:
         """A sentence for every run that saw its text more than once."""
         return _repeated({name: (run.distinct_tokens, run.epochs) for name, run in self.runs.items()})
+
+
+def verdict_of(results: Mapping[str, Any]) -> Verdict:
+    """A study's one verdict, from its results by the name of their file: that of `validate`, which compares most, else
+    of `finetune`."""
+    for name in ("validation", "finetune"):
+        if (found := getattr(results.get(name), "verdict", None)) is not None:
+            return found
+    why = "no training on the mixture belongs to this configuration; align-ray finetune makes them"
+    return Verdict(state="not tested", why=why)
 
 
 def _repeated(seen: dict[str, tuple[int | None, float | None]]) -> list[str]:
@@ -463,6 +482,8 @@ class Validation(Result):
     DRAWN = ("mixture", "loss")
     AXIS = "held-out loss (nats per token), 95% over seeds and sequences"
 
+    verdict: Verdict | None = None
+    """Whether the recommended mixture held; None where an earlier version trained."""
     tokens: int = 0
     seeds: int = 0
     learning_rate: float | None = None
@@ -474,6 +495,7 @@ class Validation(Result):
     def notes(self) -> list[str]:
         before = ", ".join(f"{target} {loss:.4f}" for target, loss in self.before.items())
         return [
+            *([f"verdict: {self.verdict}"] if self.verdict else []),
             f"after {self.tokens:,} tokens, {self.seeds} seeds, 95% over seeds and sequences; before: {before}",
             "difference: from the recommended mixture's loss, above 0 is worse",
             "P(lower): that the loss is lower than the recommended mixture's",

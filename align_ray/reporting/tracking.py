@@ -19,6 +19,7 @@ from typing import Any
 from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
 from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation
+from align_ray.reporting.values import Verdict
 from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
@@ -101,6 +102,12 @@ class Tracker:
             dataset = Dataset(corpus.name, counts.sample_digest, _scheme(corpus.sources[0]), source, schema, profile)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts.role)]))
         self._client().log_inputs(self.run_id, inputs)
+
+    def verdict(self, found: Verdict | None) -> None:
+        """The tags `align_ray.verdict` and `align_ray.verdict_why` of the parent run."""
+        if found is not None:
+            self._client().set_tag(self.run_id, "align_ray.verdict", found.state)
+            self._client().set_tag(self.run_id, "align_ray.verdict_why", found.why)
 
     def text(self, name: str, content: str) -> None:
         """Attach a text file to the parent run; `name` may be a path within its artefacts."""
@@ -290,7 +297,8 @@ def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> 
 
 
 def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned) -> None:
-    """A child run a training."""
+    """A child run a training, and the verdict as a tag of the parent."""
+    tracker.verdict(result.verdict)
     # the first one is what MLflow's comparison draws
     shown = {
         "after": "loss",
@@ -310,7 +318,8 @@ def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned)
 
 
 def validation(tracker: Tracker, config: Config, store: Store, result: Validation) -> None:
-    """A child run a mixture."""
+    """A child run a mixture, and the verdict as a tag of the parent."""
+    tracker.verdict(result.verdict)
     for name, row in result.mixtures.items():
         tracker.child(name, "validation", _weights(row.weights), {f"loss/{t}": e.value for t, e in row.loss.items()})
 

@@ -1,6 +1,6 @@
 """The values that results are made of: estimates with their intervals, rankings, mixtures, losses, scores."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -206,6 +206,30 @@ class Rung(Value):
 
     steps: int
     losses: dict[str, float]
+
+
+class Against(Value):
+    """Another mixture's loss less the recommended one's (above 0 the other is worse), nats per token, mean over
+    targets, and the probability that the other's is lower."""
+
+    value: float
+    low: float
+    high: float
+    p_lower: float
+
+
+class Verdict(Value):
+    """Whether the recommended mixture held."""
+
+    state: Literal["confirmed", "not confirmed", "undecided", "no difference", "not tested"]
+    why: str
+    against: dict[str, Against] = {}
+    """By mixture that was trained and could be recommended in its place, and the uniform one."""
+    seeds_needed: int | None = None
+    """Of an undecided one: about how many seeds would settle it."""
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.why}"
 
 
 class Training(Value):

@@ -12,12 +12,13 @@ import numpy as np
 
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.config import Config
-from align_ray.context import Study
+from align_ray.context import Study, reported_weights
 from align_ray.corpora.rows import Rows, report_half
 from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
+from align_ray.training.verdict import keeps_to, verdict
 
 OVERLAP_TOKENS = 13
 MIXED = {"uniform": "uniform", "mixture": "recommended"}
@@ -50,7 +51,7 @@ def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict[str, Any]:
+def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: dict[str, float]) -> dict[str, Any]:
     """Fine-tune on every run whose result is not in the store; returns a JSON value.
 
     Every run is trained `finetune.seeds` times; seeds differ in the rows drawn and their order. `runs[name]`: weights,
@@ -60,6 +61,8 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict
     mean over seeds), `change` with its standard error and interval over seeds and held-out rows, and `overlap`.
     `bytes_per_token[target]`: of the held-out tokens that count, to give losses in bits per byte.
     `uniform_less_mixture[target]`: the difference of these two runs' losses, paired by seed and row, with its interval.
+    `verdict`: see `verdict.py`; beside the uniform mixture, a candidate alone could be recommended where `caps` allow
+    it and it holds the token budget without repetition.
     """
     study = with_rate(study)
     config, heldout, seeds = study.config, heldout_rows(study), range(study.config.finetune.seeds)
@@ -67,13 +70,14 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict
     jobs = candidate_jobs(study, config.finetune.tokens, seeds)
     jobs += mixture_jobs(study, tokens, mixed, config.finetune.tokens, seeds)
     done = train_jobs(study, heldout, jobs)
-    report, after = {}, {}
+    report, after, changes = {}, {}, {}
     for i, run in enumerate(runs):
         job, trained = jobs[i * len(seeds)], done[i * len(seeds) : (i + 1) * len(seeds)]
         targets = {}
         for t in heldout:
             before = np.stack([report_half(x.losses[t].before) for x in trained])
             after[run.name, t] = np.stack([report_half(x.losses[t].after) for x in trained])
+            changes[run.name, t] = after[run.name, t] - before
             targets[t] = {**change(before, after[run.name, t]), "overlap": overlap(job.rows.ids, heldout[t].ids)}
         report[run.name] = {
             "weights": run.weights,
@@ -86,8 +90,20 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run]) -> dict
             ],
             "targets": targets,
         }
+    alone = {run.name: run.weights for run in runs if run.name not in MIXED}
+    feasible = [
+        n for n, w in alone.items() if keeps_to(config.search, caps, w) and tokens[n] >= config.search.token_budget
+    ]
+    found = verdict(
+        {t: after["mixture", t] for t in heldout},
+        {name: {t: after[name, t] for t in heldout} for name in ("uniform", *feasible)},
+        {name: {t: changes[name, t] for t in heldout} for name in alone},
+        reported_weights(config),
+        config.finetune.delta,
+    )
     paired = {t: after["uniform", t] - after["mixture", t] for t in heldout}
     return {
+        "verdict": dataclasses.asdict(found),
         "tokens": len(jobs[-1].rows) * config.sampling.sequence_length,
         "seeds": len(seeds),
         "learning_rate": learning_rate(config),

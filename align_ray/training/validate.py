@@ -1,16 +1,17 @@
 """Proof by training: the proposed mixture against what one would do without it, same model, same tokens, several
 seeds."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from align_ray.alignment.intervals import Estimate, interval, p_mean_negative, two_sample_mean
+from align_ray.alignment.intervals import combined_mean, p_mean_negative, two_sample_mean
 from align_ray.context import Study, reported_weights
 from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate, mixture_jobs, seen, with_rate
+from align_ray.training.verdict import keeps_to, verdict
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -18,8 +19,13 @@ SAME = 5e-4
 """Mixtures that differ by less in every weight are trained once."""
 
 
-def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, dict[str, float]]) -> dict[str, Any]:
+def validate_mixtures(
+    study: Study, tokens: dict[str, int], mixtures: dict[str, dict[str, float]], caps: dict[str, float]
+) -> dict[str, Any]:
     """Train on every mixture with `finetune.seeds` seeds; returns a JSON value.
+
+    `verdict`: see `verdict.py`; mixtures that keep to `caps` and to the configured weights are what could be
+    recommended in its place.
 
     `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice),
     `distinct_tokens` of the first seed's training and how often each is seen (`epochs`), and by target
@@ -58,7 +64,17 @@ def validate_mixtures(study: Study, tokens: dict[str, int], mixtures: dict[str, 
         }
         for name, weights in mixtures.items()
     }
+    rivals = {n for n, weights in mixtures.items() if keeps_to(config.search, caps, weights)} | {"uniform"}
+    others = {
+        n: after[same[n]] for n in mixtures if n in rivals and n != "recommended" and same[n] in (n, "recommended")
+    }
+    changes = {
+        name: {t: after[name][t] - np.stack([report_half(r.losses[t].before) for r in runs]) for t in heldout}
+        for name, runs in of.items()
+    }
+    found = verdict(after[same["recommended"]], others, changes, share, config.finetune.delta)
     return {
+        "verdict": dataclasses.asdict(found),
         "tokens": len(jobs[0].rows) * config.sampling.sequence_length,
         "seeds": len(seeds),
         "learning_rate": learning_rate(config),
@@ -82,20 +98,3 @@ def _versus(a: dict[str, np.ndarray], b: dict[str, np.ndarray], share: np.ndarra
     estimate, p = combined_mean(list(differences.values()), share)
     by_target = {t: {**vars(two_sample_mean(d)), "p_lower": p_mean_negative(d)} for t, d in differences.items()}
     return {**by_target, "all": {**vars(estimate), "p_lower": p}}
-
-
-def combined_mean(values: list[np.ndarray], share: np.ndarray) -> tuple[Estimate, float]:
-    """Mean over targets by `share` of losses [seeds, sequences] each, and the probability that it is negative.
-
-    The targets are measured on the same trainings: the seeds' effect is common to them, the sequences' is each target's
-    own.
-    """
-    by_seed = sum(s * v.mean(1) for s, v in zip(share, values, strict=True))
-    n = len(by_seed)
-    parts = [(by_seed.var(ddof=1) / n, n - 1)]
-    parts += [(s**2 * v.mean(0).var(ddof=1) / v.shape[1], v.shape[1] - 1) for s, v in zip(share, values, strict=True)]
-    total = sum(part for part, _ in parts)
-    freedom = max(1.0, total**2 / max(sum(part**2 / f for part, f in parts), 1e-300))
-    mean = float(by_seed.mean())
-    p = float(stats.t.cdf(-mean / np.sqrt(total), freedom)) if total > 0 else float(mean < 0)
-    return interval(mean, total, freedom), p

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from tests.cluster.test_jobs import RAY, REPOSITORY, free_port
+from tests.job import RAY, free_port
+from tests.job import ROOT as REPOSITORY
 
 HEAD = "f" * 51 + "00000"
 """Of the head node: the provider takes it for given."""

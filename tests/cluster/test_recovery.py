@@ -21,8 +21,8 @@ from align_ray import pipeline
 from align_ray.config import Config
 from align_ray.config_file import load_config
 from align_ray.context import Study
-from tests.cluster.test_jobs import free_port
 from tests.conftest import actors_here, trainings_here
+from tests.job import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -114,8 +114,9 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_finetune_that_of_t
     assert driver.poll() is None, "the driver ended before it was killed"
     driver.kill()
     driver.wait()
-    driver = start_driver(config, address, "finetune")
-    assert driver.wait(300) == 0, config.with_suffix(".log").read_text()[-3000:]
+    had = set((out / "finetune").glob("*.json"))
+    pipeline.finetune(study)  # on another Ray: what the first one knew is in the folder
+    assert had <= set((out / "finetune").glob("*.json"))
 
     killed = results(out)
     undisturbed = pipeline.open_study(Config.model_validate(small_config(tmp_path / "undisturbed", **sizes)))

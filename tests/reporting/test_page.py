@@ -102,6 +102,7 @@ def tree(stored):
         "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
         "price": mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"],
         "finetuned": finetuned,
+        "verdict": results["validation"]["verdict"],
         "losses": losses,
         "embedding_rate": 7168 / 30,
         "actual": {"seconds": 22.75},
@@ -138,6 +139,27 @@ def check(stored, items):
         assert float(digits) == pytest.approx(wanted * (100 if "%" in text else 1), abs=0.5001 * unit), (path, text)
 
 
+def test_the_verdict_comes_first_with_the_reason(stored, page):
+    first = page.locator("#answer p").first
+    assert first.inner_text() == "Confirmed: it is so." and "confirmed" in first.get_attribute("class")
+
+
+@pytest.mark.parametrize(
+    ("left", "state", "why"),
+    [
+        (("validation", "finetune"), "Confirmed", "it is so"),
+        (("finetune",), "Undecided", "it may be so"),
+        ((), "Not tested", "no training on the mixture"),
+    ],
+)
+def test_a_study_has_one_verdict_and_without_trainings_none(stored, left, state, why):
+    config, results = stored
+    kept = {name: value for name, value in results.items() if name in left or name not in ("validation", "finetune")}
+    html = render_report(*typed(config, kept))
+    assert f"<b>{state}</b>" in html and why in html
+    assert ("Recommended mixture</h2>" in html) == (state == "Confirmed")
+
+
 def test_every_number_of_the_answer_and_the_tables_is_the_stored_one(stored, page):
     items = shown(page)
     check(stored, items)
@@ -160,7 +182,7 @@ def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warn
     assert page.locator("main > section").first.get_attribute("id") == "answer"
     answer = page.locator("#answer")
     assert answer.locator("dt").all_text_contents() == [
-        "Expected gain",
+        "By the objective",
         "Measured: held-out loss",
         "Confidence",
         "What limits it",

@@ -22,6 +22,7 @@ from align_ray.errors import ConfigError
 from align_ray.reporting import tracking
 from align_ray.reporting.results import Corpora, Finetuned, Mixture
 from align_ray.reporting.tracking import start_tracking
+from align_ray.reporting.values import Verdict
 from align_ray.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -296,6 +297,13 @@ def test_ui_serves_the_study_on_loopback_alone_and_a_study_can_be_tracked_on_suc
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
+
+
+def test_the_verdict_is_a_tag_of_the_parent_run(opened):
+    _, _, tracker = opened
+    tracker.verdict(Verdict(state="confirmed", why="it is lower"))
+    tags = MlflowClient(tracker.uri).get_run(tracker.run_id).data.tags
+    assert tags["align_ray.verdict"] == "confirmed" and tags["align_ray.verdict_why"] == "it is lower"
 
 
 def test_a_deleted_experiment_is_one_sentence_that_says_how_to_restore_it(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from align_ray.alignment.distance import scaled_cosine
+from align_ray.alignment.intervals import combined_mean
 from align_ray.mixture.describe import mixture_alignment
-from align_ray.training.validate import combined_mean
 
 
 def test_the_interval_of_several_targets_covers_though_seeds_are_shared():

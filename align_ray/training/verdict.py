@@ -1,0 +1,142 @@
+"""Did it hold? The recommended mixture's trainings against the uniform mixture's and other feasible ones'.
+
+One word and the sentence why. A verdict is given over at least SEEDS trainings of each mixture and the held-out rows,
+paired; where the base learns nothing from any candidate, its trainings say nothing of the mixture and there is none.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from align_ray.alignment.intervals import combined_mean
+from align_ray.config import Search
+
+SEEDS = 3
+"""Fewest trainings of a mixture."""
+LEVEL = 0.95
+"""Probability from which on a difference stands."""
+
+State = Literal["confirmed", "not confirmed", "undecided", "no difference", "not tested"]
+ByTarget = Mapping[str, np.ndarray]
+"""Losses or their differences by target, float64 [seeds, held-out rows]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Against:
+    """Another mixture's loss less the recommended one's (above 0 the other is worse), nats per token, mean over targets
+    by their weight: with its 95% interval, and the probability that the other's is lower."""
+
+    value: float
+    low: float
+    high: float
+    p_lower: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`state` and the sentence `why`; `against`: by mixture that was trained, what stands against it."""
+
+    state: State
+    why: str
+    against: dict[str, Against]
+    seeds_needed: int | None = None
+    """Of an undecided one: about how many seeds would settle it; None where only more held-out text would."""
+
+
+def verdict(
+    mixture: ByTarget,
+    others: Mapping[str, ByTarget],
+    helped: Mapping[str, ByTarget],
+    share: np.ndarray,
+    delta: float,
+) -> Verdict:
+    """The verdict of a mixture.
+
+    `mixture`: its losses; `others`: those of feasible mixtures, `uniform` among them, paired with them by seed and row;
+    `helped`: by training what it changed of every target's loss, which shows whether the base can learn; `share`: the
+    targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none.
+    """
+    seeds = len(next(iter(mixture.values())))
+    if seeds < SEEDS:
+        few = f"finetune.seeds is {seeds}, and a verdict needs {SEEDS} trainings of each mixture"
+        return Verdict("not tested", few, {})
+    if min(losses.shape[1] for losses in mixture.values()) < 2:
+        return Verdict("not tested", "a target has a single held-out row; raise finetune.eval_tokens", {})
+    if not _learns(helped):
+        return Verdict(
+            "not tested",
+            "no training lowers the loss of a target for certain: the base may have seen such text, or the learning "
+            "rate does not suit it, so these trainings say nothing about mixtures",
+            {},
+        )
+    differences = {name: [losses[t] - mixture[t] for t in mixture] for name, losses in others.items()}
+    against = {name: _against(values, share) for name, values in differences.items()}
+    uniform = against["uniform"]
+    beside = _said("uniform", uniform, seeds)
+    limit = 1 - (1 - LEVEL) / max(1, len(others) - 1)  # of several, one would be better by chance (Bonferroni)
+    better = [name for name, a in against.items() if name != "uniform" and a.p_lower >= limit]
+    if better:
+        best = min(better, key=lambda name: against[name].value)
+        return Verdict("not confirmed", _said(best, against[best], seeds), against)
+    if -delta <= uniform.low and uniform.high <= delta:
+        return Verdict("no difference", f"{beside}: within {delta:g} nats either way", against)
+    if uniform.p_lower >= LEVEL:
+        return Verdict("not confirmed", beside, against)
+    if uniform.p_lower <= 1 - LEVEL:
+        return Verdict("confirmed", beside, against)
+    needed = seeds_to_settle(differences["uniform"], share)
+    remedy = (
+        f"about {needed} seeds would settle it"
+        if needed
+        else "more held-out text (finetune.eval_tokens) would settle it"
+    )
+    return Verdict("undecided", f"{beside}; {remedy}, if the difference is what it seems", against, needed)
+
+
+def keeps_to(search: Search, caps: Mapping[str, float], weights: Mapping[str, float]) -> bool:
+    """Whether a mixture is one that could be recommended: within the repetition `caps`, the configured weights and the
+    number of corpora."""
+    used = [name for name, w in weights.items() if w > 1e-6]
+    if search.max_corpora is not None and len(used) > search.max_corpora:
+        return False
+    bounds = {name: search.weights.get(name) for name in weights}
+    return all(
+        (bound.min if bound else 0.0) - 1e-6 <= w <= min(caps[name], bound.max if bound else 1.0) + 1e-6
+        for (name, w), bound in zip(weights.items(), bounds.values(), strict=True)
+    )
+
+
+def _learns(helped: Mapping[str, ByTarget]) -> bool:
+    """Whether a training lowers a target's loss, by two standard errors after adjusting for their number."""
+    changes = [change for by_target in helped.values() for change in by_target.values()]
+    limit = 1 - 0.025 / max(1, len(changes))
+    return any(combined_mean([change], np.ones(1))[1] >= limit for change in changes)
+
+
+def _against(differences: list[np.ndarray], share: np.ndarray) -> Against:
+    estimate, p_lower = combined_mean(differences, share)
+    return Against(estimate.value, estimate.low, estimate.high, p_lower)
+
+
+def _said(name: str, against: Against, seeds: int) -> str:
+    comes = "lower" if against.value < 0 else "higher"
+    return (
+        f"the loss of '{name}' is {comes}, by {against.value:+.4f} nats per token [{against.low:+.4f}, "
+        f"{against.high:+.4f}]; P(it is lower) = {against.p_lower:.3f}, {seeds} seeds"
+    )
+
+
+def seeds_to_settle(differences: list[np.ndarray], share: np.ndarray, most: int = 1000) -> int | None:
+    """The fewest seeds with which the mean difference seen would stand at LEVEL; None where it would not with `most`:
+    the held-out rows are too few. `differences`: by target, float64 [seeds, rows]."""
+    by_seed = sum(s * d.mean(1) for s, d in zip(share, differences, strict=True))
+    mean, spread = abs(by_seed.mean()), by_seed.var(ddof=1)
+    rows = sum(s**2 * d.mean(0).var(ddof=1) / d.shape[1] for s, d in zip(share, differences, strict=True))
+    for n in range(len(by_seed) + 1, most + 1):
+        if mean > stats.t.ppf(LEVEL, n - 1) * math.sqrt(spread / n + rows):
+            return n
+    return None

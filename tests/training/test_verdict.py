@@ -1,0 +1,110 @@
+"""Verdicts: each state for its reason, and how often one is given by chance."""
+
+import numpy as np
+import pytest
+
+from align_ray.config import Search
+from align_ray.training.verdict import keeps_to, seeds_to_settle, verdict
+
+HALF = np.array([0.5, 0.5])
+DELTA = 0.005
+
+
+def losses(rng, mean, seeds=3, rows=40, spread=0.003, seed_spread=0.001, base=None):
+    """Of two targets, [seeds, rows] each: a level, the rows' own part common to all mixtures (`base`), and noise."""
+    found = {}
+    for k, target in enumerate("ab"):
+        own = base[k] if base is not None else 0.0
+        noise = rng.normal(0, spread, (1, rows)) + rng.normal(0, spread, (seeds, rows))
+        found[target] = mean + own + noise + rng.normal(0, seed_spread, (seeds, 1))
+    return found
+
+
+def judged(rng, mixture, others, helped=-0.1, seeds=3, **options):
+    base = rng.normal(0, 0.5, (2, 1, 40))
+    of = lambda mean: losses(rng, mean, seeds, base=base, **options)  # noqa: E731
+    changes = {"x": losses(rng, helped, seeds), "y": losses(rng, 0.2, seeds)}
+    return verdict(of(mixture), {name: of(mean) for name, mean in others.items()}, changes, HALF, DELTA)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "others", "state"),
+    [
+        (3.0, {"uniform": 3.05}, "confirmed"),
+        (3.0, {"uniform": 2.95}, "not confirmed"),
+        (3.0, {"uniform": 3.0}, "no difference"),
+        (3.0, {"uniform": 3.05, "x": 3.2}, "confirmed"),
+        (3.0, {"uniform": 3.05, "x": 2.95, "y": 2.9}, "not confirmed"),
+    ],
+)
+def test_every_state_has_its_reason(mixture, others, state):
+    found = judged(np.random.default_rng(0), mixture, others)
+    assert found.state == state and "3 seeds" in found.why
+    names = {name for name in others if f"'{name}'" in found.why}
+    assert names == ({"y"} if others.get("y") == 2.9 else {"uniform"})
+    for name, mean in others.items():
+        a = found.against[name]
+        assert a.low <= a.value <= a.high and a.value == pytest.approx(mean - mixture, abs=0.01)
+        assert (a.p_lower > 0.5) == (a.value < 0)
+
+
+def test_an_undecided_one_says_how_many_seeds_would_settle_it():
+    rng = np.random.default_rng(3)
+    found = judged(rng, 3.0, {"uniform": 3.02}, seed_spread=0.05)
+    assert found.state == "undecided" and found.seeds_needed > 3 and f"about {found.seeds_needed} seeds" in found.why
+
+
+def test_a_base_that_learns_nothing_gives_no_verdict():
+    found = judged(np.random.default_rng(0), 3.0, {"uniform": 3.05}, helped=+0.01)
+    assert found.state == "not tested" and "say nothing about mixtures" in found.why and not found.against
+
+
+def test_two_seeds_give_no_verdict():
+    found = judged(np.random.default_rng(0), 3.0, {"uniform": 3.05}, seeds=2)
+    assert found.state == "not tested" and "finetune.seeds is 2" in found.why
+
+
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.full)])
+def test_where_nothing_differs_a_verdict_for_or_against_is_rare(seeds, pytestconfig):
+    times = 2000 if pytestconfig.option.full else 200
+    rng, states = np.random.default_rng(1), []
+    for _ in range(times):
+        states.append(
+            judged(rng, 3.0, {"uniform": 3.0, "x": 3.0, "y": 3.0}, seeds=seeds, spread=0.02, seed_spread=0.01).state
+        )
+    for state in ("confirmed", "not confirmed"):
+        print(seeds, state, states.count(state) / times)
+    chance = 3 * (0.05 * 0.95 / times) ** 0.5
+    assert states.count("confirmed") / times <= 0.05 + chance
+    assert states.count("not confirmed") / times <= 0.10 + chance, "refuted by the uniform one or, adjusted, by another"
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_its_intervals_cover(seeds):
+    rng, inside = np.random.default_rng(2), []
+    for _ in range(300):
+        a = judged(rng, 3.0, {"uniform": 3.01}, seeds=seeds, spread=0.02, seed_spread=0.01).against["uniform"]
+        inside.append(a.low <= 0.01 <= a.high)
+    print(seeds, np.mean(inside))
+    assert np.mean(inside) >= 0.93
+
+
+def test_more_seeds_settle_what_seeds_make_uncertain_and_not_what_rows_do():
+    rng = np.random.default_rng(0)
+    by_seed = [0.02 + rng.normal(0, 0.03, (4, 1)) + np.zeros((4, 50))]
+    assert 4 < seeds_to_settle(by_seed, np.ones(1)) < 100
+    by_row = [0.001 + rng.normal(0, 0.5, (1, 50)) + rng.normal(0, 1e-4, (4, 1))]
+    assert seeds_to_settle(by_row, np.ones(1)) is None
+
+
+def test_a_mixture_that_breaks_a_limit_could_not_be_recommended():
+    search = Search(token_budget=100, weights={"a": {"min": 0.2, "max": 0.6}}, max_corpora=2)
+    caps = {"a": 1.0, "b": 0.5, "c": 1.0}
+    allowed = lambda *w: keeps_to(search, caps, dict(zip("abc", w, strict=True)))  # noqa: E731
+    assert allowed(0.5, 0.5, 0) and allowed(0.2, 0, 0.8)
+    assert (
+        not allowed(0.1, 0, 0.9)
+        and not allowed(0.7, 0.3, 0)
+        and not allowed(0.4, 0.6, 0)
+        and not allowed(0.4, 0.3, 0.3)
+    )
