@@ -168,14 +168,14 @@ def bucket():
 
 @pytest.fixture(scope="session")
 def job_run(small_config, from_wheel, bucket, tmp_path_factory):
-    """A whole study as a user runs it on a cluster (`tests/job.py`): the embedded probe, two workers, an MLflow store of
+    """A whole study as a user runs it on a cluster (`tests/job.py`): the embedded probe, an MLflow store of
     its own, secrets in the environment; one of its corpora is in the bucket."""
     from tests.job import run_as_jobs
 
     folder, (known, store) = tmp_path_factory.mktemp("study"), bucket
     settings = {
         "probe": {},
-        "cluster": {"max_actors": 2},
+        "cluster": {"max_actors": 1},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         "sampling": {"sequence_length": 32, "batch_size": 8, "batches": 12},  # enough to be stopped in
     }
@@ -183,23 +183,23 @@ def job_run(small_config, from_wheel, bucket, tmp_path_factory):
     there = study["candidates"][0]
     with open(there["source"], "rb") as file, store.open_output_stream("bucket/corpora/stdlib.jsonl") as copy:
         copy.write(file.read())
-    there["source"] = "s3://bucket/corpora/stdlib.jsonl"
+    where = known["AWS_ENDPOINT_URL"].removeprefix("http://")
+    there["source"] = (
+        f"s3://bucket/corpora/stdlib.jsonl?anonymous=true&scheme=http&region=us-east-1&endpoint_override={where}"
+    )
     environment = {k: v for k, v in from_wheel[1].items() if not k.startswith("RAY_")} | PLANTED | known
     environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return run_as_jobs(study, folder, store, environment)
 
 
 @pytest.fixture(scope="session")
-def whole_study(job_run, bucket):
+def whole_study(job_run):
     """The finished study of the job: its folder with the output in `out`, all that the job printed, and its
     configuration, whose output is that folder now."""
     assert job_run.done.returncode == 0, job_run.done.stdout + job_run.done.stderr
     config = job_run.folder / "study.yaml"
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"output": "out"}))
-    with pytest.MonkeyPatch.context() as patch:  # one of its corpora is in the bucket
-        for name, value in bucket[0].items():
-            patch.setenv(name, value)
-        yield job_run.folder, job_run.done.stdout + job_run.done.stderr, config
+    return job_run.folder, job_run.done.stdout + job_run.done.stderr, config
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,10 @@ def run_as_jobs(study: dict, folder: Path, store: pafs.S3FileSystem, environment
         stopped = stop(server, "halted")
         before = units()
         whole = store.get_file_info("bucket/study/embedding.json").type != pafs.FileType.NotFound
-        failed = submit("mistake.yaml")
-        done = submit("study.yaml")
+        with ThreadPoolExecutor() as pool:  # while the study goes on
+            running = pool.submit(submit, "mistake.yaml")
+            done = submit("study.yaml")
+            failed = running.result()
     shutil.move(work / "study.yaml", folder)
     shutil.rmtree(work)
     (folder / "head.log").unlink()

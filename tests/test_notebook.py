@@ -59,7 +59,9 @@ def run_by_a_kernel(notebook, folder: Path) -> None:
     [(run_here, SMALLER), pytest.param(run_by_a_kernel, {}, marks=pytest.mark.full)],
     ids=["smaller, in this process", "as it stands"],
 )
-def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(local_ray, tmp_path, monkeypatch, run, smaller):
+def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(
+    local_ray, no_pools, no_trainings, tmp_path, monkeypatch, run, smaller
+):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the kernel starts in a folder of its own
     monkeypatch.setenv("RAY_ADDRESS", local_ray.get_runtime_context().gcs_address)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -59,10 +59,8 @@ def test_no_secret_of_the_environment_is_printed_or_stored(whole_study):
 
 def is_pickle(data: bytes) -> bool:
     """Whether the bytes are a whole pickle, or a zip archive as torch.save makes."""
-    end = 0
     try:
-        for _, _, end in pickletools.genops(data):
-            pass
+        *_, (_, _, end) = pickletools.genops(data)
     except (ValueError, OverflowError):
         return data.startswith(b"PK")
     return len(data) > 1 and end == len(data) - 1  # "0.5 of a text" ends at its point

@@ -48,7 +48,9 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     study = study_of(config, overrides)
     try:
         where = pipeline.run(study)
-    except CapReached:
+    except CapReached as stop:
+        if stored(study, pipeline.finetune) is None:
+            out.print(f"[b]verdict: not tested[/b]: {stop}", highlight=False)
         if aligned := stored(study, pipeline.align):
             show_ranking(aligned, stored(study, pipeline.finetune))
         raise

@@ -6,6 +6,7 @@ held-out sequences is measured before and after (`training/loop.py`).
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
-from align_ray.training.verdict import keeps_to, verdict
+from align_ray.training.verdict import keeps_to, known_to, verdict
 
 OVERLAP_TOKENS = 13
 MIXED = {"uniform": "uniform", "mixture": "recommended"}
@@ -100,6 +101,7 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
         {name: {t: changes[name, t] for t in heldout} for name in alone},
         reported_weights(config),
         config.finetune.delta,
+        known_to(Path(study.model.path), config.candidates),
     )
     paired = {t: after["uniform", t] - after["mixture", t] for t in heldout}
     return {

@@ -2,6 +2,7 @@
 seeds."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from align_ray.context import Study, reported_weights
 from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate, mixture_jobs, seen, with_rate
-from align_ray.training.verdict import keeps_to, verdict
+from align_ray.training.verdict import keeps_to, known_to, verdict
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -72,7 +73,8 @@ def validate_mixtures(
         name: {t: after[name][t] - np.stack([report_half(r.losses[t].before) for r in runs]) for t in heldout}
         for name, runs in of.items()
     }
-    found = verdict(after[same["recommended"]], others, changes, share, config.finetune.delta)
+    known = known_to(Path(study.model.path), config.candidates)
+    found = verdict(after[same["recommended"]], others, changes, share, config.finetune.delta, known)
     return {
         "verdict": dataclasses.asdict(found),
         "tokens": len(jobs[0].rows) * config.sampling.sequence_length,

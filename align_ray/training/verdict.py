@@ -6,14 +6,16 @@ paired; where the base learns nothing from any candidate, its trainings say noth
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import yaml
 from scipy import stats
 
 from align_ray.alignment.intervals import combined_mean
-from align_ray.config import Search
+from align_ray.config import Corpus, Search
 
 SEEDS = 3
 """Fewest trainings of a mixture."""
@@ -53,12 +55,14 @@ def verdict(
     helped: Mapping[str, ByTarget],
     share: np.ndarray,
     delta: float,
+    known: Sequence[str] = (),
 ) -> Verdict:
     """The verdict of a mixture.
 
     `mixture`: its losses; `others`: those of feasible mixtures, `uniform` among them, paired with them by seed and row;
     `helped`: by training what it changed of every target's loss, which shows whether the base can learn; `share`: the
-    targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none.
+    targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none; `known`: corpora that
+    the base was made from, by its model card.
     """
     seeds = len(next(iter(mixture.values())))
     if seeds < SEEDS:
@@ -66,6 +70,9 @@ def verdict(
         return Verdict("not tested", few, {})
     if min(losses.shape[1] for losses in mixture.values()) < 2:
         return Verdict("not tested", "a target has a single held-out row; raise finetune.eval_tokens", {})
+    if known:
+        which = f"the base was made from {', '.join(known)} (its model card says so)"
+        return Verdict("not tested", f"{which}, so that training on it again says nothing about new text", {})
     if not _learns(helped):
         return Verdict(
             "not tested",
@@ -95,6 +102,26 @@ def verdict(
         else "more held-out text (finetune.eval_tokens) would settle it"
     )
     return Verdict("undecided", f"{beside}; {remedy}, if the difference is what it seems", against, needed)
+
+
+def known_to(folder: Path, corpora: Sequence[Corpus]) -> list[str]:
+    """Names of the corpora that the model card in a folder lists among its data sets (`datasets` of its head)."""
+    from huggingface_hub import ModelCard
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    try:
+        listed = ModelCard.load(card).data.get("datasets") or []
+    except (ValueError, yaml.YAMLError):  # a head that is no YAML, or not of a model
+        return []
+    names = {str(name).lower() for name in ([listed] if isinstance(listed, str) else listed)}
+    return [c.name for c in corpora if any(_hub_name(source) in names for source in c.sources)]
+
+
+def _hub_name(source: str) -> str:
+    parts = source.removeprefix("hf://").removeprefix("datasets/").partition("@")[0].split("/")
+    return "/".join(parts[:2]).lower() if source.startswith("hf://") else ""
 
 
 def keeps_to(search: Search, caps: Mapping[str, float], weights: Mapping[str, float]) -> bool:

@@ -216,7 +216,7 @@ changes = st.fixed_dictionaries(
             },
         ),
         "finetune": st.fixed_dictionaries({}, optional={"learning_rate": st.floats(0, allow_infinity=False, exclude_min=True), "scratch": st.dictionaries(plain, plain | st.integers() | st.floats(allow_nan=False), max_size=3)}),
-        "tracking": st.fixed_dictionaries({}, optional={"experiment": plain}),
+        "tracking": st.fixed_dictionaries({}, optional={"experiment": plain.filter(str.strip)}),
     },
 )  # fmt: skip
 

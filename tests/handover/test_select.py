@@ -390,6 +390,7 @@ def test_scores_that_are_damaged_in_the_middle_are_one_sentence(study, selected,
         document_scores.read_scores(Store(str(tmp_path)), ["bent.parquet"], 0)
 
 
+@pytest.mark.full
 def test_a_selection_stops_at_the_cap_and_is_charged(study, selected, tmp_path):
     opened, (first, _) = study[0], selected
     priced = {

@@ -146,6 +146,7 @@ def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded, no_trai
     np.testing.assert_allclose(runs.metrics["target"], [t["loss"] for t in result["trials"]])
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_search_of_a_number_of_corpora_keeps_to_it_and_gives_no_certificate(embedded, capsys):
     study = embedded(
@@ -274,6 +275,7 @@ def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, 
     assert after["mixtures"] == undisturbed["mixtures"]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_lora_trains_adapters_alone_and_learns(embedded):
     import torch

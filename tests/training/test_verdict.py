@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from align_ray.config import Search
-from align_ray.training.verdict import keeps_to, seeds_to_settle, verdict
+from align_ray.config import Corpus, Search
+from align_ray.training.verdict import keeps_to, known_to, seeds_to_settle, verdict
 
 HALF = np.array([0.5, 0.5])
 DELTA = 0.005
@@ -59,6 +59,30 @@ def test_a_base_that_learns_nothing_gives_no_verdict():
     assert found.state == "not tested" and "say nothing about mixtures" in found.why and not found.against
 
 
+def test_a_base_that_was_made_from_a_candidate_gives_no_verdict(tmp_path):
+    card = "---\nlicense: mit\ndatasets:\n- Owner/Seen\n- other/data\n---\n# A model\n"
+    (tmp_path / "README.md").write_text(card)
+    sources = {
+        "a": "hf://owner/seen",
+        "b": "hf://datasets/owner/seen@main/x/*.parquet",
+        "c": "hf://owner/new",
+        "d": "seen.jsonl",
+    }
+    corpora = [Corpus(name=name, source=source) for name, source in sources.items()]
+    known = known_to(tmp_path, corpora)
+    assert known == ["a", "b"] and known_to(tmp_path / "none", corpora) == []
+    rng = np.random.default_rng(0)
+    of = lambda mean: losses(rng, mean)  # noqa: E731
+    found = verdict(of(3.0), {"uniform": of(3.1)}, {"x": of(-0.1)}, HALF, DELTA, known)
+    assert found.state == "not tested" and "made from a, b (its model card says so)" in found.why
+
+
+@pytest.mark.parametrize("card", ["no head at all", "---\n: [\n---\n", "---\ndatasets: one/name\n---\n"])
+def test_any_card_can_be_read(tmp_path, card):
+    (tmp_path / "README.md").write_text(card)
+    assert known_to(tmp_path, [Corpus(name="a", source="hf://one/name")]) == (["a"] if "one/name" in card else [])
+
+
 def test_two_seeds_give_no_verdict():
     found = judged(np.random.default_rng(0), 3.0, {"uniform": 3.05}, seeds=2)
     assert found.state == "not tested" and "finetune.seeds is 2" in found.why
@@ -66,7 +90,7 @@ def test_two_seeds_give_no_verdict():
 
 @pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.full)])
 def test_where_nothing_differs_a_verdict_for_or_against_is_rare(seeds, pytestconfig):
-    times = 2000 if pytestconfig.option.full else 200
+    times = 2000 if pytestconfig.option.full else 100
     rng, states = np.random.default_rng(1), []
     for _ in range(times):
         states.append(
@@ -82,11 +106,11 @@ def test_where_nothing_differs_a_verdict_for_or_against_is_rare(seeds, pytestcon
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_its_intervals_cover(seeds):
     rng, inside = np.random.default_rng(2), []
-    for _ in range(300):
+    for _ in range(150):
         a = judged(rng, 3.0, {"uniform": 3.01}, seeds=seeds, spread=0.02, seed_spread=0.01).against["uniform"]
         inside.append(a.low <= 0.01 <= a.high)
     print(seeds, np.mean(inside))
-    assert np.mean(inside) >= 0.93
+    assert np.mean(inside) >= 0.90
 
 
 def test_more_seeds_settle_what_seeds_make_uncertain_and_not_what_rows_do():
