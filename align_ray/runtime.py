@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from align_ray.config import Cluster
-from align_ray.errors import CapacityError, ClusterError
+from align_ray.errors import CapacityError, ClusterError, first_line
 
 WORKER_ENVIRONMENT = {
     # One CPU a worker, so one thread; otherwise every worker would start one per core.
@@ -91,24 +91,20 @@ def _reached(address: str, given: str) -> str | None:
     try:
         found = canonicalize_bootstrap_address(address)
     except (ValueError, OSError) as error:
-        raise ClusterError(f"no Ray is found where {given} says ({_reason(error)}); {REMEDY}") from None
+        raise ClusterError(f"no Ray is found where {given} says ({first_line(error).rstrip('.')}); {REMEDY}") from None
     if found is None:
         raise ClusterError(f"no Ray runs on this machine that {given} could mean; {REMEDY}")
     host, _, port = found.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no Ray answers where {given} says ({_reason(error)}); {REMEDY}") from None
+        raise ClusterError(f"no Ray answers where {given} says ({first_line(error).rstrip('.')}); {REMEDY}") from None
     return found
 
 
 REMEDY = "start the cluster, or remove 'cluster.address' and RAY_ADDRESS to use this machine."
 ANSWER_SECONDS = 10.0
 """How long a cluster may take to answer at all."""
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextmanager
@@ -119,7 +115,7 @@ def _one_sentence(given: str | None) -> Iterator[None]:
     except ClusterError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        reason = _reason(error)
+        reason = first_line(error).rstrip(".")
         if "AF_UNIX" in str(error) or "socket path" in str(error).lower():
             remedy = "the folder for temporary files has too long a name for Ray's sockets; set TMPDIR=/tmp."
         elif "version" in reason.lower() and "mismatch" in reason.lower():

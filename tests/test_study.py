@@ -198,7 +198,16 @@ def test_a_second_run_recomputes_nothing_and_gives_the_same_numbers(finished):
     done = align_ray("run", config)
     assert done.exit_code == 0, done.output
     assert "embedded 0 batches" in done.stdout
-    assert {name: stored(out, name) for name in before} == before
+    assert rounded({name: stored(out, name) for name in before}) == rounded(before)
+
+
+def rounded(value):
+    """A JSON value with its numbers to nine digits: another number of threads adds in another order."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def test_a_stage_before_its_time_names_the_stage_to_run_first(small_config, tmp_path):
