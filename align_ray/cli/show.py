@@ -45,7 +45,7 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         if runs:
             before = next(iter(runs.values())).targets[target].before
             lines.append(f"loss: nats per token on held-out {target}, {before:.4f} before fine-tuning")
-            lines += finetuned.notes() if finetuned else []
+            lines += finetuned.conditions() if finetuned else []
         else:
             lines.append("corrected: align without label noise; batches: per corpus, to tell the row from the next")
         lines += [

@@ -157,9 +157,9 @@ def repeated_together(
     lines, budget = [], config.search.token_budget
     for one, other in itertools.combinations([n for n, w in weights.items() if w > 0.005], 2):
         parts = {one: shared.get(one, {}).get(other, 0.0), other: shared.get(other, {}).get(one, 0.0)}
-        if max(parts.values()) < SHARED:
-            continue
         common = min(parts[name] * tokens[name] for name in parts)
+        if common < SHARED * (tokens[one] + tokens[other]):
+            continue
         union = tokens[one] + tokens[other] - common
         epochs = (weights[one] + weights[other]) * budget / union
         lines.append(

@@ -420,14 +420,12 @@ class Finetuned(Result):
         return _by_loss(rows, "after")
 
     def notes(self) -> list[str]:
+        return [*([f"verdict: {self.verdict}"] if self.verdict else []), *self.conditions()]
+
+    def conditions(self) -> list[str]:
+        """How the runs were trained, and what to know of them, one sentence each."""
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
-        said = [f"verdict: {self.verdict}"] if self.verdict else []
-        return [
-            *said,
-            f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}",
-            *self.better_alone(),
-            *self.repeated(),
-        ]
+        return [f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}", *self.better_alone(), *self.repeated()]
 
     def better_alone(self) -> list[str]:
         """A sentence for every target that a candidate alone has come nearer to than the mixture."""

@@ -153,8 +153,12 @@ def _said(name: str, against: Against, seeds: int) -> str:
     comes = "lower" if against.value < 0 else "higher"
     return (
         f"the loss of '{name}' is {comes}, by {against.value:+.4f} nats per token [{against.low:+.4f}, "
-        f"{against.high:+.4f}]; P(it is lower) = {against.p_lower:.3f}, {seeds} seeds"
+        f"{against.high:+.4f}]; P(it is lower) {_probability(against.p_lower)}, {seeds} seeds"
     )
+
+
+def _probability(p: float) -> str:
+    return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"= {p:.3f}"
 
 
 def seeds_to_settle(differences: list[np.ndarray], share: np.ndarray, most: int = 1000) -> int | None:
