@@ -7,6 +7,7 @@ import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -120,8 +121,8 @@ class Corpus(Model):
         if isinstance(self.source, list):
             if alone := [s for s in self.source if s.startswith("installed:") or is_hub_dataset(s)]:
                 raise ValueError(f"a list of sources is one of files, which {alone[0]} is not; make it its own corpus")
-            if len(schemes := {s.partition("://")[0] if "://" in s else "" for s in self.source}) > 1:
-                named = " and ".join(sorted(f"{scheme}://" if scheme else "local files" for scheme in schemes))
+            if len(places := {_place(source) for source in self.source}) > 1:
+                named = " and ".join(sorted(places))
                 raise ValueError(f"the sources of one corpus are in one place, not {named}; make two corpora of them")
         return self
 
@@ -134,6 +135,16 @@ class Corpus(Model):
     def where(self) -> str:
         """The sources, for sentences."""
         return ", ".join(self.sources)
+
+
+def _place(source: str) -> str:
+    """The file system of a source, with its options: what is read is opened by one."""
+    parts = urlsplit(source)
+    return (
+        f"{parts.scheme}://{parts.netloc}{'?' if parts.query else ''}{parts.query}"
+        if "://" in source
+        else "local files"
+    )
 
 
 def is_hub_dataset(source: str) -> bool:
@@ -517,10 +528,10 @@ class Config(Model):
             raise ValueError(f"the results call something else '{min(taken)}'; give that corpus another name")
         for target in self.targets:
             for candidate in self.candidates:
-                if _records(target) == _records(candidate):
+                if common := _records(target) & _records(candidate):
                     raise ValueError(
                         f"target '{target.name}' and candidate '{candidate.name}' are the same corpus "
-                        f"({target.where}); "
+                        f"({min(common)[0]}); "
                         "remove the candidate or give the target held-out files"
                     )
         return self
@@ -614,10 +625,10 @@ def to_yaml(value: Any, flow: bool | None = False) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**30, default_flow_style=flow)
 
 
-def _records(corpus: Corpus) -> tuple:
-    """What identifies a corpus' records, whatever text is made of them."""
+def _records(corpus: Corpus) -> set[tuple]:
+    """What identifies a corpus' records, by source, whatever text is made of them."""
     sources = [s if ":" in s else str(Path(os.path.expanduser(s)).resolve()) for s in corpus.sources]
-    return sorted(sources), corpus.split, corpus.subset
+    return {(source, corpus.split, corpus.subset) for source in sources}
 
 
 def digest(value: Any, length: int = 16) -> str:

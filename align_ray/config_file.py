@@ -1,6 +1,7 @@
 """Read a configuration: YAML in, a validated Config out, or one sentence that names the file, the field and the fix."""
 
 import difflib
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -60,12 +61,16 @@ def validated(model: type[M], data: Any, where: str) -> M:
         raise ConfigError(f"{where}: {_sentence(error, model)}") from None
 
 
+KIND = re.compile(r"(list|dict|tuple|literal|nullable|function-\w+|constrained-\w+)\[")
+"""How pydantic calls one of several kinds that a field may be of, in the place of an error."""
+
+
 def _of_the_kind_given(errors: list[Any]) -> Any:
     """The first error; where a field may be of several kinds (`kind[...]` in its place), that of the kind which the
     value came furthest with: for a list the error of its element, not that it is no text."""
     loc = errors[0]["loc"]
-    kind = next((i for i, part in enumerate(loc) if "[" in str(part)), None)
-    if kind is None:
+    kind = next((i for i, part in enumerate(loc) if i and KIND.match(str(part))), None)
+    if kind is None or errors[0]["type"] == "extra_forbidden":
         return errors[0]
     return max((e for e in errors if e["loc"][:kind] == loc[:kind]), key=lambda e: len(e["loc"]))
 
@@ -73,7 +78,7 @@ def _of_the_kind_given(errors: list[Any]) -> Any:
 def _sentence(error: ValidationError, model: Any) -> str:
     """The first validation error as one sentence with a remedy."""
     first = _of_the_kind_given(error.errors())
-    field = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+    field = ".".join(str(part) for part in first["loc"] if not KIND.match(str(part)))
     value = first["input"]
     parts = [part for part in first["loc"] if isinstance(part, str)]
     named = {".".join(parts), ".".join(parts[:-1])}  # of a field with several kinds of value, the last part is the kind

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,15 +157,26 @@ def _configuration(config: Config) -> list[Check]:
 
     open_study(config, write=False)
     said = f"{len(config.read)} corpora can be read, the probe's context suffices"
-    return [Check("configuration", "ok", said), *(_corpus(corpus, config.text_in_results) for corpus in config.read)]
+    end = time.monotonic() + EXAMPLES_SECONDS
+    rows = [_corpus(corpus, config.text_in_results) for corpus in config.read if time.monotonic() < end]
+    return [Check("configuration", "ok", said), *rows]
+
+
+EXAMPLES_SECONDS = 30
+"""How long corpora are looked at for examples: one that is slow to answer must not cost the other rows."""
 
 
 def _corpus(corpus: Corpus, with_text: bool) -> Check:
     """What is read of its records, the first of them, and whether they look like something else."""
     from align_ray.corpora.examples import examples, looks_like_more, marked, way
 
-    lines = [way(corpus), *(marked(parts) for parts in (examples(corpus, shown=120) if with_text else []))]
-    if why := looks_like_more(corpus):
+    lines, why = [way(corpus)], ""
+    try:
+        lines += [marked(parts) for parts in (examples(corpus, shown=120) if with_text else [])]
+        why = looks_like_more(corpus)
+    except UserError as error:  # that it can be read was checked before
+        return Check(f"corpus {corpus.name}", "warning", lines[0], str(error))
+    if why:
         remedy = "where answers alone should count, write 'chat', or 'prompt' and 'completion' (docs/configuration.md)"
         return Check(f"corpus {corpus.name}", "warning", "\n".join([f"{lines[0]}, but {why}", *lines[1:]]), remedy)
     return Check(f"corpus {corpus.name}", "ok", "\n".join(lines))

@@ -216,9 +216,9 @@ RUN = (embed, align, contamination, samples, search, finetune)
 """Those of `run`; the others are asked for by name."""
 
 
-def report(study: Study) -> str:
+def report(study: Study, stopped: str = "") -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI. The files
-    beside it are then those of this configuration too."""
+    beside it are then those of this configuration too. `stopped`: what ended the run early, for the verdict."""
     store = study.store
     with store.locked():
         need(study, embed)
@@ -236,7 +236,7 @@ def report(study: Study) -> str:
             store.write_json("recipe.json", recipe(study))
         kept = {name: store.find_json(f"{name}.json") for name in ("cost", "estimate")}
         costs = {name: value for name, value in kept.items() if isinstance(value, dict)}
-        store.write_bytes("report.html", render_report(study.config, found, costs).encode())
+        store.write_bytes("report.html", render_report(study.config, found, costs, stopped).encode())
         tracker = tracking.start_tracking(study.config, store)
         with tracker.running():
             for name in ("report.html", "config.yaml", *(f"{n}.json" for n in (*found, *costs))):
@@ -269,7 +269,7 @@ def run(study: Study) -> str:
                 capped = error
         if capped and (stored(study, embed) is None or stored(study, align) is None):
             raise capped
-        where = report(study)
+        where = report(study, str(capped) if capped else "")
     if capped:
         raise capped
     return where

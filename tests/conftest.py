@@ -177,6 +177,7 @@ def job_run(small_config, from_wheel, bucket, tmp_path_factory):
         "probe": {},
         "cluster": {"max_actors": 1},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "finetune": {"tokens": 1024, "eval_tokens": 1024, "learning_rate": 1e-4, "seeds": 3},
         "sampling": {"sequence_length": 32, "batch_size": 8, "batches": 12},  # enough to be stopped in
     }
     study = small_config("out", candidates=("python-stdlib", "licences", "cpp-headers"), **settings)

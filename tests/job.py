@@ -62,16 +62,18 @@ def s3_server(secret: str) -> Iterator[tuple[dict[str, str], pafs.S3FileSystem]]
         access_key="key", secret_key=secret, region="us-east-1", endpoint_override=f"127.0.0.1:{port}", scheme="http",
         allow_bucket_creation=True,
     )  # fmt: skip
-    for attempt in range(60):
-        try:
-            store.create_dir("bucket")
-            break
-        except OSError:
-            assert attempt < 59 and server.poll() is None, "the server did not start"
-            time.sleep(0.5)
-    yield known | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}, store
-    server.terminate()
-    server.wait()
+    try:
+        for attempt in range(60):
+            try:
+                store.create_dir("bucket")
+                break
+            except OSError:
+                assert attempt < 59 and server.poll() is None, "the server did not start"
+                time.sleep(0.5)
+        yield known | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}, store
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @contextmanager
@@ -88,17 +90,20 @@ def head_node(environment: dict[str, str], log: Path) -> Iterator[str]:
         command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True
     )
     server = f"http://127.0.0.1:{dashboard}"
-    for _ in range(120):
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{server}/api/version", timeout=5):
-            break
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.5)
-    yield server
-    os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for attempt in range(120):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server}/api/version", timeout=5):
+                break
+            assert attempt < 119 and process.poll() is None, log.read_text()
+            time.sleep(0.5)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def stop(server: str, job: str) -> str:

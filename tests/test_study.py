@@ -114,6 +114,20 @@ def test_fine_tuning_on_the_own_domain_beats_the_other_domains(finished):
     assert not list((finished[0] / "train").rglob("*.pt")), "artefacts must be safetensors, no pickle"
 
 
+def test_the_verdict_is_the_same_in_terminal_json_page_and_mlflow(finished, job_run):
+    from mlflow import MlflowClient
+
+    out, printed, _ = finished
+    known, found = job_run.tracked, stored(out, "finetune")["verdict"]
+    assert (
+        next(iter(stored(out, "finetune"))) == "verdict" and found["state"] != "not tested" or "lowers" in found["why"]
+    )
+    tags = MlflowClient(known["uri"]).get_run(known["run_id"]).data.tags
+    assert (tags["align_ray.verdict"], tags["align_ray.verdict_why"]) == (found["state"], found["why"])
+    assert f"verdict: {found['state']}: {found['why']}" in re.sub(r"\s+", " ", printed)
+    assert f"<b>{found['state'].capitalize()}</b>" in (out / "report.html").read_text()
+
+
 def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished, job_run):
     from mlflow import MlflowClient
 

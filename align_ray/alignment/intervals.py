@@ -57,7 +57,8 @@ def combined_mean(values: list[np.ndarray], share: np.ndarray) -> tuple[Estimate
     total = sum(part for part, _ in parts)
     freedom = max(1.0, total**2 / max(sum(part**2 / f for part, f in parts), 1e-300))
     mean = float(by_seed.mean())
-    p = float(stats.t.cdf(-mean / np.sqrt(total), freedom)) if total > 0 else float(mean < 0)
+    certain = 0.5 if mean == 0 else float(mean < 0)
+    p = certain if total == 0 else float(stats.t.cdf(-mean / np.sqrt(total), freedom))  # NaN where a loss is
     return interval(mean, total, freedom), p
 
 

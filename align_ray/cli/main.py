@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from align_ray.cli import init as cli_init
 from align_ray.cli import mixture as cli_mixture
@@ -28,6 +29,7 @@ from align_ray.reporting.tables import out, plain_table
 
 if TYPE_CHECKING:
     from align_ray.context import Study
+    from align_ray.reporting.values import Verdict
 
 app = typer.Typer(
     cls=OptionsAnywhere,
@@ -49,8 +51,8 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     try:
         where = pipeline.run(study)
     except CapReached as stop:
-        if stored(study, pipeline.finetune) is None:
-            out.print(f"[b]verdict: not tested[/b]: {stop}", highlight=False)
+        judged = {"finetune": stored(study, pipeline.finetune), "validation": stored(study, pipeline.validate)}
+        _print_verdict(verdict_of(judged, str(stop)))
         if aligned := stored(study, pipeline.align):
             show_ranking(aligned, stored(study, pipeline.finetune))
         raise
@@ -62,7 +64,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     if mixture:
         known = {"finetune": trained, "validation": stored(study, pipeline.validate)}
         verdict = verdict_of(known)
-        out.print(f"[b]verdict: {verdict.state}[/b]: {verdict.why}", highlight=False)
+        _print_verdict(verdict)
     show_ranking(aligned, trained)
     if mixture:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
@@ -74,6 +76,10 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     first = {"verdict": verdict.model_dump()} if mixture else {}
     results = {name: result and result.dump() for name, result in found.items()}
     return {**first, "report": where, "mlflow": uri, **results}
+
+
+def _print_verdict(verdict: "Verdict") -> None:
+    out.print(Text.assemble((f"verdict: {verdict.state}", "bold"), f": {verdict.why}"))
 
 
 def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:

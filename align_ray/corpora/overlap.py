@@ -9,6 +9,7 @@ its documents.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -20,6 +21,9 @@ SHARED = 0.02
 """Share of a corpus in another one from which on it is said; files of one program share up to a hundredth."""
 RUN = 5
 """Words that are hashed together; a shorter document is one run."""
+NO_WORD = re.compile(r"\W+")
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003134f]")
+"""Characters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each is one."""
 IN_WORDS = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
 """By byte of UTF-8, whether a word goes on."""
 BASE = 0x9E3779B97F4A7C15
@@ -31,7 +35,10 @@ POWERS, INVERSES = (
 
 def fingerprint(text: str) -> int:
     """64 bits, the same in every process; of a text without words that of all such texts."""
-    words = _words(text[:LOOKED_AT].lower().encode("utf-8", "replace"))
+    text = text[:LOOKED_AT].lower()
+    if not text.isascii():
+        text = UNSPACED.sub(r" \g<0>", NO_WORD.sub(" ", text))
+    words = _words(text.encode("utf-8", "replace"))
     length = min(RUN, len(words))
     runs = np.zeros(len(words) - length + 1, np.uint64)
     for place in range(length):

@@ -286,12 +286,23 @@ def _hub_folder(probe: ProbeName) -> Path:
         raise ProbeError(f"{unknown}; check the path.")
     if revision and probe.revision:
         raise ProbeError(f"probe '{probe.model}' names a revision, and so does 'probe.revision'; remove one.")
-    if silent := not_answering():
-        raise ProbeError(f"{unknown}, and {silent}.")
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", *(["*.py"] if probe.trust_remote_code else [])]
+    silent = not_answering()
+    cached = {"local_files_only": True} if silent else {}
+    patterns = [
+        "*.json",
+        "*.safetensors",
+        "*.txt",
+        "*.model",
+        "README.md",
+        *(["*.py"] if probe.trust_remote_code else []),
+    ]
     try:
-        folder = huggingface_hub.snapshot_download(name, revision=revision or probe.revision, allow_patterns=patterns)
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision or probe.revision, allow_patterns=patterns, **cached
+        )
     except Exception as error:  # not found, gated, offline: each its own class, the first line says which
+        if silent:
+            raise ProbeError(f"{unknown}, the cache does not hold it, and {silent}.") from None
         raise ProbeError(
             f"{unknown}, and the hub does not give it ({first_line(error)}); check the name and the connection."
         ) from None

@@ -152,24 +152,20 @@ def pareto(config: Config, goal: Goal, constraints: Constraints) -> list[dict[st
 def repeated_together(
     config: Config, tokens: dict[str, int], shared: dict[str, dict[str, float]], weights: dict[str, float]
 ) -> list[str]:
-    """A sentence for every two corpora of a mixture that share text: their unique tokens together, and how often the
-    token budget repeats them. `shared`: by corpus and other corpus, the share of the first that the other has too."""
-    lines, budget = [], config.search.token_budget
+    """A sentence for every two corpora of a mixture that share text, which is repeated by both. `shared`: by corpus and
+    other corpus, the share of the first that the other has too."""
+    lines, search = [], config.search
     for one, other in itertools.combinations([n for n, w in weights.items() if w > 0.005], 2):
-        parts = {one: shared.get(one, {}).get(other, 0.0), other: shared.get(other, {}).get(one, 0.0)}
-        common = min(parts[name] * tokens[name] for name in parts)
+        common = min(shared.get(a, {}).get(b, 0.0) * tokens[a] for a, b in ((one, other), (other, one)))
         if common < SHARED * (tokens[one] + tokens[other]):
             continue
-        union = tokens[one] + tokens[other] - common
-        epochs = (weights[one] + weights[other]) * budget / union
+        epochs = [weights[name] * search.token_budget / tokens[name] for name in (one, other)]
+        often = (
+            f", more often than search.max_epochs ({search.max_epochs:g})" if sum(epochs) > search.max_epochs else ""
+        )
         lines.append(
-            f"{one} and {other} share text: together they hold {union:,.0f} unique tokens, not "
-            f"{tokens[one] + tokens[other]:,}, which the mixture takes {epochs:.2g} times"
-            + (
-                f", more often than search.max_epochs ({config.search.max_epochs:g})."
-                if epochs > config.search.max_epochs
-                else "."
-            )
+            f"{one} and {other} share about {common:,.0f} tokens, which the mixture repeats with both: "
+            f"{epochs[0]:.2g} + {epochs[1]:.2g} = {sum(epochs):.2g} times{often}."
         )
     return lines
 

@@ -94,7 +94,7 @@ def loss_against_alignment(results: dict[str, Any], target: str) -> dict[str, An
     return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
 
 
-def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
+def derived(results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
@@ -107,7 +107,7 @@ def derived(results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
     actor.
     """
     found: dict[str, Any] = {"losses": {}, "finetuned": {}}
-    found["verdict"] = verdict_of(results).model_dump() if "search" in results else None
+    found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None
     found["repeated"] = {
         stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
     }
@@ -140,10 +140,10 @@ def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[st
     return {key: sum(values) if values and len(values) == len(stages) else None for key, values in known.items()}
 
 
-def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any]) -> str:
+def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -> str:
     """The page as a string. `results`: what the stages returned by the name of their file, corpora and alignment at
-    least; `costs`: estimate and cost, as stored, where there are any."""
-    more = derived(results, costs)
+    least; `costs`: estimate and cost, as stored, where there are any; `stopped`: what ended the run early."""
+    more = derived(results, costs, stopped)
     tree = {name: result.dump() for name, result in results.items()} | costs
     tree["corpora"] = tree["corpora"]["corpora"]
     shown = Shown({**tree, "config": config.model_dump(mode="json"), "derived": more})

@@ -445,14 +445,17 @@ class Finetuned(Result):
         return _repeated({name: (run.distinct_tokens, run.epochs) for name, run in self.runs.items()})
 
 
-def verdict_of(results: Mapping[str, Any]) -> Verdict:
+def verdict_of(results: Mapping[str, Any], stopped: str = "") -> Verdict:
     """A study's one verdict, from its results by the name of their file: that of `validate`, which compares most, else
-    of `finetune`."""
+    of `finetune`. `stopped`: what ended the run before its trainings."""
     for name in ("validation", "finetune"):
         if (found := getattr(results.get(name), "verdict", None)) is not None:
             return found
-    why = "no training on the mixture belongs to this configuration; align-ray finetune makes them"
-    return Verdict(state="not tested", why=why)
+    if results.get("finetune") is not None:
+        why = "its trainings were judged by an earlier version; align-ray finetune judges them without training again"
+    else:
+        why = "no training on the mixture belongs to this configuration; align-ray finetune makes them"
+    return Verdict(state="not tested", why=stopped or why)
 
 
 def _repeated(seen: dict[str, tuple[int | None, float | None]]) -> list[str]:

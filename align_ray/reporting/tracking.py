@@ -103,11 +103,14 @@ class Tracker:
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts.role)]))
         self._client().log_inputs(self.run_id, inputs)
 
-    def verdict(self, found: Verdict | None) -> None:
-        """The tags `align_ray.verdict` and `align_ray.verdict_why` of the parent run."""
-        if found is not None:
-            self._client().set_tag(self.run_id, "align_ray.verdict", found.state)
-            self._client().set_tag(self.run_id, "align_ray.verdict_why", found.why)
+    def verdict(self, found: Verdict | None, by: str) -> None:
+        """The tags `align_ray.verdict`, `.verdict_why` and `.verdict_by` of the parent run; one by `validate`, which
+        compares with more mixtures, stays (as in `verdict_of`)."""
+        client = self._client()
+        known = client.get_run(self.run_id).data.tags.get("align_ray.verdict_by")
+        if found is not None and not (by == "finetune" and known == "validate"):
+            for name, value in {"verdict": found.state, "verdict_why": found.why, "verdict_by": by}.items():
+                client.set_tag(self.run_id, f"align_ray.{name}", value)
 
     def text(self, name: str, content: str) -> None:
         """Attach a text file to the parent run; `name` may be a path within its artefacts."""
@@ -298,7 +301,7 @@ def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> 
 
 def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned) -> None:
     """A child run a training, and the verdict as a tag of the parent."""
-    tracker.verdict(result.verdict)
+    tracker.verdict(result.verdict, "finetune")
     # the first one is what MLflow's comparison draws
     shown = {
         "after": "loss",
@@ -319,7 +322,7 @@ def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned)
 
 def validation(tracker: Tracker, config: Config, store: Store, result: Validation) -> None:
     """A child run a mixture, and the verdict as a tag of the parent."""
-    tracker.verdict(result.verdict)
+    tracker.verdict(result.verdict, "validate")
     for name, row in result.mixtures.items():
         tracker.child(name, "validation", _weights(row.weights), {f"loss/{t}": e.value for t, e in row.loss.items()})
 

@@ -98,10 +98,10 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     found = verdict(
         {t: after["mixture", t] for t in heldout},
         {name: {t: after[name, t] for t in heldout} for name in ("uniform", *feasible)},
-        {name: {t: changes[name, t] for t in heldout} for name in alone},
+        {run.name: {t: changes[run.name, t] for t in heldout} for run in runs},
         reported_weights(config),
         config.finetune.delta,
-        known_to(Path(study.model.path), config.candidates),
+        [] if config.finetune.scratch is not None else known_to(Path(study.model.path), config.candidates),
     )
     paired = {t: after["uniform", t] - after["mixture", t] for t in heldout}
     return {

@@ -66,14 +66,13 @@ def validate_mixtures(
         for name, weights in mixtures.items()
     }
     rivals = {n for n, weights in mixtures.items() if keeps_to(config.search, caps, weights)} | {"uniform"}
-    others = {
-        n: after[same[n]] for n in mixtures if n in rivals and n != "recommended" and same[n] in (n, "recommended")
-    }
+    of_their_own = {same[n]: n for n in mixtures if n in rivals and same[n] != same["recommended"]}
+    others = {n: after[same[n]] for n in {*of_their_own.values(), "uniform"}}
     changes = {
         name: {t: after[name][t] - np.stack([report_half(r.losses[t].before) for r in runs]) for t in heldout}
         for name, runs in of.items()
     }
-    known = known_to(Path(study.model.path), config.candidates)
+    known = [] if config.finetune.scratch is not None else known_to(Path(study.model.path), config.candidates)
     found = verdict(after[same["recommended"]], others, changes, share, config.finetune.delta, known)
     return {
         "verdict": dataclasses.asdict(found),

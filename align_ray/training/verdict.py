@@ -6,7 +6,7 @@ paired; where the base learns nothing from any candidate, its trainings say noth
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,8 @@ def verdict(
     targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none; `known`: corpora that
     the base was made from, by its model card.
     """
+    mixture = {t: losses for (t, losses), s in zip(mixture.items(), share, strict=True) if s > 0}
+    share = share[share > 0]
     seeds = len(next(iter(mixture.values())))
     if seeds < SEEDS:
         few = f"finetune.seeds is {seeds}, and a verdict needs {SEEDS} trainings of each mixture"
@@ -73,7 +75,13 @@ def verdict(
     if known:
         which = f"the base was made from {', '.join(known)} (its model card says so)"
         return Verdict("not tested", f"{which}, so that training on it again says nothing about new text", {})
-    if not _learns(helped):
+    measured = [
+        *([mixture[t] for t in mixture]),
+        *(o[t] for o in (*others.values(), *helped.values()) for t in mixture),
+    ]
+    if not all(np.isfinite(losses).all() for losses in measured):
+        return Verdict("not tested", "a training diverged: its loss is no number; lower finetune.learning_rate", {})
+    if not _learns(helped, mixture):
         return Verdict(
             "not tested",
             "no training lowers the loss of a target for certain: the base may have seen such text, or the learning "
@@ -83,24 +91,24 @@ def verdict(
     differences = {name: [losses[t] - mixture[t] for t in mixture] for name, losses in others.items()}
     against = {name: _against(values, share) for name, values in differences.items()}
     uniform = against["uniform"]
-    beside = _said("uniform", uniform, seeds)
+    if all(np.array_equal(mixture[t], others["uniform"][t]) for t in mixture):
+        return Verdict("no difference", "the recommended mixture is the uniform one", against)
+    over = f"{seeds} seeds" if len(share) == 1 else f"{seeds} seeds, mean over {len(share)} targets"
+    beside = _said("uniform", uniform, over)
     limit = 1 - (1 - LEVEL) / max(1, len(others) - 1)  # of several, one would be better by chance (Bonferroni)
-    better = [name for name, a in against.items() if name != "uniform" and a.p_lower >= limit]
+    better = [n for n, a in against.items() if n != "uniform" and a.p_lower >= limit and a.value < -delta]
     if better:
         best = min(better, key=lambda name: against[name].value)
-        return Verdict("not confirmed", _said(best, against[best], seeds), against)
+        return Verdict("not confirmed", _said(best, against[best], over), against)
     if -delta <= uniform.low and uniform.high <= delta:
         return Verdict("no difference", f"{beside}: within {delta:g} nats either way", against)
     if uniform.p_lower >= LEVEL:
         return Verdict("not confirmed", beside, against)
     if uniform.p_lower <= 1 - LEVEL:
         return Verdict("confirmed", beside, against)
-    needed = seeds_to_settle(differences["uniform"], share)
-    remedy = (
-        f"about {needed} seeds would settle it"
-        if needed
-        else "more held-out text (finetune.eval_tokens) would settle it"
-    )
+    needed = seeds_to_settle(differences["uniform"], share, delta)
+    text = "more held-out text (finetune.eval_tokens) is needed to settle it"
+    remedy = f"about {needed} seeds would settle it" if needed else text
     return Verdict("undecided", f"{beside}; {remedy}, if the difference is what it seems", against, needed)
 
 
@@ -127,19 +135,19 @@ def _hub_name(source: str) -> str:
 def keeps_to(search: Search, caps: Mapping[str, float], weights: Mapping[str, float]) -> bool:
     """Whether a mixture is one that could be recommended: within the repetition `caps`, the configured weights and the
     number of corpora."""
-    used = [name for name, w in weights.items() if w > 1e-6]
-    if search.max_corpora is not None and len(used) > search.max_corpora:
+    if search.max_corpora is not None and sum(w > 1e-6 for w in weights.values()) > search.max_corpora:
         return False
-    bounds = {name: search.weights.get(name) for name in weights}
-    return all(
-        (bound.min if bound else 0.0) - 1e-6 <= w <= min(caps[name], bound.max if bound else 1.0) + 1e-6
-        for (name, w), bound in zip(weights.items(), bounds.values(), strict=True)
-    )
+    for name, cap in caps.items():  # all candidates: what a mixture does not name it gives no weight
+        bound, w = search.weights.get(name), weights.get(name, 0.0)
+        if not (bound.min if bound else 0.0) - 1e-6 <= w <= min(cap, bound.max if bound else 1.0) + 1e-6:
+            return False
+    return True
 
 
-def _learns(helped: Mapping[str, ByTarget]) -> bool:
-    """Whether a training lowers a target's loss, by two standard errors after adjusting for their number."""
-    changes = [change for by_target in helped.values() for change in by_target.values()]
+def _learns(helped: Mapping[str, ByTarget], targets: Iterable[str]) -> bool:
+    """Whether a training lowers the loss of a target that counts, by two standard errors after adjusting for their
+    number."""
+    changes = [by_target[t] for t in targets for by_target in helped.values()]
     limit = 1 - 0.025 / max(1, len(changes))
     return any(combined_mean([change], np.ones(1))[1] >= limit for change in changes)
 
@@ -149,11 +157,10 @@ def _against(differences: list[np.ndarray], share: np.ndarray) -> Against:
     return Against(estimate.value, estimate.low, estimate.high, p_lower)
 
 
-def _said(name: str, against: Against, seeds: int) -> str:
-    comes = "lower" if against.value < 0 else "higher"
+def _said(name: str, against: Against, over: str) -> str:
     return (
-        f"the loss of '{name}' is {comes}, by {against.value:+.4f} nats per token [{against.low:+.4f}, "
-        f"{against.high:+.4f}]; P(it is lower) {_probability(against.p_lower)}, {seeds} seeds"
+        f"the loss of '{name}' less the mixture's is {against.value:+.4f} nats per token [{against.low:+.4f}, "
+        f"{against.high:+.4f}]; P('{name}' is lower) {_probability(against.p_lower)}; {over}"
     )
 
 
@@ -161,13 +168,15 @@ def _probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"= {p:.3f}"
 
 
-def seeds_to_settle(differences: list[np.ndarray], share: np.ndarray, most: int = 1000) -> int | None:
-    """The fewest seeds with which the mean difference seen would stand at LEVEL; None where it would not with `most`:
-    the held-out rows are too few. `differences`: by target, float64 [seeds, rows]."""
+def seeds_to_settle(differences: list[np.ndarray], share: np.ndarray, delta: float, most: int = 1000) -> int | None:
+    """The fewest seeds with which the mean difference seen would stand at LEVEL, or its interval lie within `delta`;
+    None where it would not with `most`: what the held-out rows leave uncertain stays. `differences`: by target, float64
+    [seeds, rows]."""
     by_seed = sum(s * d.mean(1) for s, d in zip(share, differences, strict=True))
     mean, spread = abs(by_seed.mean()), by_seed.var(ddof=1)
     rows = sum(s**2 * d.mean(0).var(ddof=1) / d.shape[1] for s, d in zip(share, differences, strict=True))
     for n in range(len(by_seed) + 1, most + 1):
-        if mean > stats.t.ppf(LEVEL, n - 1) * math.sqrt(spread / n + rows):
+        error = math.sqrt(spread / n + rows)
+        if mean > stats.t.ppf(LEVEL, n - 1) * error or mean + stats.t.ppf(0.5 + LEVEL / 2, n - 1) * error < delta:
             return n
     return None

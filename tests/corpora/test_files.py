@@ -191,7 +191,8 @@ def test_a_list_of_sources_is_one_corpus_each_file_once_in_the_order_of_their_pa
         ([], "at least 1 item"),
         (["a.jsonl", "installed:licences"], "which installed:licences is not; make it its own corpus"),
         (["hf://owner/name", "a.jsonl"], "which hf://owner/name is not"),
-        (["a.jsonl", "s3://bucket/b.jsonl"], "in one place, not local files and s3://; make two corpora"),
+        (["a.jsonl", "s3://bucket/b.jsonl"], "in one place, not local files and s3://bucket; make two corpora"),
+        (["s3://one/a?anonymous=true", "s3://one/b"], "not s3://one and s3://one\\?anonymous=true"),
         (["s3://key:secret@bucket/b"], "carries a credential"),
     ],
 )

@@ -58,6 +58,27 @@ def test_near_copies_count_by_the_runs_that_they_have_in_common(changed):
     assert share_in(sketch(words(i, 50) for i in range(2000)), one) == 0
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u201cIt\u2019s here\u201d \u2013 he said so again", "It's here - he said so again"),
+        ("a\u00a0few words that stand apart", "a few words that stand apart"),
+        ("\u4eca\u5929\uff0c\u5929\u6c14\u5f88\u597d\u3002", "\u4eca\u5929 \u5929\u6c14\u5f88\u597d"),
+    ],
+)
+def test_signs_of_other_scripts_are_no_words(one, other):
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_in_scripts_without_spaces_near_copies_are_near():
+    text = "".join(chr(0x4E00 + i * 37 % 5000) for i in range(300))
+    one, other = sketch([text]), sketch([text[:150] + "\u4e00" + text[151:]])
+    assert share_in(one, other) in (0.0, 1.0)  # one document: by chance of its smallest run
+    documents = ["".join(chr(0x4E00 + (i * 37 + j * 101) % 5000) for i in range(100)) for j in range(300)]
+    changed = [d[:50] + "\u4e00" + d[51:] for d in documents]
+    assert 0.75 < share_in(sketch(documents), sketch(changed)) < 1
+
+
 def test_a_long_documents_fingerprint_is_no_smaller_than_a_short_ones():
     short, long = ([fingerprint(words(i, count)) / 2**64 for i in range(1000)] for count in (6, 600))
     assert np.mean(short) == pytest.approx(0.5, abs=0.04) and np.mean(long) == pytest.approx(0.5, abs=0.04)

@@ -301,9 +301,17 @@ def test_ui_serves_the_study_on_loopback_alone_and_a_study_can_be_tracked_on_suc
 
 def test_the_verdict_is_a_tag_of_the_parent_run(opened):
     _, _, tracker = opened
-    tracker.verdict(Verdict(state="confirmed", why="it is lower"))
-    tags = MlflowClient(tracker.uri).get_run(tracker.run_id).data.tags
-    assert tags["align_ray.verdict"] == "confirmed" and tags["align_ray.verdict_why"] == "it is lower"
+    said = lambda: {
+        k: v for k, v in MlflowClient(tracker.uri).get_run(tracker.run_id).data.tags.items() if "verdict" in k
+    }
+    tracker.verdict(Verdict(state="undecided", why="few seeds"), "finetune")
+    assert said()["align_ray.verdict"] == "undecided"
+    validated = {"align_ray.verdict": "confirmed", "align_ray.verdict_why": "lower", "align_ray.verdict_by": "validate"}
+    tracker.verdict(Verdict(state="confirmed", why="lower"), "validate")
+    assert said() == validated
+    tracker.verdict(Verdict(state="undecided", why="few seeds"), "finetune")
+    tracker.verdict(None, "validate")
+    assert said() == validated, "what compares most stays"
 
 
 def test_a_deleted_experiment_is_one_sentence_that_says_how_to_restore_it(tmp_path):
