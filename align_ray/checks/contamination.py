@@ -7,7 +7,6 @@ a target is then taken again without the documents of its sample that share an n
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -22,6 +21,7 @@ from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.words import Size, cross_entropy_values, rank_by_cross_entropy
 from align_ray.config import Config
 from align_ray.context import Study
+from align_ray.corpora.overlap import WORD
 from align_ray.corpora.records import unmarked
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks
@@ -32,14 +32,6 @@ from align_ray.fisher.tokens import texts_of
 from align_ray.progress import counted
 
 WORDS = 13
-UNSPACED = (
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
-)
-"""Scripts without spaces between words: Han, Hiragana, Katakana; Thai, Lao, Myanmar, Khmer. Each of their characters
-counts as a word, since a run of thirteen of what `\\w+` finds there would be thirteen sentences."""
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 MOST_NGRAMS = 20_000_000
 """Kept of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
 _POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, np.uint64))

@@ -21,9 +21,14 @@ SHARED = 0.02
 """Share of a corpus in another one from which on it is said; files of one program share up to a hundredth."""
 RUN = 5
 """Words that are hashed together; a shorter document is one run."""
-NO_WORD = re.compile(r"\W+")
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003134f]")
-"""Characters of scripts without spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each is one."""
+UNSPACED = (
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+)
+"""Scripts without spaces between words: Han, Hiragana, Katakana; Thai, Lao, Myanmar, Khmer. Each of their characters
+counts as a word: what `\\w+` finds there is a sentence."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 IN_WORDS = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
 """By byte of UTF-8, whether a word goes on."""
 BASE = 0x9E3779B97F4A7C15
@@ -37,7 +42,7 @@ def fingerprint(text: str) -> int:
     """64 bits, the same in every process; of a text without words that of all such texts."""
     text = text[:LOOKED_AT].lower()
     if not text.isascii():
-        text = UNSPACED.sub(r" \g<0>", NO_WORD.sub(" ", text))
+        text = " ".join(WORD.findall(text))
     words = _words(text.encode("utf-8", "replace"))
     length = min(RUN, len(words))
     runs = np.zeros(len(words) - length + 1, np.uint64)
