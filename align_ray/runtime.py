@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -147,6 +148,10 @@ def _without_ray_log_level_line() -> Iterator[None]:
                 os.write(2, rest)
 
 
+LEAST_ROOM = 20_000_000
+"""Bytes: with less for its logs Ray's processes end without a word."""
+
+
 def _start_local() -> None:
     """A Ray of this process, beside others that may run on this machine; its address must be known before the start
     (see `_workers_environment`)."""
@@ -156,6 +161,12 @@ def _start_local() -> None:
     from ray._private.utils import get_num_cpus
     from ray.util import get_node_ip_address
 
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if os.path.isdir(folder) and (left := shutil.disk_usage(folder).free) < LEAST_ROOM:
+        raise ClusterError(
+            f"cannot start Ray on this machine: the folder for temporary files, {folder}, has {left / 1e6:.0f} MB "
+            "left; make room, or set TMPDIR (or RAY_TMPDIR) to another folder."
+        )
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])

@@ -3,15 +3,19 @@ kept to."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from align_ray import runtime
 from align_ray.config import Cluster
+from align_ray.errors import ClusterError
 from align_ray.runtime import _without_ray_log_level_line
 
 SCRIPT = """
@@ -91,6 +95,23 @@ def test_a_folder_for_temporary_files_with_too_long_a_name_is_one_sentence(tmp_p
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     last = done.stderr.strip().splitlines()[-1]
     assert "ClusterError: cannot start Ray on this machine" in last and "set TMPDIR=/tmp" in last, done.stderr
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_full_folder_for_temporary_files_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_500_000))
+    with pytest.raises(ClusterError, match=rf"{tmp_path}, has 2 MB left; make room, or set TMPDIR"):
+        runtime._start_local()
+
+
+def test_a_home_that_cannot_be_written_to_is_one_sentence():
+    script = "from align_ray.runtime import connect; from align_ray.config import Cluster; connect(Cluster())"
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HOME": "/proc/1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ClusterError: cannot start Ray" in last and "check that HOME" in last, done.stderr
 
 
 def test_a_start_is_silent_and_what_else_is_written_meanwhile_is_not_lost(capfd):
