@@ -1,5 +1,6 @@
 """The first texts of a corpus, for people: what is read of its records, and what of that counts."""
 
+import itertools
 from collections import Counter
 from itertools import islice
 
@@ -20,10 +21,19 @@ def examples(corpus: Corpus, count: int = EXAMPLES, shown: int = SHOWN) -> list[
     found: list[Parts] = []
     for fragment in plan_fragments(corpus):
         for text in islice(documents(corpus, [fragment], Counter()), count - len(found)):
-            found.append([(_shortened(part, shown), counts) for part, counts in parts_of(text)])
+            found.append(
+                _first_parts([(_shortened(part, shown), counts) for part, counts in parts_of(text)], 3 * shown)
+            )
         if len(found) == count:
             break
     return found
+
+
+def _first_parts(parts: Parts, most: int) -> Parts:
+    """Those with which a text, of many turns perhaps, comes to `most` characters, and a mark where there were more."""
+    lengths = itertools.accumulate(len(text) for text, _ in parts)
+    kept = 1 + sum(length < most for length in lengths)
+    return [*parts[:kept], (" ...", False)] if kept < len(parts) else parts
 
 
 def _shortened(text: str, most: int) -> str:
