@@ -60,7 +60,7 @@ def test_a_torn_snapshot_alone_means_a_new_experiment(searched, tmp_path, patter
 @pytest.mark.parametrize("kind", ["experiment_state", "search_gen_state", "searcher-state"])
 def test_a_torn_or_missing_snapshot_gives_way_to_the_one_before(searched, tmp_path, kind, torn):
     folder = copied(searched[2], tmp_path)
-    for file in list(folder.glob("*-20*")):
+    for file in [f for f in folder.glob("*-20*") if f.is_file()]:  # not a trial that began in a minute's second 20
         later = file.with_name(file.name.partition("-20")[0] + "-2099-01-01_00-00-00" + file.suffix)
         shutil.copy(file, later)
     (last,) = folder.glob(f"{kind}-2099*")
