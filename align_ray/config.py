@@ -393,7 +393,7 @@ class Finetune(Model):
     three."""
     delta: PositiveFloat = 0.005
     """A difference of losses that makes none, nats per token: where the mixture's is within it of the uniform
-    mixture's, the verdict is `no difference`."""
+    mixture's, the verdict is `no difference`, and another mixture refutes it by more than that alone."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0

@@ -20,7 +20,7 @@ from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.errors import UserError
 from align_ray.fisher.settings import PROCEDURE
-from align_ray.reporting.results import Result
+from align_ray.reporting.result import Result
 from align_ray.reporting.tracking import Tracker, start_tracking
 from align_ray.runtime import capacity, connect
 from align_ray.spending import costs, price, spending

@@ -98,6 +98,11 @@ def test_validation_trains_every_mixture_once_and_compares_them_pairwise(finishe
             assert row["target"]["value"] == pytest.approx(losses[a] - losses[b])
             assert row["target"]["p_lower"] == pytest.approx(1 - result["versus"][b][a]["target"]["p_lower"])
     assert "P(lower)" in done.stdout
+    against = result["verdict"]["against"]
+    assert "uniform" in against and "recommended" not in against
+    for name, row in against.items():
+        assert row["value"] == pytest.approx(losses[name] - losses["recommended"])
+        assert row["p_lower"] == pytest.approx(result["versus"][name]["recommended"]["all"]["p_lower"])
     before = {f.name: f.stat().st_mtime_ns for f in (out / "finetune").iterdir()}
     assert align_ray("validate", config, "--mixture", "by kl").exit_code == 0
     assert {f.name: f.stat().st_mtime_ns for f in (out / "finetune").iterdir()} == before, "nothing is trained twice"
@@ -119,9 +124,9 @@ def test_the_verdict_is_the_same_in_terminal_json_page_and_mlflow(finished, job_
 
     out, printed, _ = finished
     known, found = job_run.tracked, stored(out, "finetune")["verdict"]
-    assert (
-        next(iter(stored(out, "finetune"))) == "verdict" and found["state"] != "not tested" or "lowers" in found["why"]
-    )
+    assert next(iter(stored(out, "finetune"))) == "verdict" and found["state"] != "not tested"
+    less = stored(out, "finetune")["uniform_less_mixture"]["target"]
+    assert found["against"]["uniform"]["value"] == pytest.approx(less["value"])
     tags = MlflowClient(known["uri"]).get_run(known["run_id"]).data.tags
     assert (tags["align_ray.verdict"], tags["align_ray.verdict_why"]) == (found["state"], found["why"])
     assert f"verdict: {found['state']}: {found['why']}" in re.sub(r"\s+", " ", printed)

@@ -43,7 +43,6 @@ app.callback(help=__doc__)(set_output)
 
 def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
-    from align_ray.reporting.results import verdict_of
     from align_ray.reporting.tracking import tracking_uri
     from align_ray.stages import need, stored
 
@@ -51,8 +50,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     try:
         where = pipeline.run(study)
     except CapReached as stop:
-        judged = {"finetune": stored(study, pipeline.finetune), "validation": stored(study, pipeline.validate)}
-        _print_verdict(verdict_of(judged, str(stop)))
+        _show_verdict(study, str(stop))
         if aligned := stored(study, pipeline.align):
             show_ranking(aligned, stored(study, pipeline.finetune))
         raise
@@ -61,10 +59,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         stored(study, pipeline.search),
         stored(study, pipeline.finetune),
     )
-    if mixture:
-        known = {"finetune": trained, "validation": stored(study, pipeline.validate)}
-        verdict = verdict_of(known)
-        _print_verdict(verdict)
+    first = {"verdict": _show_verdict(study).model_dump()} if mixture else {}
     show_ranking(aligned, trained)
     if mixture:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
@@ -73,13 +68,19 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
     found = {"alignment": aligned, "search": mixture, "finetune": trained}
-    first = {"verdict": verdict.model_dump()} if mixture else {}
     results = {name: result and result.dump() for name, result in found.items()}
     return {**first, "report": where, "mlflow": uri, **results}
 
 
-def _print_verdict(verdict: "Verdict") -> None:
+def _show_verdict(study: "Study", stopped: str = "") -> "Verdict":
+    """Print the study's verdict, and give it; `stopped`: what ended the run before its trainings."""
+    from align_ray import pipeline
+    from align_ray.reporting.results import verdict_of
+    from align_ray.stages import stored
+
+    verdict = verdict_of({one.file: stored(study, one) for one in (pipeline.finetune, pipeline.validate)}, stopped)
     out.print(Text.assemble((f"verdict: {verdict.state}", "bold"), f": {verdict.why}"))
+    return verdict
 
 
 def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:

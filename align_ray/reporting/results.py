@@ -7,13 +7,12 @@ Labels, units and signs of what is shown stand here and nowhere else.
 
 import math
 from collections.abc import ItemsView, Iterator, Mapping
-from html import escape
-from io import StringIO
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import ConfigDict, RootModel
 
+from align_ray.reporting.result import Result, estimate_columns, texts_of
 from align_ray.reporting.values import (
     Bounded,
     Checked,
@@ -23,7 +22,6 @@ from align_ray.reporting.values import (
     Difference,
     Diversity,
     Embedded,
-    Estimate,
     Estimates,
     FrontPoint,
     Lead,
@@ -40,150 +38,6 @@ from align_ray.reporting.values import (
     Validated,
     Verdict,
 )
-
-WIDTH = 80
-"""Columns of a terminal that a result's text form fits."""
-
-
-class Result(BaseModel):
-    """The base of all results: a subclass gives the table, and what of it is shown and drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", protected_namespaces=())
-
-    TITLE: ClassVar[str]
-    SHOWN: ClassVar[dict[str, str]]
-    """Columns of the readable forms with their format; NAME_low stands for the interval of NAME."""
-    DRAWN: ClassVar[tuple[str, str]]
-    """Columns of the figure: the label and the value."""
-    AXIS: ClassVar[str]
-    """What the figure's value is, with its unit."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in type(self).model_fields
-
-    @classmethod
-    def parse(cls, value: Any) -> Self:
-        """From a JSON value, as `dump` gives it."""
-        return cls.model_validate(value)
-
-    def dump(self) -> Any:
-        """As a JSON value."""
-        return self.model_dump(exclude_unset=True)
-
-    def __str__(self) -> str:
-        return repr(self)
-
-    def recorded(self) -> dict[str, Any]:
-        """What cost.json keeps of it."""
-        return {}
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Everything as a tidy table; the subclass says what one row is. NAME_error is a standard error, NAME_low
-        and NAME_high are the ends of a 95% interval."""
-        raise NotImplementedError
-
-    def plot(self) -> Any:
-        """The values with their 95% intervals as a plotly Figure, one panel a target; an empty one where there are
-        none."""
-        from plotly.graph_objects import Figure
-        from plotly.subplots import make_subplots
-
-        (label, value), parts = self.DRAWN, list(self._by_target())
-        if not parts:
-            return Figure(layout={"template": "simple_white", "title": self.TITLE})
-        titles = [target for target, _ in parts]
-        figure = make_subplots(
-            len(parts), 1, subplot_titles=titles if any(titles) else None, vertical_spacing=0.25 / len(parts)
-        )
-        for row, (_, part) in enumerate(parts, start=1):
-            bars = None
-            if f"{value}_low" in part:
-                bars = {"array": part[f"{value}_high"] - part[value], "arrayminus": part[value] - part[f"{value}_low"]}
-            figure.add_scatter(
-                x=part[value], y=part[label], error_x=bars, mode="markers", marker_size=9, row=row, col=1
-            )
-        figure.update_traces(marker_color="#3b7dd8").update_yaxes(autorange="reversed", automargin=True)
-        figure.update_xaxes(title=self.AXIS)
-        height = len(parts) * 120 + 26 * sum(len(part) for _, part in parts)
-        return figure.update_layout(template="simple_white", title=self.TITLE, showlegend=False, height=height)
-
-    def _by_target(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The table in parts, one a target; ("", the table) where it has no targets."""
-        frame = self.to_pandas()
-        for target in frame["target"].unique() if "target" in frame else [""]:
-            yield target, frame[frame["target"] == target].reset_index(drop=True) if target else frame
-
-    def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Title and main columns, as text, of every part."""
-        for target, part in self._by_target():
-            yield f"{self.TITLE}: {target}" if target else self.TITLE, _texts(part, self.SHOWN)
-
-    def tables(self) -> Iterator[Any]:
-        """The readable form, for a rich console: a table a part."""
-        from rich.text import Text
-
-        from align_ray.reporting.tables import plain_table
-
-        for title, frame in self._shown():
-            table = plain_table(title)
-            for i, column in enumerate(frame):
-                heading = str(column).replace(" ", "\n")
-                table.add_column(heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
-            for row in frame.itertuples(index=False):
-                table.add_row(*map(Text, row))
-            yield table
-
-    def notes(self) -> list[str]:
-        """What the command line says below the tables: their columns in words, with units."""
-        return []
-
-    def __repr__(self) -> str:
-        from rich.console import Console
-
-        text = StringIO()
-        console = Console(file=text, width=WIDTH, highlight=False, markup=False, force_jupyter=False, color_system=None)
-        for table in self.tables():
-            console.print(table)
-        return text.getvalue().rstrip()
-
-    def _repr_html_(self) -> str:
-        return "".join(
-            f"<p><b>{escape(title)}</b></p>{part.to_html(index=False, border=0)}" for title, part in self._shown()
-        )
-
-
-def _texts(part: pd.DataFrame, shown: dict[str, str]) -> pd.DataFrame:
-    """The columns `shown` of a table as text, without empty ones; NAME_low gives the interval of NAME."""
-    columns = []
-    for name, form in shown.items():
-        if name not in part or part[name].isna().all():
-            continue
-        texts = [_text(value, form) for value in part[name]]
-        if name.endswith("_low"):
-            highs = (_text(value, form) for value in part[f"{name.removesuffix('_low')}_high"])
-            texts = [f"[{low}, {high}]" if low else "" for low, high in zip(texts, highs, strict=True)]
-        columns.append(pd.Series(texts, name="95%" if name.endswith("_low") else _heading(name)))
-    return pd.concat(columns, axis=1)
-
-
-def _heading(name: str) -> str:
-    """p_lower: P(lower)."""
-    return f"P({name[2:]})".replace("_", " ") if name.startswith("p_") else name.replace("_", " ")
-
-
-def _text(value: Any, form: str) -> str:
-    return "" if value is None or pd.isna(value) else format(value, form)
-
-
-def _estimate(name: str, found: Estimate | None) -> dict[str, Any]:
-    """Columns of a value with its interval; None where there is none."""
-    parts = {f"{name}_{part}": getattr(found, part, None) for part in ("error", "low", "high")}
-    return {name: getattr(found, "value", None), **parts}
 
 
 class Corpora(Result):
@@ -261,10 +115,12 @@ class Alignment(Result):
                 for name, block in blocks.items():
                     found = next(r for r in block[target] if r.candidate == row.candidate)
                     cells |= _ranked(name, f"{name}_", found)
-                    cells |= _estimate(f"{name}_corrected", found.corrected) | _estimate(f"{name}_pooled", found.pooled)
-                rows.append(cells | _estimate("ceiling", self.ceiling[target]))
+                    cells |= estimate_columns(f"{name}_corrected", found.corrected) | estimate_columns(
+                        f"{name}_pooled", found.pooled
+                    )
+                rows.append(cells | estimate_columns("ceiling", self.ceiling[target]))
         for target, few in self.predicted.unranked.items():
-            rows += [{"target": target, "candidate": r.candidate, **_estimate("cross_entropy", r)} for r in few]
+            rows += [{"target": target, "candidate": r.candidate, **estimate_columns("cross_entropy", r)} for r in few]
         return pd.DataFrame(rows)
 
 
@@ -275,7 +131,7 @@ def _ranked(name: str, prefix: str, row: Ranked) -> dict[str, Any]:
         "settled": row.settled,
         "batches_to_separate": row.separate,
     }
-    return _estimate(name, row) | {f"{prefix}{column}": value for column, value in places.items()}
+    return estimate_columns(name, row) | {f"{prefix}{column}": value for column, value in places.items()}
 
 
 class Mixture(Result):
@@ -347,7 +203,7 @@ class Mixture(Result):
         return pd.DataFrame(
             [
                 {
-                    "mixture": name, "value": m.value, **_estimate("alignment", m.alignment),
+                    "mixture": name, "value": m.value, **estimate_columns("alignment", m.alignment),
                     "most_epochs": max(m.epochs.values()),
                 }
                 for name, m in self.mixtures.items()
@@ -357,7 +213,7 @@ class Mixture(Result):
     def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
         yield from super()._shown()
         shown = {"mixture": "", "value": ".4f", "alignment": ".4f", "alignment_low": ".4f", "most_epochs": ".2f"}
-        yield "Beside it", _texts(self.comparison(), shown)
+        yield "Beside it", texts_of(self.comparison(), shown)
 
     def notes(self) -> list[str]:
         weight, objective = (
@@ -455,7 +311,7 @@ def verdict_of(results: Mapping[str, Any], stopped: str = "") -> Verdict:
         why = "its trainings were judged by an earlier version; align-ray finetune judges them without training again"
     else:
         why = "no training on the mixture belongs to this configuration; align-ray finetune makes them"
-    return Verdict(state="not tested", why=stopped or why)
+    return Verdict(state="not tested", why=stopped.rstrip(".") or why)
 
 
 def _repeated(seen: dict[str, tuple[int | None, float | None]]) -> list[str]:
@@ -521,9 +377,16 @@ class Validation(Result):
         rows: list[dict[str, Any]] = []
         for name, mixture in self.mixtures.items():
             for target, loss in mixture.loss.items():
-                cells = {"target": target, "mixture": name, "same_as": mixture.same_as, **_estimate("loss", loss)}
+                cells = {
+                    "target": target,
+                    "mixture": name,
+                    "same_as": mixture.same_as,
+                    **estimate_columns("loss", loss),
+                }
                 against = self.against_recommended(name, target)
-                rows.append({**cells, **_estimate("difference", against), "p_lower": getattr(against, "p_lower", None)})
+                rows.append(
+                    {**cells, **estimate_columns("difference", against), "p_lower": getattr(against, "p_lower", None)}
+                )
         frame = _by_loss(rows, "loss")
         return frame if frame["target"].nunique() > 2 else frame[frame["target"] != "all"]
 
@@ -569,7 +432,7 @@ class Contamination(Result):
                 found = self.clean[candidate][target]
                 cells = {"target": target, "candidate": candidate, **overlap.model_dump(), **found.model_dump()}
                 for name in ("alignment", "alignment_clean"):
-                    cells |= _estimate(name, getattr(found, name))
+                    cells |= estimate_columns(name, getattr(found, name))
                 rows.append(cells)
         order = {target: i for i, target in enumerate(dict.fromkeys(row["target"] for row in rows))}
         rows.sort(key=lambda row: (order[row["target"]], row["rank"]))

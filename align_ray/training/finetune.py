@@ -19,7 +19,7 @@ from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
-from align_ray.training.verdict import keeps_to, known_to, verdict
+from align_ray.training.verdict import keeps_to, made_from, verdict
 
 OVERLAP_TOKENS = 13
 MIXED = {"uniform": "uniform", "mixture": "recommended"}
@@ -101,11 +101,11 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
         {run.name: {t: changes[run.name, t] for t in heldout} for run in runs},
         reported_weights(config),
         config.finetune.delta,
-        [] if config.finetune.scratch is not None else known_to(Path(study.model.path), config.candidates),
+        made_from(Path(study.model.path), config),
     )
     paired = {t: after["uniform", t] - after["mixture", t] for t in heldout}
     return {
-        "verdict": dataclasses.asdict(found),
+        "verdict": found.model_dump(),
         "tokens": len(jobs[-1].rows) * config.sampling.sequence_length,
         "seeds": len(seeds),
         "learning_rate": learning_rate(config),

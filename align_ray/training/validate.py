@@ -1,7 +1,6 @@
 """Proof by training: the proposed mixture against what one would do without it, same model, same tokens, several
 seeds."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from align_ray.context import Study, reported_weights
 from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate, mixture_jobs, seen, with_rate
-from align_ray.training.verdict import keeps_to, known_to, verdict
+from align_ray.training.verdict import keeps_to, made_from, verdict
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -66,16 +65,18 @@ def validate_mixtures(
         for name, weights in mixtures.items()
     }
     rivals = {n for n, weights in mixtures.items() if keeps_to(config.search, caps, weights)} | {"uniform"}
-    of_their_own = {same[n]: n for n in mixtures if n in rivals and same[n] != same["recommended"]}
+    of_their_own = {
+        same[n]: n for n in mixtures if n in rivals and same[n] not in (same["recommended"], same["uniform"])
+    }
     others = {n: after[same[n]] for n in {*of_their_own.values(), "uniform"}}
     changes = {
         name: {t: after[name][t] - np.stack([report_half(r.losses[t].before) for r in runs]) for t in heldout}
         for name, runs in of.items()
     }
-    known = [] if config.finetune.scratch is not None else known_to(Path(study.model.path), config.candidates)
+    known = made_from(Path(study.model.path), config)
     found = verdict(after[same["recommended"]], others, changes, share, config.finetune.delta, known)
     return {
-        "verdict": dataclasses.asdict(found),
+        "verdict": found.model_dump(),
         "tokens": len(jobs[0].rows) * config.sampling.sequence_length,
         "seeds": len(seeds),
         "learning_rate": learning_rate(config),

@@ -4,49 +4,25 @@ One word and the sentence why. A verdict is given over at least SEEDS trainings 
 paired; where the base learns nothing from any candidate, its trainings say nothing of the mixture and there is none.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import yaml
 from scipy import stats
 
 from align_ray.alignment.intervals import combined_mean
-from align_ray.config import Corpus, Search
+from align_ray.config import Config, Search
+from align_ray.reporting.values import Against, Verdict
 
 SEEDS = 3
 """Fewest trainings of a mixture."""
 LEVEL = 0.95
 """Probability from which on a difference stands."""
 
-State = Literal["confirmed", "not confirmed", "undecided", "no difference", "not tested"]
 ByTarget = Mapping[str, np.ndarray]
 """Losses or their differences by target, float64 [seeds, held-out rows]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Against:
-    """Another mixture's loss less the recommended one's (above 0 the other is worse), nats per token, mean over targets
-    by their weight: with its 95% interval, and the probability that the other's is lower."""
-
-    value: float
-    low: float
-    high: float
-    p_lower: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """`state` and the sentence `why`; `against`: by mixture that was trained, what stands against it."""
-
-    state: State
-    why: str
-    against: dict[str, Against]
-    seeds_needed: int | None = None
-    """Of an undecided one: about how many seeds would settle it; None where only more held-out text would."""
 
 
 def verdict(
@@ -61,70 +37,69 @@ def verdict(
 
     `mixture`: its losses; `others`: those of feasible mixtures, `uniform` among them, paired with them by seed and row;
     `helped`: by training what it changed of every target's loss, which shows whether the base can learn; `share`: the
-    targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none; `known`: corpora that
-    the base was made from, by its model card.
+    targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none; `known`: candidates
+    that the base was made from (`made_from`).
     """
     mixture = {t: losses for (t, losses), s in zip(mixture.items(), share, strict=True) if s > 0}
     share = share[share > 0]
     seeds = len(next(iter(mixture.values())))
     if seeds < SEEDS:
         few = f"finetune.seeds is {seeds}, and a verdict needs {SEEDS} trainings of each mixture"
-        return Verdict("not tested", few, {})
+        return Verdict(state="not tested", why=few)
     if min(losses.shape[1] for losses in mixture.values()) < 2:
-        return Verdict("not tested", "a target has a single held-out row; raise finetune.eval_tokens", {})
+        return Verdict(state="not tested", why="a target has a single held-out row; raise finetune.eval_tokens")
     if known:
         which = f"the base was made from {', '.join(known)} (its model card says so)"
-        return Verdict("not tested", f"{which}, so that training on it again says nothing about new text", {})
-    measured = [
-        *([mixture[t] for t in mixture]),
-        *(o[t] for o in (*others.values(), *helped.values()) for t in mixture),
-    ]
-    if not all(np.isfinite(losses).all() for losses in measured):
-        return Verdict("not tested", "a training diverged: its loss is no number; lower finetune.learning_rate", {})
+        return Verdict(state="not tested", why=f"{which}, so that training on it again says nothing about new text")
+    measured = (mixture, *others.values(), *helped.values())
+    if not all(np.isfinite(losses[t]).all() for losses in measured for t in mixture):
+        diverged = "a training diverged: its loss is no number; lower finetune.learning_rate"
+        return Verdict(state="not tested", why=diverged)
     if not _learns(helped, mixture):
-        return Verdict(
-            "not tested",
+        nothing = (
             "no training lowers the loss of a target for certain: the base may have seen such text, or the learning "
-            "rate does not suit it, so these trainings say nothing about mixtures",
-            {},
+            "rate does not suit it, so these trainings say nothing about mixtures"
         )
+        return Verdict(state="not tested", why=nothing)
     differences = {name: [losses[t] - mixture[t] for t in mixture] for name, losses in others.items()}
     against = {name: _against(values, share) for name, values in differences.items()}
     uniform = against["uniform"]
     if all(np.array_equal(mixture[t], others["uniform"][t]) for t in mixture):
-        return Verdict("no difference", "the recommended mixture is the uniform one", against)
+        return Verdict(state="no difference", why="the recommended mixture is the uniform one", against=against)
     over = f"{seeds} seeds" if len(share) == 1 else f"{seeds} seeds, mean over {len(share)} targets"
     beside = _said("uniform", uniform, over)
     limit = 1 - (1 - LEVEL) / max(1, len(others) - 1)  # of several, one would be better by chance (Bonferroni)
     better = [n for n, a in against.items() if n != "uniform" and a.p_lower >= limit and a.value < -delta]
     if better:
         best = min(better, key=lambda name: against[name].value)
-        return Verdict("not confirmed", _said(best, against[best], over), against)
+        return Verdict(state="not confirmed", why=_said(best, against[best], over), against=against)
     if -delta <= uniform.low and uniform.high <= delta:
-        return Verdict("no difference", f"{beside}: within {delta:g} nats either way", against)
+        return Verdict(state="no difference", why=f"{beside}: within {delta:g} nats either way", against=against)
     if uniform.p_lower >= LEVEL:
-        return Verdict("not confirmed", beside, against)
+        return Verdict(state="not confirmed", why=beside, against=against)
     if uniform.p_lower <= 1 - LEVEL:
-        return Verdict("confirmed", beside, against)
+        return Verdict(state="confirmed", why=beside, against=against)
     needed = seeds_to_settle(differences["uniform"], share, delta)
     text = "more held-out text (finetune.eval_tokens) is needed to settle it"
     remedy = f"about {needed} seeds would settle it" if needed else text
-    return Verdict("undecided", f"{beside}; {remedy}, if the difference is what it seems", against, needed)
+    why = f"{beside}; {remedy}, if the difference is what it seems"
+    return Verdict(state="undecided", why=why, against=against, seeds_needed=needed)
 
 
-def known_to(folder: Path, corpora: Sequence[Corpus]) -> list[str]:
-    """Names of the corpora that the model card in a folder lists among its data sets (`datasets` of its head)."""
+def made_from(folder: Path, config: Config) -> list[str]:
+    """Names of the candidates that the card of the model in a folder lists among its data sets (`datasets` of its
+    head); none where it is trained from random weights."""
     from huggingface_hub import ModelCard
 
     card = folder / "README.md"
-    if not card.is_file():
+    if config.finetune.scratch is not None or not card.is_file():
         return []
     try:
         listed = ModelCard.load(card).data.get("datasets") or []
     except (ValueError, yaml.YAMLError):  # a head that is no YAML, or not of a model
         return []
     names = {str(name).lower() for name in ([listed] if isinstance(listed, str) else listed)}
-    return [c.name for c in corpora if any(_hub_name(source) in names for source in c.sources)]
+    return [c.name for c in config.candidates if any(_hub_name(source) in names for source in c.sources)]
 
 
 def _hub_name(source: str) -> str:
@@ -154,7 +129,7 @@ def _learns(helped: Mapping[str, ByTarget], targets: Iterable[str]) -> bool:
 
 def _against(differences: list[np.ndarray], share: np.ndarray) -> Against:
     estimate, p_lower = combined_mean(differences, share)
-    return Against(estimate.value, estimate.low, estimate.high, p_lower)
+    return Against(value=estimate.value, low=estimate.low, high=estimate.high, p_lower=p_lower)
 
 
 def _said(name: str, against: Against, over: str) -> str:

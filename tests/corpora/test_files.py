@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -199,6 +200,14 @@ def test_a_list_of_sources_is_one_corpus_each_file_once_in_the_order_of_their_pa
 def test_a_list_of_sources_is_one_of_files_in_one_place(sources, said):
     with pytest.raises(ValidationError, match=said):
         Corpus(name="c", source=sources)
+
+
+def test_a_target_that_is_among_the_sources_of_a_candidate_is_refused(tmp_path):
+    candidates = [{"name": "a", "source": ["one.jsonl", "./two.jsonl"]}, {"name": "b", "source": "three.jsonl"}]
+    targets = [{"name": "t", "source": str(Path("two.jsonl").resolve())}]
+    data = {"output": "out", "targets": targets, "candidates": candidates}
+    with pytest.raises(ValidationError, match="target 't' and candidate 'a' are the same corpus .*two.jsonl"):
+        Config.model_validate(data)
 
 
 def test_what_is_wrong_with_one_source_of_a_list_is_said_with_its_place(tmp_path):

@@ -71,9 +71,6 @@ def test_signs_of_other_scripts_are_no_words(one, other):
 
 
 def test_in_scripts_without_spaces_near_copies_are_near():
-    text = "".join(chr(0x4E00 + i * 37 % 5000) for i in range(300))
-    one, other = sketch([text]), sketch([text[:150] + "\u4e00" + text[151:]])
-    assert share_in(one, other) in (0.0, 1.0)  # one document: by chance of its smallest run
     documents = ["".join(chr(0x4E00 + (i * 37 + j * 101) % 5000) for i in range(100)) for j in range(300)]
     changed = [d[:50] + "\u4e00" + d[51:] for d in documents]
     assert 0.75 < share_in(sketch(documents), sketch(changed)) < 1

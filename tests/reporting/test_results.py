@@ -6,14 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from align_ray.reporting.result import WIDTH, Result
 from align_ray.reporting.results import (
-    WIDTH,
     Alignment,
     Contamination,
     Corpora,
     Finetuned,
     Mixture,
-    Result,
     Samples,
     Validation,
 )

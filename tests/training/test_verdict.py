@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from align_ray.config import Corpus, Search
-from align_ray.training.verdict import keeps_to, known_to, seeds_to_settle, verdict
+from align_ray.config import Config, Search
+from align_ray.training.verdict import keeps_to, made_from, seeds_to_settle, verdict
 
 HALF = np.array([0.5, 0.5])
 DELTA = 0.005
@@ -59,6 +59,12 @@ def test_a_base_that_learns_nothing_gives_no_verdict():
     assert found.state == "not tested" and "say nothing about mixtures" in found.why and not found.against
 
 
+def of_candidates(sources, **sections):
+    candidates = [{"name": name, "source": source} for name, source in sources.items()]
+    targets = [{"name": "t", "source": "t.jsonl"}]
+    return Config.model_validate({"output": "out", "targets": targets, "candidates": candidates, **sections})
+
+
 def test_a_base_that_was_made_from_a_candidate_gives_no_verdict(tmp_path):
     card = "---\nlicense: mit\ndatasets:\n- Owner/Seen\n- other/data\n---\n# A model\n"
     (tmp_path / "README.md").write_text(card)
@@ -68,9 +74,11 @@ def test_a_base_that_was_made_from_a_candidate_gives_no_verdict(tmp_path):
         "c": "hf://owner/new",
         "d": "seen.jsonl",
     }
-    corpora = [Corpus(name=name, source=source) for name, source in sources.items()]
-    known = known_to(tmp_path, corpora)
-    assert known == ["a", "b"] and known_to(tmp_path / "none", corpora) == []
+    known = made_from(tmp_path, of_candidates(sources))
+    assert known == ["a", "b"] and made_from(tmp_path / "none", of_candidates(sources)) == []
+    assert made_from(tmp_path, of_candidates(sources, finetune={"scratch": {}})) == [], (
+        "random weights have seen nothing"
+    )
     rng = np.random.default_rng(0)
     of = lambda mean: losses(rng, mean)  # noqa: E731
     found = verdict(of(3.0), {"uniform": of(3.1)}, {"x": of(-0.1)}, HALF, DELTA, known)
@@ -80,7 +88,8 @@ def test_a_base_that_was_made_from_a_candidate_gives_no_verdict(tmp_path):
 @pytest.mark.parametrize("card", ["no head at all", "---\n: [\n---\n", "---\ndatasets: one/name\n---\n"])
 def test_any_card_can_be_read(tmp_path, card):
     (tmp_path / "README.md").write_text(card)
-    assert known_to(tmp_path, [Corpus(name="a", source="hf://one/name")]) == (["a"] if "one/name" in card else [])
+    config = of_candidates({"a": "hf://one/name", "b": "b.jsonl"})
+    assert made_from(tmp_path, config) == (["a"] if "one/name" in card else [])
 
 
 def test_two_seeds_give_no_verdict():
@@ -172,3 +181,4 @@ def test_a_mixture_that_breaks_a_limit_could_not_be_recommended():
         and not allowed(0.4, 0.6, 0)
         and not allowed(0.4, 0.3, 0.3)
     )
+    assert not keeps_to(search, caps, {"c": 1.0}), "a needs a fifth, named or not"
