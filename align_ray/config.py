@@ -398,6 +398,9 @@ class Finetune(Model):
     """Data-parallel Ray Train workers of one run."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Where GPUs are used; a fraction lets several runs share one."""
+    checkpoint_every: PositiveFloat = 300.0
+    """Seconds of a training after which its state is written to the output folder (weights, their average and AdamW's
+    moments: sixteen bytes a trained parameter). A training whose worker dies goes on from there."""
     keep_weights: bool = False
     """Keep what every training changed in the model's weights, in bfloat16, under `finetune/weights` (twice the
     model's number of parameters in bytes each; with LoRA the adapters alone)."""

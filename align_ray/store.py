@@ -154,6 +154,12 @@ class Store:
                 fs.delete_file(part)
             raise
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        fs, path = self._at(name)
+        with suppress(FileNotFoundError):
+            fs.delete_file(path)
+
     def _unwritable(self, error: OSError) -> StoreError:
         reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
         return StoreError(

@@ -243,13 +243,12 @@ def trainings_here():
 
     alone, threads = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1), torch.get_num_threads()
 
-    def train_here(study, heldout, todo):
-        jobs.train_loop(jobs.loop_settings(study, heldout) | {"jobs": todo})
+    def train_here(study, heldout, todo, rung):
+        jobs.train_loop(jobs.loop_settings(study, heldout) | {"jobs": todo, "rung": rung})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "_train", train_here)
         patch.setattr(train, "get_context", lambda: alone)
-        patch.setattr(train, "get_checkpoint", lambda: None)
         patch.setattr(train, "report", lambda *_, **__: None)
         patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         patch.setattr(ray.train.torch, "prepare_model", lambda model: model)

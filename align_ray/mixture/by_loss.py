@@ -163,7 +163,7 @@ def proxy_loop(settings: dict[str, Any]) -> None:
             settings["store"].write_json(f"proxies/{settings['job']['key']}.json", reported)
         train.report(metrics(settings["config"], settings["weights"], rung, reported[-1]))
 
-    train_model(model, settings["job"], settings, device, RUNGS, report, checkpoints=False)
+    train_model(model, settings["job"], settings, device, RUNGS, report)
 
 
 def swarm_mixtures(constraints: Constraints, count: int, seed: int) -> np.ndarray:

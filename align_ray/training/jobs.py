@@ -18,7 +18,7 @@ from align_ray.corpora.rows import Rows
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
-from align_ray.training.loop import finished, train_loop
+from align_ray.training.loop import done_to, rungs_file, train_loop
 
 TRAINER = 2
 """Version of what a training does; another one's losses are not taken for this one's."""
@@ -69,12 +69,33 @@ def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[
     `heldout`: rows by target. Raises RuntimeError where Ray gives a training up, CapReached where
     `cost.max_cost` is used up.
     """
+    keys = _train_missing(study, heldout, jobs, None)
+    return [_trained(study.store.read_json(f"finetune/{key}.json")) for key in keys]
+
+
+def train_to_rung(
+    study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int
+) -> list[tuple[dict[str, np.ndarray], list[Rung]]]:
+    """Train every job to a rung of `loop.RUNGS`, from where the store has it; returns the losses before by target,
+    float64 [m], and those at the rungs so far. Errors: see `train_jobs`."""
+    found = []
+    for key in _train_missing(study, heldout, jobs, rung):
+        part = study.store.find_json(rungs_file(key))
+        if part is None:  # at its end
+            whole = study.store.read_json(f"finetune/{key}.json")
+            part = {"before": {t: r["before"] for t, r in whole["targets"].items()}, "rungs": whole["rungs"]}
+        found.append(({t: np.array(v) for t, v in part["before"].items()}, _rungs(part["rungs"])[: rung + 1]))
+    return found
+
+
+def _train_missing(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int | None) -> list[str]:
+    """Train what is not in the store, to a rung or to the end; returns the jobs' keys."""
     store, keys, kept = study.store, job_keys(study, heldout, jobs), study.config.finetune.keep_weights
-    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not finished(store, k, kept)}
+    todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not done_to(store, k, rung, kept)}
     if todo:
-        _train(study, heldout, list(todo.values()))
+        _train(study, heldout, list(todo.values()), rung)
         check_cap(study.config)
-    return [_trained(store.read_json(f"finetune/{key}.json")) for key in keys]
+    return keys
 
 
 def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[str]:
@@ -115,11 +136,14 @@ def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job
 
 def _trained(stored: dict[str, Any]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
-    rungs = [Rung(r["steps"], {t: np.array(v) for t, v in r["losses"].items()}) for r in stored["rungs"]]
-    return Trained(losses, rungs, stored["seconds"], stored["training"])
+    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"])
 
 
-def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]]) -> None:
+def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:
+    return [Rung(r["steps"], {t: np.array(v) for t, v in r["losses"].items()}) for r in stored]
+
+
+def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]], rung: int | None) -> None:
     """Share the jobs out among as many Ray Train runs as the cluster holds at once, inside one Ray Tune experiment."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
@@ -129,11 +153,12 @@ def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]]) -
     room = capacity(config.cluster)
     slots = min(len(jobs), runs_at_once(config, room))
     storage = store.place("train")
-    settings = loop_settings(study, heldout)
+    settings = loop_settings(study, heldout) | {"rung": rung}
+    what = [rung, *(job["key"] for job in jobs)]
 
     def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
         share = jobs[point["share"] :: slots]
-        run = f"share-{digest([job['key'] for job in share])}"
+        run = f"share-{digest([rung, *(job['key'] for job in share)])}"
         drop_torn(f"{storage}/{run}/checkpoint_manager_snapshot.json")
         TorchTrainer(
             train_loop,
@@ -143,14 +168,13 @@ def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]]) -
                 name=run,
                 storage_path=storage,
                 failure_config=train.FailureConfig(max_failures=2),
-                checkpoint_config=train.CheckpointConfig(num_to_keep=1),
                 callbacks=[TuneReportCallback()],
             ),
         ).fit()
 
     tuner = experiment(
         storage,
-        f"finetune-{digest([LAYOUT, slots, [job['key'] for job in jobs], config.cost.max_cost])}",
+        f"finetune-{digest([LAYOUT, slots, what, config.cost.max_cost])}",
         tune.with_parameters(trial, jobs=jobs),  # through the object store: rows of many jobs are megabytes
         {"share": tune.grid_search(list(range(slots)))},
         tune.TuneConfig(max_concurrent_trials=slots, time_budget_s=seconds_left()),

@@ -1,59 +1,51 @@
 """What each Ray Train worker runs: training jobs one after the other, each from the model's weights (or from random
-ones), with a checkpoint between epochs, and the losses of every target's held-out rows before, at every rung and after
+ones), to its end or to a rung, and the losses of every target's held-out rows before, at every rung and after
 (`step.py`).
 
 The rate is constant after a short warm-up, and losses are those of an average of the last weights. So a run's losses
 at a rung are nearly what a run of so many steps comes to (its warm-up may be shorter): one run stands for shorter ones.
+What is under way is kept in the store (`state.py`), and goes on there on any worker.
 """
 
 import dataclasses
-import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from align_ray.corpora.rows import Rows, validation_half
 from align_ray.store import Store
+from align_ray.training.state import Progress, load_state, save_state, state_file
 from align_ray.training.step import Average, heldout_losses, learned, sequence_losses, step_loss, trainable_model
 
 RUNGS = (0.02, 0.06, 0.16, 0.40)
 """Shares of all steps at which losses are measured, beside the end; never under LEAST_STEPS."""
 LEAST_STEPS = 2
 """Of a rung, and of the warm-up."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a training is."""
-
-    losses: list[float]
-    """The loss of every step's batch before the step, nats per token."""
-    rungs: list[dict[str, Any]]
-    """What was measured at the rungs that were passed."""
-    average: Average
-    """Of the weights so far."""
+ASKED_EVERY = 8
+"""Steps after which a training asks whether its state is to be kept: workers agree on that, which waits for all."""
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: one job after the other, each from its initial weights.
+    """What each Ray Train worker runs: one job after the other, each from its initial weights or from what is kept of
+    it, to its end or, where the settings name a `rung`, to that one of RUNGS.
 
-    A job's losses by target go to the store as soon as it is done; a restarted run skips finished jobs and resumes the
-    one in flight from its last epoch.
+    A job's losses by target go to the store as soon as it is there; a restarted run skips what is done.
     """
     import torch
     from ray import train
     from safetensors.numpy import save
 
-    rank, store, kept = train.get_context().get_world_rank(), settings["store"], settings["keep_weights"]
-    device, heldout = on_worker(), settings["targets"]
+    context = train.get_context()
+    rank, store, kept = context.get_world_rank(), settings["store"], settings["keep_weights"]
+    device, heldout, rung = on_worker(), settings["targets"], settings.get("rung")
     before: dict[str, np.ndarray] = {}
     for job in settings["jobs"]:
-        if finished(store, job["key"], kept):
-            train.report({"job": job["key"]})
+        key = job["key"]
+        if done_to(store, key, rung, kept):
+            train.report({"job": key})
             continue
         torch.manual_seed(job["seed"])
         model = trainable_model(settings, device)
@@ -61,47 +53,36 @@ def train_loop(settings: dict[str, Any]) -> None:
         model.eval()
         if not before or settings["scratch"] is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
-        watch = _Watch()
 
-        def losses_at_rung(steps: int, model: Any = model, watch: _Watch = watch) -> dict[str, Any]:
-            with watch:
-                found = {
-                    n: sequence_losses(heldout_losses(model, validation_half(r), device)) for n, r in heldout.items()
-                }
+        def losses_at_rung(steps: int, model: Any = model) -> dict[str, Any]:
+            found = {n: sequence_losses(heldout_losses(model, validation_half(r), device)) for n, r in heldout.items()}
             return {"steps": steps, "losses": {name: values.tolist() for name, values in found.items()}}
 
-        start = time.perf_counter()
-        done = train_model(model, job, settings, device, RUNGS, losses_at_rung)
-        seconds = time.perf_counter() - start - watch.seconds
+        done = train_model(model, job, settings, device, RUNGS, losses_at_rung, store, rung)
+        started = {name: values.tolist() for name, values in before.items()}
+        if rung is not None:
+            if rank == 0:
+                store.write_json(rungs_file(key), {"before": started, "rungs": done.rungs, "seconds": done.seconds})
+            train.report({"job": key})
+            continue
         with done.average.in_place():
             tokens = {name: heldout_losses(model, rows, device) for name, rows in heldout.items()}
             if rank == 0 and kept:
-                store.write_bytes(weights_file(job["key"]), _differences(model, first, settings["lora_rank"]))
+                store.write_bytes(weights_file(key), _differences(model, first, settings["lora_rank"]))
         if rank == 0:
-            store.write_bytes(f"finetune/{job['key']}.safetensors", save(tokens))
+            store.write_bytes(f"finetune/{key}.safetensors", save(tokens))
             after = {name: sequence_losses(values) for name, values in tokens.items()}
             last = {name: validation_half(values).tolist() for name, values in after.items()}
             result = {
-                "targets": {n: {"before": before[n].tolist(), "after": after[n].tolist()} for n in heldout},
+                "targets": {n: {"before": started[n], "after": after[n].tolist()} for n in heldout},
                 "rungs": [*done.rungs, {"steps": len(done.losses), "losses": last}],
-                "seconds": seconds,
+                "seconds": done.seconds,
                 "training": list(enumerate(done.losses, start=1)),
             }
-            store.write_json(f"finetune/{job['key']}.json", result)
-        train.report({"job": job["key"]})
-
-
-class _Watch:
-    """Seconds spent within."""
-
-    def __init__(self) -> None:
-        self.seconds, self._start = 0.0, 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
+            store.write_json(f"finetune/{key}.json", result)
+            store.remove(state_file(key))
+            store.remove(rungs_file(key))
+        train.report({"job": key})
 
 
 def on_worker() -> Any:
@@ -122,13 +103,17 @@ def train_model(
     device: Any,
     rungs: tuple[float, ...],
     at_rung: Callable[[int], Any],
-    checkpoints: bool = True,
+    store: Store | None = None,
+    rung: int | None = None,
 ) -> Progress:
-    """`epochs` passes over the job's rows: AdamW, clipping at 1, a constant rate after a warm-up.
+    """`epochs` passes over the job's rows: AdamW, clipping at 1, a constant rate after a warm-up; of these the steps to
+    `rung`, or all.
 
     The model is trained in place. `rungs`: shares of all steps after which `at_rung` is called with the number of
-    steps, the model being the average then; what it gives is in the result. Between epochs a checkpoint (safetensors)
-    is reported to Ray Train, unless `checkpoints` is off.
+    steps, the model being the average then; what it gives is in the result. With a `store` the training goes on from
+    what that holds, and its state is kept there at `rung` and every `finetune.checkpoint_every` seconds. What is drawn
+    at random in a step (dropout) follows from the job's seed and the step, so that a training that was stopped is the
+    same.
     """
     import torch
     from ray import train
@@ -142,34 +127,70 @@ def train_model(
     per_epoch = len(list(batches(job, settings, 0)))
     total = per_epoch * settings["epochs"]
     measured = rung_steps(rungs, total)
-    progress, losses = Progress([], [], Average(model)), []
-    first = _resume(model, optimiser, progress, job["key"]) if checkpoints else 0
-    schedule = warm_up(optimiser, first * per_epoch, total)
-    for epoch in range(first, settings["epochs"]):
-        wrapped.train()
-        for step, batch in enumerate(batches(job, settings, epoch), start=epoch * per_epoch + 1):
-            scored = int(batch.scored[:, 1:].sum())
-            loss = step_loss(wrapped, share_of(batch, rank, world), scored, device, world)
-            loss.backward()
-            losses.append(loss.detach())  # read at the end of an epoch: reading waits for the device
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
-            progress.average.update()
-            for _ in range(measured.count(step)):
-                with progress.average.in_place():
-                    progress.rungs.append(at_rung(step))
+    last = total if rung is None else measured[rung]
+    progress, losses = Progress(Average(model)), []
+    if store:
+        load_state(store, job["key"], model, optimiser, progress)
+    first = len(progress.losses)
+    schedule = warm_up(optimiser, first, total)
+    wrapped.train()
+    kept = start = time.perf_counter()
+
+    def pause(keep: bool) -> None:
+        """Read the losses, which waits for the device, count the time, and keep the state."""
+        nonlocal kept, start
         progress.losses += _mean_over_workers(losses, world)
-        losses = []
-        if checkpoints and epoch + 1 < settings["epochs"]:
-            with tempfile.TemporaryDirectory() as folder:
-                if rank == 0:
-                    _save(model, optimiser, progress, job["key"], epoch + 1, Path(folder))
-                train.report(
-                    {"epoch": epoch + 1}, checkpoint=train.Checkpoint.from_directory(folder) if rank == 0 else None
-                )
+        losses.clear()
+        progress.seconds += time.perf_counter() - start
+        if keep and store:
+            if rank == 0:
+                save_state(store, job["key"], model, optimiser, progress)
+            kept = time.perf_counter()
+        start = time.perf_counter()
+
+    for step, batch in enumerate(islice(steps_of(job, settings), first, last), start=first + 1):
+        torch.manual_seed(seed_of(job["seed"], step, rank))
+        scored = int(batch.scored[:, 1:].sum())
+        loss = step_loss(wrapped, share_of(batch, rank, world), scored, device, world)
+        loss.backward()
+        losses.append(loss.detach())
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        progress.average.update()
+        if step in measured:
+            pause(keep=False)
+            with progress.average.in_place():
+                progress.rungs += [at_rung(step)] * measured.count(step)
+            start = time.perf_counter()
+        due = time.perf_counter() - kept > settings["checkpoint_every"]
+        if store and step < total and (step == last or (step % ASKED_EVERY == 0 and _agreed(due, world, device))):
+            pause(keep=True)
+    pause(keep=False)
     return progress
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """The seed of what is drawn at random in a step on a worker."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+def _agreed(due: bool, world: int, device: Any) -> bool:
+    """What the first worker says: its clock decides for all."""
+    import torch
+
+    if world == 1:
+        return due
+    said = torch.tensor([float(due)], device=device)
+    torch.distributed.broadcast(said, 0)
+    return bool(said.item())
+
+
+def steps_of(job: dict[str, Any], settings: dict[str, Any]) -> Iterator[Rows]:
+    """The rows of every step of a whole training."""
+    for epoch in range(settings["epochs"]):
+        yield from batches(job, settings, epoch)
 
 
 def batches(job: dict[str, Any], settings: dict[str, Any], epoch: int) -> Iterator[Rows]:
@@ -228,50 +249,6 @@ def _mean_over_workers(losses: list[Any], world: int) -> list[float]:
     return (total / world).tolist()
 
 
-def _save(model: Any, optimiser: Any, progress: Progress, key: str, epochs: int, folder: Path) -> None:
-    """Trained weights, their average, AdamW's moments, and the position: flat safetensors and JSON, no pickle."""
-    from safetensors.torch import save_file
-
-    save_file({name: p.detach().contiguous() for name, p in learned(model).items()}, folder / "model.safetensors")
-    save_file(progress.average.values, folder / "average.safetensors")
-    moments = {f"{i}/{k}": v.contiguous() for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()}
-    save_file(moments, folder / "optimiser.safetensors")
-    position = {"job": key, "epochs": epochs, "averaged": progress.average.steps}
-    position |= {"losses": progress.losses, "rungs": progress.rungs}
-    (folder / "position.json").write_text(json.dumps(position))
-
-
-def _resume(model: Any, optimiser: Any, progress: Progress, key: str) -> int:
-    """Take up what the run's last checkpoint holds of this job; returns the epochs done."""
-    from ray import train
-    from safetensors.torch import load_file
-
-    checkpoint = train.get_checkpoint()
-    if not checkpoint:
-        return 0
-    with checkpoint.as_directory() as place:
-        folder = Path(place)
-        position = json.loads((folder / "position.json").read_text())
-        if position["job"] != key:
-            return 0
-        saved, average = load_file(folder / "model.safetensors"), load_file(folder / "average.safetensors")
-        for name, parameter in learned(model).items():
-            parameter.data.copy_(saved[name])
-            progress.average.values[name].copy_(average[name])
-        _load_optimiser(optimiser, load_file(folder / "optimiser.safetensors"))
-    progress.average.steps = position["averaged"]
-    progress.losses, progress.rungs = position["losses"], position["rungs"]
-    return position["epochs"]
-
-
-def _load_optimiser(optimiser: Any, flat: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in flat.items():
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
 def _differences(model: Any, first: dict[str, Any], lora_rank: int | None) -> bytes:
     """Safetensors of what a training changed: trained weights less the initial ones, in bfloat16; of LoRA the adapters
     themselves, whose initial ones are random."""
@@ -286,6 +263,19 @@ def _differences(model: Any, first: dict[str, Any], lora_rank: int | None) -> by
 def weights_file(key: str) -> str:
     """Where in the store a job's weights are."""
     return f"finetune/weights/{key}.safetensors"
+
+
+def rungs_file(key: str) -> str:
+    """Where in the store the losses of a training that is not at its end are."""
+    return f"finetune/state/{key}.json"
+
+
+def done_to(store: Store, key: str, rung: int | None, keep_weights: bool = False) -> bool:
+    """Whether a job is at its end, or at least at a rung of RUNGS; with what is kept of it, whole."""
+    if finished(store, key, keep_weights):
+        return True
+    found = store.find_json(rungs_file(key)) if rung is not None else None
+    return isinstance(found, dict) and len(found["rungs"]) > (rung or 0) and store.exists(state_file(key))
 
 
 def finished(store: Store, key: str, keep_weights: bool = False) -> bool:

@@ -14,8 +14,9 @@ from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_model
 from align_ray.pipeline import open_study
-from align_ray.training.jobs import job_keys, train_jobs
-from align_ray.training.loop import weights_file
+from align_ray.training import loop
+from align_ray.training.jobs import job_keys, train_jobs, train_to_rung
+from align_ray.training.loop import RUNGS, weights_file
 from align_ray.training.rows import candidate_jobs, heldout_rows, replay_text, with_rate
 from align_ray.training.step import heldout_losses, learned, sequence_losses
 
@@ -75,6 +76,49 @@ def test_a_run_has_its_losses_at_every_rung_and_ends_with_those_it_reports(sampl
     np.testing.assert_array_equal(done.rungs[-1].losses["target"], done.losses["target"].after[:half])
     means = [rung.losses["target"].mean() for rung in done.rungs]
     assert means[-1] < means[0] < done.losses["target"].before[:half].mean() + 0.05
+
+
+def test_a_training_in_parts_is_the_training_in_one(sampled, no_trainings, monkeypatch):
+    """To a rung, further, broken off between two steps, and to its end; the model has dropout."""
+    study = sampled(scratch={"resid_pdrop": 0.2}, epochs=2)
+    heldout, jobs = heldout_rows(study), candidate_jobs(study, 2048)
+    whole = train_jobs(study, heldout, jobs)
+    ends = {f"{key}.json" for key in job_keys(study, heldout, jobs)}
+    assert ends < study.store.names("finetune")
+    for name in ends:
+        study.store.remove(f"finetune/{name}")
+    for rung in (1, 3):
+        parts = train_to_rung(study, heldout, jobs, rung)
+        for (before, rungs), expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(before["target"], expected.losses["target"].before)
+            assert [r.steps for r in rungs] == [r.steps for r in expected.rungs[: rung + 1]]
+            for mine, theirs in zip(rungs, expected.rungs, strict=False):
+                np.testing.assert_allclose(mine.losses["target"], theirs.losses["target"], atol=1e-6)
+    assert not ends & study.store.names("finetune"), "no losses of an end are written"
+
+    steps = []
+
+    def dies(*arguments, real=loop.step_loss, **named):
+        steps.append(1)
+        if len(steps) == 20:
+            raise SystemExit
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step_loss", dies)
+        with pytest.raises(SystemExit):
+            train_jobs(study.changed(finetune={"checkpoint_every": 1e-9}), heldout, jobs)
+    steps.clear()
+    monkeypatch.setattr(loop, "step_loss", lambda *a, real=loop.step_loss, **n: steps.append(1) or real(*a, **n))
+    again = train_jobs(study, heldout, jobs)
+    total = len(whole[0].training)
+    rest = total - round(RUNGS[3] * total)
+    assert 2 * rest - 19 - loop.ASKED_EVERY <= len(steps) < 2 * rest, "what was trained before the end is kept"
+    for mine, theirs in zip(again, whole, strict=True):
+        np.testing.assert_allclose(mine.losses["target"].after, theirs.losses["target"].after, atol=1e-6)
+        np.testing.assert_allclose(mine.training, theirs.training, atol=1e-6)
+        assert [r.steps for r in mine.rungs] == [r.steps for r in theirs.rungs]
+    assert not study.store.names("finetune/state"), "what was under way is removed at the end"
 
 
 def test_kept_weights_and_the_base_are_the_model_whose_losses_are_reported(sampled, no_trainings):
