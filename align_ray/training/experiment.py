@@ -44,11 +44,12 @@ def experiment(
     """
     from ray import tune
 
+    trainable = tune.with_resources(trainable, resources)  # restored trials as well: else each takes a CPU
     if resume and restorable(f"{storage}/{name}"):
         return tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True, param_space=space)
     failures = tune.FailureConfig(max_failures=2)
     return tune.Tuner(
-        tune.with_resources(trainable, resources),
+        trainable,
         param_space=space,
         tune_config=settings,
         run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0, failure_config=failures, **run),

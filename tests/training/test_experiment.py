@@ -87,6 +87,29 @@ def test_a_search_goes_on_from_a_torn_snapshot_to_the_same_result(searched):
     assert pipeline.search(study).dump()["mixtures"] == expected["mixtures"]
 
 
+def test_what_goes_on_takes_no_more_than_what_began(local_ray, tmp_path):
+    """Ray Tune restores a function without its resources: a driver of 0.1 CPUs would hold a whole one."""
+    from ray import tune
+
+    def trial(point, file=str(tmp_path / "may-end")):
+        import ray
+        from ray import tune
+
+        held = ray.get_runtime_context().get_assigned_resources()
+        if not Path(file).exists():
+            raise RuntimeError("not yet")
+        tune.report({"held": held.get("CPU")})
+
+    def run():
+        made = (str(tmp_path / "tune"), "once", trial, {"x": tune.grid_search([0])}, tune.TuneConfig(), {"cpu": 0.1})
+        return module.experiment(*made).fit()
+
+    assert run().errors
+    (tmp_path / "may-end").touch()
+    assert restorable(str(tmp_path / "tune" / "once"))
+    assert [result.metrics["held"] for result in run()] == [0.1]
+
+
 def test_a_torn_json_file_is_dropped_and_a_whole_one_kept(tmp_path):
     whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
     whole.write_text('{"a": 1}')
