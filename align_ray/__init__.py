@@ -23,7 +23,7 @@ __version__ = "0.2.0"
 # of `align-ray ui` too. A study contacts what its user named.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-STAGE_NAMES = ("embed", "align", "contamination", "samples", "search", "finetune", "validate", "predict")
+STAGE_NAMES = ("embed", "align", "contamination", "samples", "choose", "search", "finetune", "validate", "predict")
 """Names of the stages (see `pipeline.STAGES`), each a function of a Study."""
 _PUBLIC = {
     "load_config": "config_file",

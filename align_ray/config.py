@@ -413,6 +413,14 @@ class Finetune(Model):
         return {**value, "learning_rate": [rate]} if single else value
 
 
+class Choose(Model):
+    """How candidates are compared."""
+
+    by: Literal["words", "training"] = "words"
+    """`words`: ranked by unigram cross-entropy, for nothing; `training`: every candidate is trained a little, and those
+    with hope go on (`choose`, a stage of `run`), which is what predicts with a base that knows language."""
+
+
 class Predict(Model):
     """The predictive study (`align-ray study`): how well do measures of data predict the loss after training on
     them?"""
@@ -514,6 +522,7 @@ class Config(Model):
     embedding: Embedding = Embedding()
     unigram: Unigram = Unigram()
     search: Search = Search()
+    choose: Choose = Choose()
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
     tracking: Tracking = Tracking()
@@ -537,6 +546,12 @@ class Config(Model):
                         f"({min(common)[0]}); "
                         "remove the candidate or give the target held-out files"
                     )
+        for corpus in self.corpora if self.replay else ():
+            if self.replay and _records(corpus) & _records(self.replay):
+                raise ValueError(
+                    f"the text for replay is that of '{corpus.name}', which trainings are to be told apart by; give "
+                    "other general text"
+                )
         return self
 
     @model_validator(mode="after")

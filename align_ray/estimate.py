@@ -73,11 +73,15 @@ def planned_work(study: Study) -> dict[str, Work]:
         else:
             proxies = training(config.search.trials, config.search.proxy_tokens)
         search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
+    trained = config.choose.by == "training"
+    chosen = {"choose": training(candidates + rates, tune.tokens)} if trained else {}
+    alone = min(candidates, len(config.targets)) if trained else candidates
     return {
         "embed": embedding(len(config.corpora) * sampling.batches),
         "samples": embedding(len(config.corpora) * min(sampling.batches, -(-SAMPLES // sampling.batch_size))),
+        **chosen,
         "search": search,
-        "finetune": training((candidates + len(MIXED)) * tune.seeds + rates, tune.tokens),
+        "finetune": training((alone + len(MIXED)) * tune.seeds + rates, tune.tokens),
         "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates + rates, tune.tokens),
     }
 

@@ -1,4 +1,5 @@
-"""The stages of a study, one function each: embed -> align -> contamination -> samples -> search -> finetune -> report.
+"""The stages of a study, one function each: embed -> align -> contamination -> samples (-> choose) -> search ->
+finetune -> report.
 
 A stage reads what earlier stages stored and stores its own result, so that each can be run alone and again
 (`stages.stage`).
@@ -31,6 +32,7 @@ from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
 from align_ray.reporting import tracking
+from align_ray.reporting.choices import Choice
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import (
     Alignment,
@@ -44,6 +46,7 @@ from align_ray.reporting.results import (
 )
 from align_ray.stages import Stage, need, stage, stored
 from align_ray.store import Store
+from align_ray.training.choose import check_choosable, choose_candidates
 from align_ray.training.finetune import finetune_runs, planned_runs
 from align_ray.training.validate import VALIDATED, validate_mixtures
 
@@ -147,6 +150,12 @@ def samples(study: Study) -> dict[str, Any]:
     return score_samples(study, evidence_of(study))
 
 
+@stage("choice", Choice, needs=(align,), fields=("choose", "finetune"), check=check_choosable, track=tracking.choice)
+def choose(study: Study) -> dict[str, Any]:
+    """Compare candidates by short trainings, of which those with hope go on (see `choose_candidates`)."""
+    return choose_candidates(study, need(study, align).predicted.ranking)
+
+
 def _trained_by(study: Study) -> tuple[str, ...]:
     """What a search depends on beside its own section: where it trains, on how that is done."""
     return ("finetune",) if study.config.search.objective in TRAINED else ()
@@ -168,11 +177,18 @@ def recipe(study: Study) -> dict[str, Any]:
     return make_recipe(study, need(study, search), need(study, embed))
 
 
-@stage("finetune", Finetuned, needs=(search,), fields=("finetune",), track=tracking.finetuned)
+def _chosen_by(study: Study) -> tuple[str, ...]:
+    """Where candidates were chosen by training, those alone are trained again."""
+    return ("choose",) if study.config.choose.by == "training" else ()
+
+
+@stage("finetune", Finetuned, needs=(search,), fields=("finetune",), further=_chosen_by, track=tracking.finetuned)
 def finetune(study: Study) -> dict[str, Any]:
-    """Fine-tune on every candidate, uniform and the found mixture (see `finetune_runs`)."""
+    """Fine-tune on every candidate (chosen by training: on every target's best alone), uniform and the found mixture
+    (see `finetune_runs`)."""
     found = need(study, search)
-    runs = planned_runs(study.config, found)
+    alone = need(study, choose).chosen() if study.config.choose.by == "training" else None
+    runs = planned_runs(study.config, found, alone)
     study.say(f"fine-tuning {len(runs)} times on {study.config.finetune.tokens} tokens")
     return finetune_runs(study, token_counts(study), runs, found.caps)
 
@@ -210,10 +226,14 @@ def predict(study: Study) -> dict[str, Any]:
     return result
 
 
-STAGES: tuple[Stage[Any], ...] = (embed, align, contamination, samples, search, finetune, validate, predict)
+STAGES: tuple[Stage[Any], ...] = (embed, align, contamination, samples, choose, search, finetune, validate, predict)
 """All of them, in order; commands, jobs, the page and the Python interface follow from it."""
-RUN = (embed, align, contamination, samples, search, finetune)
-"""Those of `run`; the others are asked for by name."""
+
+
+def of_run(config: Config) -> tuple[Stage[Any], ...]:
+    """The stages of `run`; the others are asked for by name."""
+    trained: tuple[Stage[Any], ...] = (choose,) if config.choose.by == "training" else ()
+    return (embed, align, contamination, samples, *trained, search, finetune)
 
 
 def report(study: Study, stopped: str = "") -> str:
@@ -224,7 +244,7 @@ def report(study: Study, stopped: str = "") -> str:
         need(study, embed)
         need(study, align)
         found = {one.file: value for one in STAGES if (value := stored(study, one))}
-        for one in RUN:
+        for one in of_run(study.config):
             if one.file not in found:
                 study.say(
                     f"no result of the stage '{one.name}' belongs to this configuration: the report leaves it out"
@@ -253,14 +273,14 @@ def plan(study: Study) -> dict[str, Any]:
 
 
 def run(study: Study) -> str:
-    """All stages of RUN and the report; returns where that is.
+    """All stages of `of_run` and the report; returns where that is.
 
     Raises CapReached where `cost.max_cost` stopped a stage, after the report of what was finished.
     """
     with study.store.locked():
         study.store.write_json("estimate.json", plan(study))
         capped: CapReached | None = None
-        for one in RUN:
+        for one in of_run(study.config):
             if capped and any(stored(study, needed) is None for needed in one.needs):
                 continue
             try:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from align_ray.context import Study
 from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import Job, Trained, job_keys, train_jobs
-from align_ray.training.loop import replay_rows
+from align_ray.training.loop import own_rows
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, seen, with_rate
 
 
@@ -76,9 +76,7 @@ def measure_outcomes(study: Study) -> Outcome:
 
 def tokens_of_a_step(study: Study) -> int:
     """Of a whole batch, without replay."""
-    config, size = study.config, study.config.finetune.batch_size
-    general = replay_rows(size, config.replay.share) if config.replay else 0
-    return (size - general) * config.sampling.sequence_length
+    return own_rows(study.config) * study.config.sampling.sequence_length
 
 
 def losses_table(

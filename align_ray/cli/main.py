@@ -59,7 +59,10 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         stored(study, pipeline.search),
         stored(study, pipeline.finetune),
     )
+    chosen = stored(study, pipeline.choose) if study.config.choose.by == "training" else None
     first = {"verdict": _show_verdict(study).model_dump()} if mixture else {}
+    if chosen:
+        show_result(chosen)
     show_ranking(aligned, trained)
     if mixture:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
@@ -67,7 +70,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     show_costs(study)
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
-    found = {"alignment": aligned, "search": mixture, "finetune": trained}
+    found = {"alignment": aligned, **({"choice": chosen} if chosen else {}), "search": mixture, "finetune": trained}
     results = {name: result and result.dump() for name, result in found.items()}
     return {**first, "report": where, "mlflow": uri, **results}
 
@@ -100,7 +103,7 @@ def run(
         bool, typer.Option("--dry-run", help="Check the configuration and show the plan and its cost; start nothing.")
     ] = False,
 ) -> None:
-    """Run the whole study: embed, align, contamination, samples, search, finetune, report.
+    """Run the whole study: embed, align, contamination, samples, choose (by training), search, finetune, report.
 
     Example: [b]align-ray run study.yaml --set seed=1[/b]
     """
@@ -203,6 +206,15 @@ def samples(config: Path_, set_: Set = None) -> None:
     Example: [b]align-ray samples study.yaml[/b]
     """
     _stage("samples", config, set_, _print)
+
+
+@app.command()
+def choose(config: Path_, set_: Set = None) -> None:
+    """Compare candidates by short trainings: all are trained a little, those with hope go on.
+
+    Example: [b]align-ray choose study.yaml --set choose.by=training[/b]
+    """
+    _stage("choose", config, set_, _print)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from typing import Any
 
 from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
+from align_ray.reporting.choices import Choice
 from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation
 from align_ray.reporting.values import Verdict
 from align_ray.store import Store
@@ -279,6 +280,19 @@ def alignment(tracker: Tracker, config: Config, store: Store, result: Alignment)
             }
             params = {"candidate": row.candidate, "target": target}
             tracker.child(f"{row.candidate} to {target}", "alignment", params, values)
+
+
+def choice(tracker: Tracker, config: Config, store: Store, result: Choice) -> None:
+    """A child run a candidate, and what was spent."""
+    for name in (c.name for c in config.candidates):
+        rows = {t: found.candidates[name] for t, found in result.targets.items()}
+        values = {f"{k}/{t}": row[v] for k, v in CHOICE.items() for t, row in rows.items()}
+        tracker.child(name, "choice", {"candidate": name, "tokens": max(r.tokens for r in rows.values())}, values)
+    tracker.metrics({"choice_tokens": result.spent, "choice_tokens_exhaustive": result.exhaustive})
+
+
+CHOICE = {"loss": "value", "p_best": "p_best", "p_within": "p_within", "regret": "regret"}
+"""What MLflow is told of a candidate that was trained to choose."""
 
 
 def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> None:

@@ -370,3 +370,26 @@ class Setting(Value):
     reliability: float
     results: dict[str, dict[str, Judged]]
     versus: dict[str, Versus]
+
+
+class Final(Estimate):
+    """What is believed of a candidate's loss at the end of a whole training, nats per token."""
+
+    tokens: int
+    """It was trained on."""
+    p_best: float
+    p_within: float
+    """Probability of being within delta of the best one."""
+    regret: float
+    """Expected loss above the best candidate's."""
+
+
+class Standings(Value):
+    """A target's candidates, lowest loss first."""
+
+    state: Literal["settled", "open", "no difference"]
+    """Whether one is within delta of the best with probability 0.9; `no difference`: all of them are."""
+    why: str
+    before: float
+    """The base's loss."""
+    candidates: dict[str, Final]

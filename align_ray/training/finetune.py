@@ -6,6 +6,7 @@ held-out sequences is measured before and after (`training/loop.py`).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ class Run:
     weights: dict[str, float]
 
 
-def planned_runs(config: Config, found: Mixture) -> list[Run]:
-    """Every candidate alone, then `uniform` and `mixture` (the recommended one)."""
-    alone = [Run(c.name, {c.name: 1.0}) for c in config.candidates]
-    return [*alone, *(Run(name, found.mixtures[key].weights) for name, key in MIXED.items())]
+def planned_runs(config: Config, found: Mixture, alone: Sequence[str] | None = None) -> list[Run]:
+    """Every candidate alone, or those of `alone`; then `uniform` and `mixture` (the recommended one)."""
+    names = [c.name for c in config.candidates]
+    single = [Run(name, {name: 1.0}) for name in names if alone is None or name in alone]
+    return [*single, *(Run(name, found.mixtures[key].weights) for name, key in MIXED.items())]
 
 
 def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
@@ -68,7 +70,7 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     study = with_rate(study)
     config, heldout, seeds = study.config, heldout_rows(study), range(study.config.finetune.seeds)
     mixed = [run.weights for run in runs if run.name in MIXED]
-    jobs = candidate_jobs(study, config.finetune.tokens, seeds)
+    jobs = candidate_jobs(study, config.finetune.tokens, seeds, [run.name for run in runs if run.name not in MIXED])
     jobs += mixture_jobs(study, tokens, mixed, config.finetune.tokens, seeds)
     done = train_jobs(study, heldout, jobs)
     report, after, changes = {}, {}, {}

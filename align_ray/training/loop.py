@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from align_ray.config import Config
 from align_ray.corpora.rows import Rows, validation_half
 from align_ray.store import Store
 from align_ray.training.state import Progress, load_state, save_state, state_file
@@ -128,7 +129,8 @@ def train_model(
     total = per_epoch * settings["epochs"]
     measured = rung_steps(rungs, total)
     last = total if rung is None else measured[rung]
-    progress, losses = Progress(Average(model)), []
+    progress = Progress(Average(model))
+    losses: list[Any] = []
     if store:
         load_state(store, job["key"], model, optimiser, progress)
     first = len(progress.losses)
@@ -214,6 +216,12 @@ def replay_rows(batch_size: int, share: float) -> int:
     return min(batch_size - 1, max(1, round(share * batch_size)))
 
 
+def own_rows(config: Config) -> int:
+    """Rows of a step that are not of the replay text."""
+    size = config.finetune.batch_size
+    return size - (replay_rows(size, config.replay.share) if config.replay else 0)
+
+
 def share_of(batch: Rows, rank: int, world: int) -> Rows:
     """A worker's rows of a batch. Every worker takes part in every step: one without a row has one that counts for
     nothing."""
@@ -226,6 +234,12 @@ def share_of(batch: Rows, rank: int, world: int) -> Rows:
 def rung_steps(rungs: tuple[float, ...], total: int) -> list[int]:
     """The steps at which rungs are measured: the shares of all steps, each at least LEAST_STEPS and at most all."""
     return [min(total, max(LEAST_STEPS, round(share * total))) for share in rungs]
+
+
+def effective_steps(steps: int, total: int) -> float:
+    """Steps at the full rate that so many steps come to, of a run of `total`: less in the warm-up."""
+    rise = max(LEAST_STEPS, round(0.02 * total))
+    return float(sum(min(1.0, (step + 1) / (rise + 1)) for step in range(steps)))
 
 
 def warm_up(optimiser: Any, start: int, total: int) -> Any:

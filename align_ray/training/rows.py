@@ -7,6 +7,7 @@ token budget. A candidate alone stands for no such run: it is trained on as many
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,14 +53,14 @@ def mixture_jobs(
     ]
 
 
-def candidate_jobs(study: Study, tokens: int, seeds: range = range(1)) -> list[Job]:
-    """A job of `tokens` tokens for every candidate alone and seed, candidate by candidate: different rows, repeated
-    only where its sample holds too few."""
+def candidate_jobs(study: Study, tokens: int, seeds: range = range(1), names: Sequence[str] | None = None) -> list[Job]:
+    """A job of `tokens` tokens for every candidate (or those of `names`) alone and seed, candidate by candidate:
+    different rows, repeated only where its sample holds too few."""
     training, replay = training_rows(study.config, study.store), replay_text(study)
     everything = {name: len(rows) for name, rows in training.items()}
     return [
         mixture_job(study.config, training, everything, {name: 1.0}, tokens, seed, replay)
-        for name in training
+        for name in (training if names is None else names)
         for seed in seeds
     ]
 
@@ -114,6 +115,12 @@ def with_rate(study: Study, tokens: int | None = None) -> Study:
         f"learning rate {rates[best]:g}: the uniform mixture's validation loss is "
         + ", ".join(f"{loss:.4f} at {rate:g}" for rate, loss in zip(rates, losses, strict=True))
     )
+    before = float(np.mean([validation_half(x.before).mean() for x in done[0].losses.values()]))
+    if losses[best] > before:
+        study.say(
+            f"WARNING: every learning rate raises that loss, {before:.4f} before: the base knows such text already, or "
+            "the rates are too high, and what is trained so tells of forgetting"
+        )
     if rates[best] in (min(rates), max(rates)):
         study.say("note: that is the end of the list 'finetune.learning_rate'; a rate beyond it may be better")
     return study.changed(finetune={"learning_rate": [rates[best]]})

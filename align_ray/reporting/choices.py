@@ -1,0 +1,61 @@
+"""What `choose` returns: candidates compared by short trainings."""
+
+from typing import Any
+
+import pandas as pd
+
+from align_ray.reporting.result import Result
+from align_ray.reporting.values import Standings
+
+
+class Choice(Result):
+    """What `choose` returns."""
+
+    TITLE = "Loss after a whole training on each candidate (nats per token)"
+    SHOWN = {
+        "candidate": "", "tokens": ",", "loss": ".4f", "loss_low": ".4f", "change": "+.4f",
+        "p_best": ".3f", "p_within": ".3f", "regret": ".4f",
+    }  # fmt: skip
+    DRAWN = ("candidate", "loss")
+    AXIS = "loss after a whole training (nats per token), believed, 95%"
+
+    targets: dict[str, Standings]
+    tokens: int
+    """Of a whole training."""
+    spent: int
+    """Tokens that were trained on, all candidates together."""
+    exhaustive: int
+    """What whole trainings on all candidates would take."""
+    learning_rate: float
+    delta: float
+    general: dict[str, tuple[float, float]] = {}
+    """With replay: by candidate the loss on general text before and after what it was trained on."""
+    stopped: str | None = None
+    """What ended the trainings before their end."""
+
+    def chosen(self) -> list[str]:
+        """Every target's best candidate, each once."""
+        return list(dict.fromkeys(next(iter(found.candidates)) for found in self.targets.values()))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a target and candidate, lowest expected loss first: `tokens` it was trained on, `loss` believed of
+        the end of a whole training with its 95% interval, `change` from the base's, `p_best`, `p_within` (within delta
+        of the best) and `regret`, the expected loss above the best candidate's."""
+        rows: list[dict[str, Any]] = []
+        for target, found in self.targets.items():
+            for name, row in found.candidates.items():
+                loss = {"loss": row.value, "loss_error": row.error, "loss_low": row.low, "loss_high": row.high}
+                chances = {"p_best": row.p_best, "p_within": row.p_within, "regret": row.regret}
+                cells = {"target": target, "candidate": name, "tokens": row.tokens, **loss}
+                rows.append({**cells, "change": row.value - found.before, **chances})
+        return pd.DataFrame(rows)
+
+    def notes(self) -> list[str]:
+        return [
+            *(f"{target}: {found.state}: {found.why}" for target, found in self.targets.items()),
+            f"trained on {self.spent:,} tokens, of {self.exhaustive:,} that whole trainings on all would take",
+            f"loss: believed after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed",
+            f"P(within): of {self.delta:g} nats from the best; regret: expected loss above the best one's",
+            *([f"stopped: {self.stopped}"] if self.stopped else []),
+            *(f"general text, {name}: {b:.4f} before, {a:.4f} after" for name, (b, a) in self.general.items()),
+        ]

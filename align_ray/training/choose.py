@@ -1,0 +1,128 @@
+"""The choice of candidates by short trainings: each is trained once, to as many rungs as it has hope (`rungs.py`).
+
+All targets' losses are measured at every rung by the same training; the prior is the ranking by words. What is trained
+here to its end is the first seed's training of `finetune` and MixMin's expert, and is not trained again.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from align_ray.context import Study
+from align_ray.corpora.rows import validation_half
+from align_ray.errors import CapReached, ConfigError
+from align_ray.reporting.values import Ranked
+from align_ray.training.jobs import Rung, train_jobs, train_to_rung
+from align_ray.training.loop import RUNGS, effective_steps, own_rows, rung_steps
+from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, with_rate
+from align_ray.training.rungs import SETTLED, Halving, Standing, halve
+
+
+def check_choosable(study: Study) -> None:
+    """Raises ConfigError where candidates are not to be trained, or a training has too few steps for rungs."""
+    config = study.config
+    if config.choose.by != "training":
+        raise ConfigError("field 'choose.by' is words: nothing is trained to choose; set it to training.")
+    rows = -(-config.finetune.tokens // config.sampling.sequence_length)
+    steps = -(-rows // own_rows(config)) * config.finetune.epochs
+    if len({*rung_steps(RUNGS, steps), steps}) < 3:
+        raise ConfigError(
+            f"field 'finetune.tokens' gives {steps} steps, too few for rungs at 2, 6, 16 and 40% of them; raise it or "
+            "lower finetune.batch_size."
+        )
+
+
+def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[str, Any]:
+    """Train candidates by rungs; returns a JSON value (see `reporting.choices.Choice`).
+
+    `ranking`: by target, of lower is better; a candidate without a rank there has the mean of the others. Where
+    `cost.max_cost` is reached after the first rung, what is believed then is the result, and `stopped` says so.
+    """
+    study = with_rate(study)
+    config, heldout = study.config, heldout_rows(study)
+    names = [c.name for c in config.candidates]
+    jobs = candidate_jobs(study, config.finetune.tokens)
+    total = -(-len(jobs[0].rows) // own_rows(config)) * config.finetune.epochs
+    at = [*rung_steps(RUNGS, total), total]
+    last = {steps: index for index, steps in enumerate(at)}  # of rungs at one step the last
+    steps, stopped = list(last), ""
+    before: dict[str, np.ndarray] = {}
+
+    def measured(who: list[int], rung: int) -> dict[str, np.ndarray]:
+        some = [jobs[k] for k in who]
+        study.say(f"training {len(who)} candidates to {steps[rung]} of {total} steps")
+        if steps[rung] == total:
+            done = train_jobs(study, heldout, some)
+            rungs: list[Rung] = [trained.rungs[-1] for trained in done]
+            before.update({t: losses.before for t, losses in done[0].losses.items()})
+        else:
+            found = train_to_rung(study, heldout, some, last[steps[rung]])
+            rungs = [so_far[-1] for _, so_far in found]
+            before.update(found[0][0])
+        return {t: np.stack([r.losses[t] for r in rungs]) for t in heldout}
+
+    def base() -> dict[str, float]:
+        return {t: float(validation_half(losses).mean()) for t, losses in before.items()}
+
+    priors = {t: _prior(ranking[t], names) for t in heldout}
+    passed: list[Halving] = []
+    try:
+        full = [effective_steps(s, total) for s in steps]
+        passed.extend(halve(measured, full, len(names), priors, base, config.finetune.delta, config.seed))
+    except CapReached as error:
+        if not passed:
+            raise
+        stopped = str(error)
+        study.say(f"note: {stopped}")
+    halving = passed[-1]
+    tokens = jobs[0].rows.tokens * config.finetune.epochs
+    seen = [round(tokens * steps[rung - 1] / total) for rung in halving.reached]
+    return {
+        "targets": {
+            t: _described(names, standing, seen, base()[t], config.finetune.delta)
+            for t, standing in halving.standings.items()
+        },
+        "tokens": tokens,
+        "spent": sum(seen),
+        "exhaustive": tokens * len(names),
+        "learning_rate": learning_rate(config),
+        "delta": config.finetune.delta,
+        "stopped": stopped or None,
+    }
+
+
+def _prior(ranking: list[Ranked], names: list[str]) -> np.ndarray:
+    known = {row.candidate: row.value for row in ranking}
+    middle = float(np.mean(list(known.values()))) if known else 0.0
+    return np.array([known.get(name, middle) for name in names])
+
+
+def _described(names: list[str], standing: Standing, seen: list[int], before: float, delta: float) -> dict[str, Any]:
+    order = np.argsort(standing.mean, kind="stable")
+    best = names[order[0]]
+    if standing.p_within.min() >= SETTLED:
+        state, why = "no difference", f"every candidate is within {delta:g} nats of the best with P >= {SETTLED:g}"
+    else:
+        state = "settled" if standing.settled else "open"
+        why = (
+            f"P('{best}' is within {delta:g} nats of the best) = {standing.p_within[order[0]]:.3f}, expected regret "
+            f"{standing.regret[order[0]]:.4f} nats"
+        )
+    return {
+        "state": state,
+        "why": why,
+        "before": before,
+        "candidates": {
+            names[k]: {
+                "value": float(standing.mean[k]),
+                "error": float(standing.error[k]),
+                "low": float(standing.low[k]),
+                "high": float(standing.high[k]),
+                "tokens": seen[k],
+                "p_best": float(standing.p_best[k]),
+                "p_within": float(standing.p_within[k]),
+                "regret": float(standing.regret[k]),
+            }
+            for k in order
+        },
+    }

@@ -1,0 +1,112 @@
+"""The stage that compares candidates by short trainings, on a real small study; trainings in this process."""
+
+import pytest
+
+from align_ray import pipeline
+from align_ray.config import Config
+from align_ray.errors import CapReached, ConfigError
+from align_ray.pipeline import open_study
+from align_ray.stages import stored
+from align_ray.training import choose as module
+from align_ray.training import jobs
+from tests.conftest import actors_here, trainings_here
+
+CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
+
+
+@pytest.fixture(scope="module")
+def study(small_config, local_ray, tmp_path_factory):
+    """A study after `align`, whose candidates are to be chosen by training."""
+    tune = {"tokens": 6400, "eval_tokens": 1024, "batch_size": 4, "learning_rate": 1e-3, "seeds": 2}
+    mapping = small_config(tmp_path_factory.mktemp("choose"), candidates=CANDIDATES, finetune=tune)
+    mapping |= {"choose": {"by": "training"}, "search": {"token_budget": 10_000, "method": "closed_form"}}
+    made = open_study(Config.model_validate(mapping))
+    with actors_here():
+        pipeline.embed(made)
+        pipeline.align(made)
+    return made
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The trainings that are asked for: (rung, how many), in order."""
+    asked = []
+
+    def counting(study, heldout, todo, rung, real=None):
+        asked.append((rung, len(todo)))
+        return real(study, heldout, todo, rung)
+
+    with trainings_here():
+        here = jobs._train
+        monkeypatch.setattr(jobs, "_train", lambda *a: counting(*a, real=here))
+        yield asked
+
+
+def test_candidates_are_chosen_by_rungs_and_the_next_stages_use_it(study, counted):
+    choice = pipeline.choose(study)
+    assert choice.chosen() == ["python-stdlib"]
+    found = choice.targets["target"]
+    assert list(found.candidates)[0] == "python-stdlib" and found.candidates["python-stdlib"].p_best > 0.8
+    assert found.candidates["python-stdlib"].value < found.before
+    assert sum(row.p_best for row in found.candidates.values()) == pytest.approx(1)
+    assert choice.spent < choice.exhaustive == 3 * choice.tokens == 3 * 6400
+    assert counted[0] == (0, 3) and [rung for rung, _ in counted] == sorted(
+        (rung for rung, _ in counted), key=lambda rung: 9 if rung is None else rung
+    )
+    assert choice.spent == sum(row.tokens for row in found.candidates.values())
+    frame = choice.to_pandas()
+    assert frame["loss"].is_monotonic_increasing and (frame["loss_low"] <= frame["loss_high"]).all()
+    assert "P(within)" in str(choice) and any("trained on" in line for line in choice.notes())
+
+    made = len(counted)
+    assert pipeline.choose(study).dump() == choice.dump() and len(counted) == made, "nothing is trained again"
+    with actors_here():
+        pipeline.search(study)
+    tuned = pipeline.finetune(study)
+    assert set(tuned.runs) == {"python-stdlib", "uniform", "mixture"}
+    page = pipeline.report(study)
+    text = open(page).read()
+    assert "Candidates by training" in text and "Believed loss on target" in text
+
+
+def test_one_training_at_a_time_gives_the_same_choice(study, counted, monkeypatch):
+    """The order in which workers finish decides nothing."""
+    expected = pipeline.choose(study)
+    for folder in ("finetune", "finetune/state"):
+        for name in study.store.names(folder):
+            study.store.remove(f"{folder}/{name}")
+    together = jobs._train
+    alone = lambda study, heldout, todo, rung: [together(study, heldout, [job], rung) for job in reversed(todo)]
+    monkeypatch.setattr(jobs, "_train", alone)
+    assert pipeline.choose(study).dump() == expected.dump()
+
+
+def test_a_cap_within_the_rungs_leaves_what_is_believed_so_far(study, counted, monkeypatch):
+    for folder in ("finetune", "finetune/state"):
+        for name in study.store.names(folder):
+            study.store.remove(f"{folder}/{name}")
+
+    def capped(study, heldout, some, rung, real=module.train_to_rung):
+        if rung > 1:
+            raise CapReached("the cap of 1 USD is reached; raise cost.max_cost.")
+        return real(study, heldout, some, rung)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_to_rung", capped)
+        choice = pipeline.choose(study)
+    assert "cap of 1 USD" in choice.stopped and choice.targets["target"].candidates
+    assert choice.spent == 3 * 6400 * 3 // 50, "of 50 steps three"
+    assert stored(study, pipeline.choose).stopped == choice.stopped
+    assert pipeline.choose(study).stopped is None, "with more it goes on"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"choose": {"by": "words"}}, "field 'choose.by' is words: nothing is trained"),
+        ({"finetune": {"batch_size": 100}}, "gives 2 steps, too few for rungs"),
+    ],
+)
+def test_what_cannot_be_chosen_is_one_sentence(study, changed, said):
+    with pytest.raises(ConfigError, match=said):
+        pipeline.choose(study.changed(**changed))

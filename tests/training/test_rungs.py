@@ -1,0 +1,117 @@
+"""Posterior of the final losses, and who goes on: by simulation, then by replay of the same trainings."""
+
+import numpy as np
+import pytest
+
+from align_ray.training.loop import effective_steps
+from align_ray.training.posterior import SHARES, Curves, final_losses, row_noise
+from align_ray.training.rungs import halve
+
+STEPS = np.array([20.0, 60.0, 160.0, 400.0, 1000.0])
+X = np.log1p(STEPS) / np.log1p(STEPS[-1])
+
+
+def simulated(rng, k=12, share=0.3, worth=0.5, spread=0.1, rows=40, row_sd=0.3):
+    """True final losses [k], losses by row [k, R, rows] and the prior: of the model that is assumed, with the rows of
+    each candidate the same at all rungs."""
+    prior = rng.standard_normal(k)
+    steps = np.diff(X, prepend=0.0)
+    paths = np.sqrt(share) * np.cumsum(rng.standard_normal((k, len(X))) * np.sqrt(steps), axis=1)
+    paths += np.sqrt(1 - share) * rng.standard_normal((k, 1)) * X
+    common = 3.0 - 0.8 * X
+    truth = common + spread * (paths + worth * prior[:, None] * X)
+    own = rng.standard_normal((k, 1, rows)) * row_sd * X[:, None]
+    everyone = rng.standard_normal((1, 1, rows))
+    return truth[:, -1], truth[:, :, None] + own + everyone - everyone.mean(), prior
+
+
+@pytest.mark.parametrize("rung", [1, 2, 3, 5])
+def test_intervals_of_the_final_loss_cover(rung):
+    """90%, over shares of the grid: of what is a candidate's own, and of the loss itself."""
+    rng, own, whole = np.random.default_rng(0), [], []
+    for share in SHARES * 20:
+        truth, rows, prior = simulated(rng, share=share)
+        rows[:, rung:] = np.nan
+        (drawn,) = final_losses([Curves(rows.mean(-1), row_noise(rows), STEPS, prior, 3.0)], rng)
+        own += covered(drawn - drawn.mean(1, keepdims=True), truth - truth.mean())
+        whole += covered(drawn, truth)
+    print(f"rung {rung}: own {np.mean(own):.3f}, whole {np.mean(whole):.3f}")
+    assert 0.85 <= np.mean(own) <= 0.95 and np.mean(whole) >= 0.85
+
+
+def covered(drawn, truth):
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+    return list((low <= truth) & (truth <= high))
+
+
+def test_what_early_losses_say_is_learned_from_them_and_the_prior_counts_while_they_say_little():
+    rng, early, late, words = np.random.default_rng(1), [], [], []
+    for _ in range(30):
+        truth, rows, prior = simulated(rng, worth=0.8, share=0.6, row_sd=0.3)
+        for rung, into in ((1, early), (4, late)):
+            part = np.where(np.arange(5)[:, None] < rung, rows, np.nan)
+            (drawn,) = final_losses([Curves(part.mean(-1), row_noise(part), STEPS, prior, 3.0)], rng)
+            into.append(np.corrcoef(drawn.mean(0), truth)[0, 1])
+        words.append(np.corrcoef(prior, truth)[0, 1])
+    assert np.mean(late) > np.mean(early) + 0.05 and np.mean(early) > np.mean(words) - 0.01
+
+
+def replay(rows, priors, delta=0.005, order=None, calls=None):
+    """Halving where the trainings are known; `rows` by target [K, R, m]."""
+    k = len(next(iter(priors.values())))
+
+    def train(who, rung):
+        if calls is not None:
+            calls.append((list(who), rung))
+        assert order is None or who == sorted(who)
+        return {t: values[who, rung] for t, values in rows.items()}
+
+    *_, last = halve(train, STEPS, k, priors, lambda: dict.fromkeys(rows, 3.0), delta, seed=0)
+    return last
+
+
+def test_the_best_is_found_for_a_part_of_the_tokens():
+    rng, spent, regret = np.random.default_rng(2), [], []
+    for _ in range(25):
+        truth, rows, prior = simulated(rng, k=16, spread=0.1, row_sd=0.1)
+        found = replay({"target": rows}, {"target": prior})
+        spent.append(sum(STEPS[r - 1] for r in found.reached) / (16 * STEPS[-1]))
+        regret.append(truth[found.standings["target"].mean.argmin()] - truth.min())
+    assert np.mean(spent) < 0.25 and np.mean(regret) < 0.005
+
+
+def test_a_candidate_goes_on_while_one_target_has_hope_for_it():
+    """Two targets whose best candidates differ: both go on to where their target is settled."""
+    rng = np.random.default_rng(3)
+    good = np.linspace(0, 1, 8)
+    rows = {}
+    for target, losses in (("one", good), ("other", good[::-1])):
+        rows[target] = (
+            3.0 - 0.5 * X[:, None] + 0.3 * losses[:, None, None] * X[:, None] + rng.normal(0, 0.05, (8, 1, 40))
+        )
+    calls = []
+    found = replay(rows, dict.fromkeys(rows, np.zeros(8)), calls=calls)
+    assert found.reached[0] > 1 and found.reached[7] > 1, "each target's best"
+    assert min(found.reached) < max(found.reached), "what is hopeless for both stops"
+    assert found.standings["one"].mean.argmin() == 0 and found.standings["other"].mean.argmin() == 7
+    assert [rung for _, rung in calls] == list(range(len(calls))), "a rung is a barrier"
+
+
+def test_what_does_not_belong_to_a_target_is_no_candidate_of_it():
+    truth, rows, prior = simulated(np.random.default_rng(4), k=6)
+    prior[int(truth.argmin())] = np.nan
+    standing = replay({"target": rows}, {"target": prior}).standings["target"]
+    assert np.isnan(standing.mean[int(truth.argmin())]) and standing.p_best[int(truth.argmin())] == 0
+    assert standing.p_best.sum() == pytest.approx(1)
+
+
+def test_equal_candidates_are_within_delta_of_each_other():
+    rng = np.random.default_rng(5)
+    rows = 3.0 - X[None, :, None] + rng.normal(0, 1, (1, 1, 200)) + rng.normal(0, 1e-3, (6, 5, 200))
+    standing = replay({"target": rows}, {"target": np.arange(6.0)}).standings["target"]
+    assert standing.p_within.min() >= 0.9 and standing.regret.max() < 0.005
+
+
+def test_steps_in_the_warm_up_count_less():
+    assert effective_steps(2, 22) == pytest.approx(1.0) and effective_steps(22, 22) == pytest.approx(21.0)
+    assert effective_steps(1000, 1000) == pytest.approx(1000 - 10)
