@@ -324,20 +324,22 @@ class Bounds(Model):
         return self
 
 
-TRAINED = ("loss", "mixmin")
+TRAINED = ("loss", "mixmin", "predicted")
 """Objectives that train models, so that a search costs trainings and depends on how they are made."""
 
 
 class Search(Model):
     """The search for mixture weights. Weights are shares of training tokens."""
 
-    objective: Literal["cross-entropy", "scaled-cosine", "hellinger", "kl", "linear", "mixmin", "loss"] = (
+    objective: Literal["cross-entropy", "scaled-cosine", "hellinger", "kl", "linear", "mixmin", "predicted", "loss"] = (
         "cross-entropy"
     )
     """What is maximised, pooled over the mixture. `cross-entropy`: of the target under the mixture of unigram models
     (least is best); `scaled-cosine` (the paper's), `hellinger`, `kl`: similarity of the mixture's Fisher embedding
     with the target's; `linear`: the corpora's mean alignment, a baseline that always chooses one corpus; `mixmin`:
     likelihood of held-out text under the mixture of the candidates' fine-tuned models (trains on every candidate);
+    `predicted`: the loss after training, predicted from these models, merged and as an ensemble, and at most eight
+    trainings on mixtures (least is best; `method` and `trials` above eight do nothing);
     `loss`: of a proxy trained on each mixture tried (needs `method` tune or swarm)."""
     method: Literal["closed_form", "tune", "swarm"] = "tune"
     """`closed_form`: seconds, no training; `tune`: that, then Ray Tune with Optuna from there; `swarm`: proxies

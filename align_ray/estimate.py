@@ -14,6 +14,7 @@ from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
 from align_ray.fisher.probe import parameters
 from align_ray.mixture.check import CHECKED
+from align_ray.mixture.predicted import RUNS
 from align_ray.spending import costs, price
 from align_ray.training.finetune import MIXED
 from align_ray.training.validate import VALIDATED
@@ -70,6 +71,8 @@ def planned_work(study: Study) -> dict[str, Work]:
     if config.search.objective in TRAINED:
         if config.search.objective == "mixmin":  # trains on every candidate alone, as finetune does
             proxies = training(candidates + rates, tune.tokens)
+        elif config.search.objective == "predicted":  # and on some mixtures
+            proxies = training(candidates + min(RUNS, config.search.trials) + rates, tune.tokens)
         else:
             proxies = training(config.search.trials, config.search.proxy_tokens)
         search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)

@@ -142,9 +142,10 @@ def goal_builder(
     vocabulary: int,
     probabilities: Callable[[], dict[str, np.ndarray]],
 ) -> Builder:
-    """The builder of the configured objective (of `cross-entropy` for `loss`, which starts from there)."""
+    """The builder of the configured objective (of `cross-entropy` for `loss`, of `mixmin` for `predicted`, which start
+    from there)."""
     match config.search.objective:
-        case "mixmin":
+        case "mixmin" | "predicted":
             return mixmin_goal(config, probabilities())
         case "linear":
             return linear_goal(config, rows)

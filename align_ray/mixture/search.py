@@ -25,6 +25,7 @@ from align_ray.mixture.describe import (
 from align_ray.mixture.dsir import dsir_mixture
 from align_ray.mixture.goals import Builder, goal_builder
 from align_ray.mixture.mixmin import candidate_probabilities
+from align_ray.mixture.predicted import RUNS, search_by_prediction
 from align_ray.mixture.propose import propose
 from align_ray.mixture.solver import Goal, Optimum, effective_corpora, near_optimal_average, solve, with_prior
 from align_ray.mixture.tune import tune_search
@@ -34,7 +35,7 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
     """Search by the configured objective and method; returns what `search_mixture` does, and
 
     `check[name][target]`: predicted and measured alignment of mixtures that were materialised and embedded; for trained
-    objectives `trials` (losses), and for the swarm `surrogate`.
+    objectives `trials` (losses), for the swarm `surrogate`, for predicted losses `prediction`.
     """
     config, tokens = study.config, token_counts(study)
     constraints, vocabulary = constraints_of(config.search, tokens), len(study.tokenizer)
@@ -45,23 +46,21 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
 
     build = goal_builder(config, evidence.rows, evidence.batches, vocabulary, probabilities)
     others = {"dsir": dsir_mixture(study)} | by_other_objectives(study, constraints, evidence)
-    storage, trained = study.store.place("tune"), config.search.objective == "loss"
+    storage, trained = study.store.place("tune"), config.search.objective in ("loss", "predicted")
     cheap = study.changed(search={"method": "closed_form"}).config if trained else config
     at_most = "" if trained or config.search.method == "closed_form" else f": at most {config.search.trials} trials"
     study.say(f"searching mixtures{at_most}")
     result = search_mixture(cheap, evidence.rows, tokens, build, storage, others)
     if trained:
         goal = build(None)
-        at_most = "at most " if config.search.method == "tune" else ""
-        study.say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")
-        weights, found = _search_by_loss(study, tokens, constraints, result, storage)
+        weights, found = _search_by_training(study, tokens, constraints, result, storage)
         result["cheap"] = result["mixtures"].pop("recommended")
         described = describe(config, goal, constraints, tokens, evidence.rows, {"recommended": weights})
         result["mixtures"] = {**described, **result["mixtures"]}
-        # what is known of the optimum (limits, prices, intervals) is the cross-entropy's, from which the search started
+        # what is known of the optimum (limits, prices, intervals) is the objective's from which the search started
         result |= {
-            "objective": "loss",
-            "optimum": config.search.method,
+            "objective": config.search.objective,
+            "optimum": config.search.method if config.search.objective == "loss" else "predicted",
             "effective_corpora": effective_corpora(weights),
             **found,
         }
@@ -72,11 +71,18 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
     return result
 
 
-def _search_by_loss(
+def _search_by_training(
     study: Study, tokens: dict[str, int], constraints: Constraints, cheap: dict[str, Any], storage: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Weights [K], and `trials`, for the swarm also `surrogate`."""
+    """Weights [K], and `trials`; for the swarm also `surrogate`, for predicted losses `prediction`."""
     config = study.config
+    if config.search.objective == "predicted":
+        known = {name: np.array(list(m["weights"].values())) for name, m in cheap["mixtures"].items()}
+        known["by mixmin"] = known.pop("recommended")
+        study.say(f"training on at most {RUNS} mixtures, to predict the loss of all")
+        return search_by_prediction(study, tokens, constraints, known)
+    at_most = "at most " if config.search.method == "tune" else ""
+    study.say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")
     if config.search.method == "tune":
         starts = [
             np.array(list(cheap["mixtures"][n]["weights"].values())) for n in ("recommended", "unimax", "proportional")

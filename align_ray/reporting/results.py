@@ -27,6 +27,7 @@ from align_ray.reporting.values import (
     Lead,
     Measured,
     MeasureScores,
+    MixturePrediction,
     Noise,
     Overlap,
     Predicted,
@@ -174,6 +175,8 @@ class Mixture(Result):
     trials: list[Trial] = []
     check: dict[str, dict[str, Checked]] = {}
     surrogate: dict[str, Any] | None = None
+    prediction: MixturePrediction | None = None
+    """Where losses were predicted: of which mixtures what."""
     cheap: Described | None = None
     """What a search by loss started from."""
 
@@ -222,7 +225,10 @@ class Mixture(Result):
         )
         if objective == "loss":  # the cheap objective from which the search by training started
             weight, objective = "weight: by the losses of trained proxies", "cross-entropy"
+        if objective == "predicted":
+            weight, objective = "weight: the least predicted loss", "mixmin"
         return [
+            *(self.prediction.lines() if self.prediction else []),
             weight,
             f"optimum: of the objective ({objective}), 95% from halves of the batches",
             "gain: of that objective, where repetition limits a corpus",

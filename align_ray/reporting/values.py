@@ -291,6 +291,26 @@ class Clean(Value):
     """Whether the cross-entropy without leaked text is higher by more than chance."""
 
 
+class MixturePrediction(Value):
+    """Losses of mixtures predicted from trainings on each candidate and some mixtures."""
+
+    experts: int
+    """Candidates trained on alone."""
+    runs: int
+    """Mixtures trained on."""
+    mixtures: dict[str, Estimates]
+    """By mixture and target, nats per token on the half of the held-out rows that chooses."""
+
+    def lines(self) -> list[str]:
+        """What was predicted of the recommended and the uniform mixture, a sentence a target."""
+        found = []
+        for target, best in self.mixtures["recommended"].items():
+            beside = self.mixtures.get("uniform", {}).get(target)
+            uniform = f", uniform {beside.value:.4f} [{beside.low:.4f}, {beside.high:.4f}]" if beside else ""
+            found.append(f"predicted loss, {target}: {best.value:.4f} [{best.low:.4f}, {best.high:.4f}]{uniform}")
+        return [*found, f"from trainings on {self.experts} candidates alone and {self.runs} mixtures"]
+
+
 class Excerpt(Value):
     """A sequence's text, its alignment with the target and the probe's loss on it, nats per token."""
 

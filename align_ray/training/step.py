@@ -12,6 +12,9 @@ from align_ray.fisher.probe import has_bfloat16, load_model, random_model
 AVERAGE = 3
 """The average of the weights is over about the last quarter of the steps: 1 / (1 + AVERAGE)."""
 
+LORA_SCALE = 2
+"""Of LoRA's alpha to its rank: what the product of an adapter's factors is multiplied by."""
+
 
 def trainable_model(settings: dict[str, Any], device: Any) -> Any:
     """The model as a run starts from: its weights or random ones; with LoRA, frozen but for the adapters."""
@@ -22,7 +25,7 @@ def trainable_model(settings: dict[str, Any], device: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     )
 
 
