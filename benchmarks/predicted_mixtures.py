@@ -3,11 +3,12 @@
     align-ray study STUDY.yaml --set finetune.keep_weights=true       # the trainings on each candidate alone
     python benchmarks/predicted_mixtures.py STUDY.yaml [--mixtures 24] [--seeds 2] [--runs 8]
 
-Random mixtures, sparse and dense, are trained on for `predict.tokens`; ranks are those of the report halves'
-losses, what predicts them is measured on the validation halves; errors and intervals are of those halves' losses. `--runs` further mixtures correct the prediction, as in a search.
-Beside it, of the same trainings: word counts, Fisher alignment, the linear average, RegMix's LightGBM and the
-log-linear law on the same number of runs, the candidates' own among them. The ceiling is one seed's losses against the
-others'. Every loss is written as mixtures.parquet to the study's output. Goes on where it was stopped.
+Random mixtures, sparse and dense, are trained on for `predict.tokens`; ranks are those of the report halves' losses,
+what predicts them is measured on the validation halves; errors and intervals are of those halves' losses. `--runs`
+further mixtures correct the prediction, as in a search. Beside it, of the same trainings: word counts, Fisher
+alignment, the linear average, RegMix's LightGBM and the log-linear law on the same number of runs, the candidates' own
+among them. The ceiling is one seed's losses against the others'. Every loss is written as
+mixtures.parquet to the study's output. Goes on where it was stopped.
 """
 
 import argparse
@@ -146,10 +147,10 @@ def main() -> None:
     of_seeds = np.mean([losses[t].std(1, ddof=1).mean() for t in heldout])
     say(
         f"\n{len(held)} mixtures of {len(names)} candidates, {len(heldout)} targets, {size:,} tokens, {options.seeds} "
-        f"seeds; {datetime.date.today()}. Losses of mixtures spread by {spread:.3f} nats (standard deviation), of seeds "
-        f"by {of_seeds:.3f}; one seed's rank with the others' at {ceiling:.3f}. 95% intervals of the prediction hold "
-        f"{np.mean(inside):.1%} of one seed's losses. The ensemble: {a_minute:,.0f} mixtures a minute, reading included; "
-        f"a merged model: {merging / len(mixtures):.2f} s.\n"
+        f"seeds; {datetime.date.today()}. Losses of mixtures spread by {spread:.3f} nats (standard deviation), of "
+        f"seeds by {of_seeds:.3f}; one seed's rank with the others' at {ceiling:.3f}. 95% intervals of the prediction hold "
+        f"{np.mean(inside):.1%} of one seed's losses. The ensemble: {a_minute:,.0f} mixtures a minute, reading "
+        f"included; a merged model: {merging / len(mixtures):.2f} s.\n"
     )
     say("| | Spearman | lowest target | pick in the best quarter | regret, nats | mean error, nats |")
     say("|---|---|---|---|---|---|")
