@@ -10,10 +10,13 @@
                                           their keys
     OUTPUT/gradients/KEY.safetensors      sketches of a corpus' gradients (predictive study)
     OUTPUT/finetune/KEY.{json,safetensors}  losses after one training, by sequence and by token
+    OUTPUT/finetune/state/KEY.*           a training that is under way
+    OUTPUT/finetune/weights, merged       what trainings changed; losses of merged models
     OUTPUT/proxies/KEY.json               losses of one proxy of a search on real loss
     OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
     OUTPUT/answers/FILE-KEY.json          every result of a stage; KEY: all that determines it
-    OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction}.json   the last result of each
+    OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction,
+    choice}.json                          the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same

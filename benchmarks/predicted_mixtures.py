@@ -148,7 +148,7 @@ def main() -> None:
     say(
         f"\n{len(held)} mixtures of {len(names)} candidates, {len(heldout)} targets, {size:,} tokens, {options.seeds} "
         f"seeds; {datetime.date.today()}. Losses of mixtures spread by {spread:.3f} nats (standard deviation), of "
-        f"seeds by {of_seeds:.3f}; one seed's rank with the others' at {ceiling:.3f}. 95% intervals of the prediction hold "
+        f"seeds by {of_seeds:.3f}; one seed's rank with the others' at {ceiling:.3f}. 95% intervals hold "
         f"{np.mean(inside):.1%} of one seed's losses. The ensemble: {a_minute:,.0f} mixtures a minute, reading "
         f"included; a merged model: {merging / len(mixtures):.2f} s.\n"
     )

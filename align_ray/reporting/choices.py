@@ -28,8 +28,6 @@ class Choice(Result):
     """What whole trainings on all candidates would take."""
     learning_rate: float
     delta: float
-    general: dict[str, tuple[float, float]] = {}
-    """With replay: by candidate the loss on general text before and after what it was trained on."""
     stopped: str | None = None
     """What ended the trainings before their end."""
 
@@ -57,5 +55,4 @@ class Choice(Result):
             f"loss: believed after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed",
             f"P(within): of {self.delta:g} nats from the best; regret: expected loss above the best one's",
             *([f"stopped: {self.stopped}"] if self.stopped else []),
-            *(f"general text, {name}: {b:.4f} before, {a:.4f} after" for name, (b, a) in self.general.items()),
         ]

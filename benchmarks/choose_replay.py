@@ -1,0 +1,139 @@
+"""What choosing candidates by short trainings would have cost and found: replay of a study's recorded trainings.
+
+    align-ray study STUDY.yaml
+    python benchmarks/choose_replay.py OUTPUT [--hopeless 0.05]
+
+OUTPUT holds losses.parquet and prediction.json. Every seed's trainings are replayed rung by rung as `align-ray choose`
+makes them, without the targets' own corpora: for all targets together, and for each target alone. The truth is the mean
+of all seeds' losses on the report halves; what decides is one seed's, on the validation halves. Intervals are judged on
+the same seed's report halves, less the candidates' mean, with the noise of these rows added.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.stats import norm, spearmanr
+
+from align_ray.training import rungs
+from align_ray.training.loop import effective_steps
+
+DELTA = 0.005
+WORDS = "unigram cross-entropy"
+
+
+class Recorded:
+    """A study's trainings; K candidates, and of each target those that are not its own."""
+
+    def __init__(self, folder: Path) -> None:
+        table = pq.read_table(folder / "losses.parquet").to_pandas()
+        judged = json.loads((folder / "prediction.json").read_text())
+        self.candidates, self.targets = judged["candidates"], judged["targets"]
+        self.seeds = sorted(table.seed.unique())
+        self.steps = sorted(int(s) for s in table.steps.unique() if s)
+        self.tokens = {int(r.steps): int(r.tokens) for r in table[table.steps > 0].itertuples()}
+        rows = table.set_index(["half", "target", "candidate", "seed", "steps"]).losses.to_dict()
+        self.of = lambda half, t, c, seed, steps: np.asarray(rows[half, t, c, seed, steps])
+        end = self.steps[-1]
+        self.final = {
+            (t, s): np.array([self.of("report", t, c, s, end).mean() for c in self.candidates])
+            for t in self.targets
+            for s in self.seeds
+        }
+        self.truth = {t: np.mean([self.final[t, s] for s in self.seeds], axis=0) for t in self.targets}
+        starts = table[table.steps == 0].groupby("target").losses.first()
+        # of the validation half's start nothing is recorded: the report half's stands for it
+        self.before = {t: float(np.mean(starts[t])) for t in self.targets}
+        words = np.array(judged["measures"][WORDS]["scores"])
+        foreign = {t: np.array([c not in judged["related"].get(t, []) for c in self.candidates]) for t in self.targets}
+        self.priors = {t: np.where(foreign[t], -words[:, i], np.nan) for i, t in enumerate(self.targets)}
+
+    def replay(self, seed: int, targets: list[str], which: np.ndarray) -> Iterator[rungs.Halving]:
+        """Rung by rung, of the candidates `which`."""
+        names = [self.candidates[k] for k in which]
+
+        def train(who: list[int], rung: int) -> dict[str, np.ndarray]:
+            at = self.steps[rung]
+            return {t: np.stack([self.of("validation", t, names[k], seed, at) for k in who]) for t in targets}
+
+        full = [effective_steps(s, self.steps[-1]) for s in self.steps]
+        priors = {t: self.priors[t][which] for t in targets}
+        return rungs.halve(train, full, len(which), priors, lambda: self.before, DELTA, 0)
+
+    def judged(self, seed: int, target: str, which: np.ndarray, standing: rungs.Standing) -> dict[str, float]:
+        known = np.isfinite(standing.mean)
+        truth, mean = self.truth[target][which][known], standing.mean[known]
+        end = np.stack([self.of("report", target, self.candidates[k], seed, self.steps[-1]) for k in which[known]])
+        own = end - end.mean(0)
+        off = own.mean(1) - (mean - mean.mean())
+        reach = norm.ppf(0.95) * np.sqrt(standing.apart[known] ** 2 + own.var(1, ddof=1) / end.shape[1])
+        return {
+            "rank": spearmanr(mean, truth).statistic,
+            "regret": truth[mean.argmin()] - truth.min(),
+            "inside": float((abs(off) <= reach).mean()),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--hopeless", type=float, default=rungs.HOPELESS)
+    options = parser.parse_args()
+    rungs.HOPELESS = options.hopeless
+    study = Recorded(options.output)
+    everyone, end = np.arange(len(study.candidates)), study.steps[-1]
+    foreign = {t: np.flatnonzero(np.isfinite(study.priors[t])) for t in study.targets}
+
+    words, one_seed, ceiling, scatter = [], [], [], []
+    for t in study.targets:
+        truth = study.truth[t][foreign[t]]
+        prior = study.priors[t][foreign[t]]
+        words.append((spearmanr(prior, truth).statistic, truth[prior.argmin()] - truth.min()))
+        finals = np.stack([study.final[t, s][foreign[t]] for s in study.seeds])
+        scatter.append(finals.std(0, ddof=1).mean())
+        for i, own in enumerate(finals):
+            ceiling.append(spearmanr(own, np.delete(finals, i, 0).mean(0)).statistic)
+            one_seed.append(truth[own.argmin()] - truth.min())
+    rank, regret = np.mean(words, axis=0)
+    print(
+        f"{len(study.candidates)} candidates, {len(study.targets)} targets, {len(study.seeds)} seeds, own corpora left "
+        f"out; words: rank {rank:.2f}, regret {regret:.3f}; a whole training on each, one seed: regret "
+        f"{np.mean(one_seed):.3f}, rank with the other seeds {np.mean(ceiling):.2f}; a loss scatters over seeds by "
+        f"{np.mean(scatter):.3f} nats\n"
+    )
+    print("all targets at once, after each rung:\n")
+    print("| tokens a candidate | candidates | tokens, of whole trainings on all | rank | regret | 90% hold |")
+    print("|---|---|---|---|---|---|")
+    passed = {s: list(study.replay(s, study.targets, everyone)) for s in study.seeds}
+    for rung in range(max(map(len, passed.values()))):
+        found, trained, spent = [], [], []
+        for s, halvings in passed.items():
+            at = halvings[min(rung, len(halvings) - 1)]
+            trained.append(sum(r > rung for r in at.reached))
+            spent.append(sum(study.steps[min(r, rung + 1) - 1] for r in at.reached) / (len(everyone) * end))
+            found += [study.judged(s, t, everyone, at.standings[t]) for t in study.targets]
+        mean = {k: np.mean([f[k] for f in found]) for k in found[0]}
+        print(
+            f"| {study.tokens[study.steps[rung]]:,} | {np.mean(trained):.1f} | {np.mean(spent):.0%} | "
+            f"{mean['rank']:.2f} | {mean['regret']:.3f} | {mean['inside']:.0%} |"
+        )
+    found, spent, settled = [], [], []
+    for s in study.seeds:
+        for t in study.targets:
+            *_, last = study.replay(s, [t], foreign[t])
+            spent.append(sum(study.steps[r - 1] for r in last.reached) / (len(foreign[t]) * end))
+            settled.append(last.standings[t].settled)
+            found.append(study.judged(s, t, foreign[t], last.standings[t]))
+    mean = {k: np.mean([f[k] for f in found]) for k in found[0]}
+    print(
+        f"\none target at a time, to where it ends: {np.mean(spent):.0%} of the tokens of whole trainings on all, rank "
+        f"{mean['rank']:.2f}, regret {mean['regret']:.3f} (median {np.median([f['regret'] for f in found]):.3f}), "
+        f"settled {np.mean(settled):.0%}, 90% intervals hold {mean['inside']:.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
