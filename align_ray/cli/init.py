@@ -98,7 +98,7 @@ def _init(
         tokens = ask("training tokens the mixture is meant for", str(tokens), _tokens)
         probe = ask("probe (embedded, smollm2, a folder or a hub id)", probe, str)
     asked = {"name": proposed_name(path.name), "output": output, **corpora}
-    asked |= {"probe": {"model": probe}, "search": {"token_budget": tokens}}
+    asked |= {"probe": {"model": probe}, "search": {"token_budget": tokens}, "choose": {"by": "training"}}
     write(path, asked)
     for found in corpora.values():
         for corpus in found:

@@ -179,6 +179,7 @@ OPTIONS = {
     "sampling": ("sequence_length", "batch_size", "batches", "packing"),
     "embedding": ("estimator", "draws"),
     "search": ("objective", "max_epochs", "weights", "max_corpora", "prior"),
+    "choose": ("by",),
     "finetune": ("tokens", "learning_rate", "seeds"),
     "tracking": ("uri", "experiment"),
     "cluster": ("address", "use_gpu", "max_actors"),
