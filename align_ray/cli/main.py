@@ -43,6 +43,7 @@ app.callback(help=__doc__)(set_output)
 
 def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
+    from align_ray.reporting.headline import headline
     from align_ray.reporting.tracking import tracking_uri
     from align_ray.stages import need, stored
 
@@ -60,7 +61,11 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         stored(study, pipeline.finetune),
     )
     chosen = stored(study, pipeline.choose) if study.config.choose.by == "training" else None
-    first = {"verdict": _show_verdict(study).model_dump()} if mixture else {}
+    results: dict[str, Any] = {"search": mixture, "finetune": trained, "validation": stored(study, pipeline.validate)}
+    said = headline({name: found for name, found in results.items() if found})
+    if said:
+        out.print(said, style="bold", highlight=False, markup=False)
+    first = {"headline": said, "verdict": _show_verdict(study).model_dump()} if mixture else {}
     if chosen:
         show_result(chosen)
     show_ranking(aligned, trained)
@@ -71,8 +76,8 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
     found = {"alignment": aligned, **({"choice": chosen} if chosen else {}), "search": mixture, "finetune": trained}
-    results = {name: result and result.dump() for name, result in found.items()}
-    return {**first, "report": where, "mlflow": uri, **results}
+    dumped = {name: result and result.dump() for name, result in found.items()}
+    return {**first, "report": where, "mlflow": uri, **dumped}
 
 
 def _show_verdict(study: "Study", stopped: str = "") -> "Verdict":

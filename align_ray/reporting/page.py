@@ -18,6 +18,7 @@ from scipy import stats
 
 from align_ray.config import Config
 from align_ray.reporting.figures import all_figures, front_pairs
+from align_ray.reporting.headline import headline
 from align_ray.reporting.results import verdict_of
 
 OBJECTIVES = {
@@ -99,15 +100,16 @@ def derived(results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -
 
     `gain`: the chosen mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, mean over seeds, with
-    its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `repeated`:
-    sentences on trainings that saw their text more than once, by stage; `better_alone`: on candidates that did better
-    alone than the mixture;
+    its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `headline`: see
+    there; `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
+    candidates that did better alone than the mixture;
     `losses` by target, see `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number;
     `actual` and `estimated`: totals over stages of what every stage has; `embedding_rate`: tokens per second of an
     actor.
     """
     found: dict[str, Any] = {"losses": {}, "finetuned": {}}
     found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None
+    found["headline"] = headline(results, stopped)
     found["repeated"] = {
         stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
     }

@@ -245,3 +245,36 @@ def test_the_stages_are_those_of_the_python_interface_the_commands_and_the_jobs(
     jobs = {file.stem for file in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py")}
     for name in set(align_ray.STAGE_NAMES) - {"predict"} | {"study"}:  # `predict` is the command `study`
         assert name in commands and name in jobs
+
+
+def test_the_headline_says_what_to_train_on_and_what_that_gave():
+    from types import SimpleNamespace
+
+    from align_ray.reporting.headline import headline, shares_of
+    from align_ray.reporting.values import Against, Verdict
+
+    assert shares_of({"a": 0.6, "b": 0.4, "c": 0.001}) == "60% a and 40% b"
+    many = {"a": 0.5, "b": 0.2, "c": 0.1, "d": 0.1, "e": 0.06, "f": 0.04}
+    assert shares_of(many) == "50% a, 20% b, 10% d, 10% c and 10% of 2 others"
+    assert shares_of({"a": 1.0}) == "100% a"
+    search = SimpleNamespace(mixtures={"recommended": SimpleNamespace(weights={"a": 0.6, "b": 0.4})})
+
+    def said(state, why="because", sizes=None, **against):
+        found = {name: Against(value=v, low=v - 0.01, high=v + 0.01, p_lower=p) for name, (v, p) in against.items()}
+        verdict = Verdict(state=state, why=why, against=found)
+        return headline({"search": search, "finetune": SimpleNamespace(verdict=verdict, bytes_per_token=sizes or {})})
+
+    assert said("confirmed", sizes={"t": 4.0}, uniform=(0.08, 0.02)) == (
+        "Train on 60% a and 40% b; measured 0.0800 nats per token (0.0289 bits per byte) below uniform, P(lower) = "
+        "0.980: confirmed."
+    )
+    assert said("not confirmed", uniform=(-0.05, 0.99)) == (
+        "Do not train on 60% a and 40% b; measured 0.0500 nats per token above uniform, P(lower) = 0.010: not confirmed."
+    )
+    refuted = said("not confirmed", "the loss of 'a' less", uniform=(0.05, 0.01), a=(-0.02, 1.0))
+    assert refuted.endswith("and 'a' is lower: not confirmed.")
+    assert said("not tested") == "Found, untested: 60% a and 40% b: not tested."
+    assert said("undecided", sizes={"t": 4.0, "u": 3.0}, uniform=(0.01, 0.3)).startswith(
+        "Found: 60% a and 40% b; measured"
+    )
+    assert headline({}) is None
