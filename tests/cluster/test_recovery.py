@@ -131,3 +131,49 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_finetune_that_of_t
     assert furthest(killed["alignment"], expected["alignment"]) < 1e-6
     assert furthest(killed["weights"], expected["weights"]) < 1e-5
     assert furthest(killed["losses"], expected["losses"]) < 2e-3
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_choice_by_training_survives_the_death_of_a_worker_and_of_the_driver_within_a_rung(
+    cluster, local_ray, small_config, tmp_path
+):
+    address, head = cluster
+    rng = random.Random(seed := random.randrange(2**32))
+    print(f"seed {seed}")
+    sizes = {
+        "probe": {},
+        "sampling": {"sequence_length": 64, "batch_size": 8, "batches": 8},
+        "search": {"token_budget": 10_000, "method": "closed_form"},
+        "choose": {"by": "training"},
+        "finetune": {"tokens": 8192, "eval_tokens": 1024, "learning_rate": 1e-4, "checkpoint_every": 0.001},
+        "cluster": {"max_actors": 2},
+    }
+    out, config = tmp_path / "killed", tmp_path / "killed.yaml"
+    config.write_text(yaml.safe_dump(small_config(out, **sizes)))
+
+    def ready(study: Study) -> Study:
+        with actors_here():
+            pipeline.embed(study)
+            pipeline.align(study)
+        return study
+
+    study = ready(pipeline.open_study(load_config(config)))
+    driver = start_driver(config, address, "choose")
+    while len(list((out / "finetune" / "state").glob("*.json"))) < 2:  # both candidates are at the first rung
+        assert driver.poll() is None, "the driver ended before a rung was reached"
+        time.sleep(0.05)
+    print(f"choose: killed {kill_a_worker(head, TRAININGS, rng, lambda: driver.poll() is None)}")
+    time.sleep(rng.uniform(0.0, 3.0))
+    assert driver.poll() is None, "the driver ended before it was killed"
+    driver.kill()
+    driver.wait()
+    after = pipeline.choose(study)
+    undisturbed = ready(pipeline.open_study(Config.model_validate(small_config(tmp_path / "undisturbed", **sizes))))
+    with trainings_here():
+        expected = pipeline.choose(undisturbed)
+    assert after.spent == expected.spent and after.chosen() == expected.chosen()
+    for name, row in expected.targets["target"].candidates.items():
+        found = after.targets["target"].candidates[name]
+        assert found.value == pytest.approx(row.value, abs=1e-6) and found.p_best == pytest.approx(row.p_best, abs=1e-6)
