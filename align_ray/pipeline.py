@@ -55,7 +55,8 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     """Check everything that can be checked without a cluster or a model's weights; raise a UserError at the first thing
     wrong.
 
-    `write`: keep the configuration in the output folder, which shows that it can be written."""
+    `write`: see that the output folder can be written and is not in use. The configuration is kept there with the
+    first result (`stages`): what fails changes nothing."""
     study = Study(config, Store(config.output), checked_probe(config), say)
     if study.model != study.probe:
         check_model(study.model, as_probe=False)
@@ -69,8 +70,8 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     tracking.tracking_uri(config)
     if write:
         study.store.check_writable()
-        with study.store.locked():  # the configuration of a run that is going on stays
-            study.store.write_bytes("config.yaml", config.to_yaml().encode())
+        with study.store.locked():
+            pass
     return study
 
 
@@ -252,6 +253,7 @@ def report(study: Study, stopped: str = "") -> str:
         for name, result in found.items():
             if name != embed.file:
                 store.write_json(f"{name}.json", result.dump())
+        store.write_bytes("config.yaml", study.config.to_yaml().encode())
         if search.file in found:
             store.write_json("recipe.json", recipe(study))
         kept = {name: store.find_json(f"{name}.json") for name in ("cost", "estimate")}

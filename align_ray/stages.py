@@ -111,7 +111,7 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
         value = config
         for part in field.split("."):
             value = value[part]
-        values.append(value)
+        values.append(_that_matters(field, value))
     inputs: list[Any] = [answer_key(study, needed) for needed in wanted.needs]
     if "finetune" in (*wanted.fields, *wanted.further(study)):
         inputs.append(study.model.digest)  # the folder's name is in the fields, not what lies there now
@@ -125,6 +125,15 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
         inputs = [study.probe.digest, {name: counts.get("rows_digest") for name, counts in samples.items()}]
         inputs += [PROCEDURE] if study.config.embedding.estimator == "reference" else []
     return digest([FORMAT, values, inputs])
+
+
+INDIFFERENT = {"finetune": ("workers", "gpus_per_worker", "keep_weights", "checkpoint_every")}
+"""By section, fields that say how or where work is done: no result depends on them."""
+
+
+def _that_matters(section: str, value: Any) -> Any:
+    ignored = INDIFFERENT.get(section, ())
+    return {k: v for k, v in value.items() if k not in ignored} if ignored else value
 
 
 def _answer(wanted: Stage[Any], key: str) -> str:
@@ -147,6 +156,7 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
             with spending(study.config, study.store, room.most) if room else nullcontext():
                 result = wanted.result.parse(wanted.work(study, *arguments, **options))
             study.store.write_json(_answer(wanted, answer_key(study, wanted)), result.dump())
+            study.store.write_bytes("config.yaml", study.config.to_yaml().encode())
             if wanted.needs:  # the sample's counts are a file of their own already
                 study.store.write_json(f"{wanted.file}.json", result.dump())
             made = result.recorded()

@@ -31,7 +31,7 @@ candidates:
   value is YAML.
 - An unknown field, a value out of bounds and fields that contradict each other are refused before anything is computed,
   in one sentence that names the field.
-- The resolved configuration, defaults included, is kept as `config.yaml` in the output folder.
+- The resolved configuration of the last result, defaults included, is kept as `config.yaml` in the output folder.
 - Credentials do not belong here: a URI that carries one is refused. See [running](running.md#credentials).
 
 "Required" in the column of defaults means that the field must be given; `null` that it is empty.
