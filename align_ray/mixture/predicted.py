@@ -100,11 +100,10 @@ def search_by_prediction(
     everything = ensemble_losses(probabilities, pool)
     kept = _kept(pool, _together(study, everything), len(known))
     mixtures = pool[kept]
-    features = Features(
-        {t: losses[kept] for t, losses in everything.items()},
-        merged_losses(study, heldout, keys, mixtures),
-        linear_losses(probabilities, mixtures),
-    )
+    ensemble = {t: losses[kept] for t, losses in everything.items()}
+    # models that began from random weights have no base to merge on
+    merged = merged_losses(study, heldout, keys, mixtures) if config.finetune.scratch is None else ensemble
+    features = Features(ensemble, merged, linear_losses(probabilities, mixtures))
     trained = study.changed(finetune={"keep_weights": False})
     total, may = min(RUNS, config.search.trials), np.array([within(w, constraints) for w in mixtures])
     runs = first_runs(mixtures, _together(study, {t: features.of(t)[0] for t in heldout}), may, (total + 1) // 2)

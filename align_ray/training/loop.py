@@ -52,7 +52,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         model = trainable_model(settings, device)
         first = {name: p.detach().float().cpu().clone() for name, p in learned(model).items()} if kept else {}
         model.eval()
-        if not before or settings["scratch"] is not None:  # random weights differ from seed to seed
+        passed = store.find_json(rungs_file(key))
+        if isinstance(passed, dict):
+            before = {name: np.array(losses) for name, losses in passed["before"].items()}
+        elif not before or settings["scratch"] is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
 
         def losses_at_rung(steps: int, model: Any = model) -> dict[str, Any]:
