@@ -29,7 +29,7 @@ class CorpusSample:
     training: Rows
     """Rows for fine-tuning (candidates)."""
     heldout: Rows
-    """Rows for the target's loss (targets); no document in two of them, and none in common with `batches`."""
+    """Rows for a loss (targets, replay); no document in two of them, none in common with `batches` or `training`."""
 
     def digest(self) -> str:
         """Digest of all rows: what is computed from the sample belongs to it alone."""
@@ -59,7 +59,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     wanted = [
         *((c, target_tokens, for_targets) for c in config.targets),
         *((c, candidate_tokens, for_batches) for c in config.candidates),
-        *((c, replay_tokens(config), 0) for c in [config.replay] if c),
+        *((c, 2 * max(replay_tokens(config), tune.eval_tokens), 2 * halves) for c in [config.replay] if c),
     ]
     store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
     rejects: list[dict[str, str]] = []
@@ -80,7 +80,9 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         else:
             embedded = [d for d in drawn.documents if d.key not in target_keys]
             counts["in_target"] = len(drawn.documents) - len(embedded)
-            heldout, training = [], embedded
+            # of general text a half shows what a training forgets
+            heldout = [d for d in embedded if d.key[-1] % 2 == 1] if is_replay else []
+            training = [d for d in embedded if d.key[-1] % 2 == 0] if is_replay else embedded
         wanted_tokens = replay_tokens(config) if is_replay else tune.tokens
         train, test = -(-wanted_tokens // sampling.sequence_length), -(-tune.eval_tokens // sampling.sequence_length)
         sample = CorpusSample(
@@ -94,7 +96,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
             raise CorpusError(
                 f"target '{corpus.name}' is too small to hold out text for its loss; give more documents."
             )
-        if is_replay and len(sample.training) == 0:
+        if is_replay and 0 in (len(sample.training), len(sample.heldout)):
             raise CorpusError(f"corpus '{corpus.name}' holds too little text for replay; give more documents.")
         _say_if_short(study, corpus.name, sample, is_target, wanted_tokens)
         _write_sample(store, corpus.name, sample)

@@ -72,7 +72,7 @@ def tune_loss(
     heldout = {t: validation_half(rows) for t, rows in heldout_rows(study).items()}
     fixed, unique = common_inputs(study, heldout), unique_sequences(config, tokens, config.search.proxy_tokens)
     share = scaling(config, room.use_gpu)
-    settings = {**loop_settings(study, heldout), "config": config}
+    settings = {**loop_settings(study, heldout), "targets": heldout, "config": config}
 
     def trial(point: dict[str, float]) -> None:
         weights = from_unit_cube(np.array([point[n] for n in names]), constraints)

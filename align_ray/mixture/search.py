@@ -42,7 +42,8 @@ def find_mixture(study: Study, evidence: Evidence) -> dict[str, Any]:
 
     def probabilities() -> dict[str, np.ndarray]:
         study.say(f"training on each of {len(tokens)} candidates, for MixMin")
-        return candidate_probabilities(study)
+        keeping = {"keep_weights": config.search.objective == "predicted" or config.finetune.keep_weights}
+        return candidate_probabilities(study.changed(finetune=keeping))
 
     build = goal_builder(config, evidence.rows, evidence.batches, vocabulary, probabilities)
     others = {"dsir": dsir_mixture(study)} | by_other_objectives(study, constraints, evidence)

@@ -103,11 +103,12 @@ def derived(results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -
     its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `headline`: see
     there; `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
     candidates that did better alone than the mixture;
-    `losses` by target, see `loss_against_alignment`; `skipped`: sequences left out, by corpus; `trials`: their number;
+    `losses` by target, see `loss_against_alignment`; `front` by target: see `Finetuned.front`; `skipped`: sequences
+    left out, by corpus; `trials`: their number;
     `actual` and `estimated`: totals over stages of what every stage has; `embedding_rate`: tokens per second of an
     actor.
     """
-    found: dict[str, Any] = {"losses": {}, "finetuned": {}}
+    found: dict[str, Any] = {"losses": {}, "finetuned": {}, "front": {}}
     found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None
     found["headline"] = headline(results, stopped)
     found["repeated"] = {
@@ -128,6 +129,7 @@ def derived(results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -
             difference = runs["uniform"].targets[target].after - runs["mixture"].targets[target].after
             ends = {"low": None, "high": None} if paired is None else {"low": paired.low, "high": paired.high}
             found["finetuned"][target] = {"value": difference, **ends}
+            found["front"][target] = results["finetune"].front(target)
     embedding = costs.get("cost", {}).get("embed", {})
     if embedding.get("computed"):
         found["embedding_rate"] = embedding["tokens"] / embedding["actor_seconds"]

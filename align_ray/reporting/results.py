@@ -287,7 +287,24 @@ class Finetuned(Result):
     def conditions(self) -> list[str]:
         """How the runs were trained, and what to know of them, one sentence each."""
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
-        return [f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}", *self.better_alone(), *self.repeated()]
+        about = f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}"
+        return [about, *self.forgets(), *self.better_alone(), *self.repeated()]
+
+    def forgets(self) -> list[str]:
+        """Of the mixture and the uniform one, what they made the model forget of general text."""
+        lines = []
+        for name in ("mixture", "uniform"):
+            if (found := self.runs[name].general if name in self.runs else None) is not None:
+                between = "" if found.change_low is None else f" [{found.change_low:+.4f}, {found.change_high:+.4f}]"
+                lines.append(f"general text after '{name}': {found.after:.4f}, {found.change:+.4f}{between}")
+        return lines
+
+    def front(self, target: str) -> list[str]:
+        """Runs that no other beats on both the target and general text, lowest loss on the target first; none without
+        replay."""
+        points = {n: (r.targets[target].after, r.general.after) for n, r in self.runs.items() if r.general}
+        kept = [n for n, (a, b) in points.items() if not any(x < a and y < b for x, y in points.values())]
+        return sorted(kept, key=lambda name: points[name])
 
     def better_alone(self) -> list[str]:
         """A sentence for every target that a candidate alone has come nearer to than the mixture."""

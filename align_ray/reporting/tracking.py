@@ -328,6 +328,8 @@ def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned)
     for name, run in result.runs.items():
         rows = {t: row.model_dump() for t, row in run.targets.items()}
         values = {f"{label}/{t}": row[k] for k, label in shown.items() for t, row in rows.items() if row[k] is not None}
+        if run.general:
+            values |= {"general_loss": run.general.after, "general_change": run.general.change}
         weights = {n: run.weights.get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
         tracker.child(name, "finetune", _weights(weights), values, {"training_loss": list(run.training)})
         if name in ("mixture", "uniform"):

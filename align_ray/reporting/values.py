@@ -201,6 +201,17 @@ class Change(Value):
     """Share of the held-out 13-token windows that occur in the training rows."""
 
 
+class Forgotten(Value):
+    """The loss on held-out general text before and after a training, nats per token."""
+
+    before: float
+    after: float
+    change: float
+    change_error: float | None
+    change_low: float | None = None
+    change_high: float | None = None
+
+
 class Rung(Value):
     """Losses by target after so many steps, nats per token on the first half of the held-out text."""
 
@@ -246,6 +257,8 @@ class Training(Value):
     rungs: list[Rung] = []
     """Losses while it was trained."""
     targets: dict[str, Change]
+    general: Forgotten | None = None
+    """What it made the model forget, where the study has general text (`replay`)."""
 
 
 class Validated(Value):

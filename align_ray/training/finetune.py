@@ -18,7 +18,7 @@ from align_ray.context import Study, reported_weights
 from align_ray.corpora.rows import Rows, report_half
 from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
-from align_ray.training.jobs import train_jobs
+from align_ray.training.jobs import Trained, train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
 from align_ray.training.verdict import keeps_to, made_from, verdict
 
@@ -61,7 +61,8 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     and of the first seed's training the number of rows, `distinct_tokens`, how often each is seen (`epochs`),
     `training` (steps with the loss of their batch) and `rungs` (losses by target after so many steps, on the first
     half of the held-out text); by target `before` and `after` (nats per token on the second half of the held-out text,
-    mean over seeds), `change` with its standard error and interval over seeds and held-out rows, and `overlap`.
+    mean over seeds), `change` with its standard error and interval over seeds and held-out rows, and `overlap`;
+    `general`: the same of the general text's held-out rows, where there is replay.
     `bytes_per_token[target]`: of the held-out tokens that count, to give losses in bits per byte.
     `uniform_less_mixture[target]`: the difference of these two runs' losses, paired by seed and row, with its interval.
     `verdict`: see `verdict.py`; beside the uniform mixture, a candidate alone could be recommended where `caps` allow
@@ -88,10 +89,11 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
             **seen(job, config.finetune.epochs),
             "training": trained[0].training,
             "rungs": [
-                {"steps": rung.steps, "losses": {t: float(v.mean()) for t, v in rung.losses.items()}}
+                {"steps": rung.steps, "losses": {t: float(rung.losses[t].mean()) for t in heldout}}
                 for rung in trained[0].rungs
             ],
             "targets": targets,
+            "general": forgotten(trained),
         }
     alone = {run.name: run.weights for run in runs if run.name not in MIXED}
     feasible = [
@@ -115,6 +117,14 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
         "runs": report,
         "uniform_less_mixture": {t: vars(two_sample_mean(d)) for t, d in paired.items() if d.shape[1] > 1},
     }
+
+
+def forgotten(trained: Sequence[Trained]) -> dict[str, float | None] | None:
+    """`change` on general text, of a run's trainings; None where there is none."""
+    known = [t.general for t in trained if t.general is not None]
+    if not known:
+        return None
+    return change(*(np.stack([report_half(getattr(g, when)) for g in known]) for when in ("before", "after")))
 
 
 def bytes_per_token(rows: Rows, tokenizer: Any) -> float:

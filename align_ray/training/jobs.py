@@ -15,6 +15,7 @@ from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.corpora.rows import Rows
+from align_ray.corpora.sample import read_sample
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
@@ -54,13 +55,15 @@ class Rung:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a job came to: losses by target, those at every rung (the last one is the end), the seconds of the training
-    alone, and its steps with the loss of their batch."""
+    """What a job came to: losses by target, those at every rung (the last one is the end, general text is there under
+    the corpus' name), the seconds of the training alone, and its steps with the loss of their batch."""
 
     losses: dict[str, Losses]
     rungs: list[Rung]
     seconds: float
     training: list[tuple[int, float]]
+    general: Losses | None = None
+    """On general text, where the study has some for replay: what the training made the model forget."""
 
 
 def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
@@ -70,7 +73,7 @@ def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[
     `cost.max_cost` is used up.
     """
     keys = _train_missing(study, heldout, jobs, None)
-    return [_trained(study.store.read_json(f"finetune/{key}.json")) for key in keys]
+    return [_trained(study.store.read_json(f"finetune/{key}.json"), heldout) for key in keys]
 
 
 def train_to_rung(
@@ -104,9 +107,15 @@ def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[st
     return [job_key(fixed, job, share) for job in jobs]
 
 
+def general_rows(study: Study) -> dict[str, Rows]:
+    """Held-out rows of the study's general text, by the name of its corpus; none without replay."""
+    replay = study.config.replay
+    return {replay.name: read_sample(study.store, replay.name).heldout} if replay else {}
+
+
 def common_inputs(study: Study, heldout: dict[str, Rows]) -> list[Any]:
     """What determines the results of all jobs alike, as a JSON value."""
-    settings = study.config.finetune
+    settings, heldout = study.config.finetune, general_rows(study) | heldout
     return [
         TRAINER,
         study.model.digest,
@@ -134,9 +143,10 @@ def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
 
 
-def _trained(stored: dict[str, Any]) -> Trained:
+def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
-    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"])
+    general = [losses.pop(name) for name in [*losses] if name not in heldout]
+    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], *general)
 
 
 def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:
@@ -154,11 +164,12 @@ def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]], r
     slots = min(len(jobs), runs_at_once(config, room))
     storage = store.place("train")
     settings = loop_settings(study, heldout) | {"rung": rung}
-    what = [rung, *(job["key"] for job in jobs)]
+    wanted = [rung, config.finetune.keep_weights]  # a finished experiment of other wishes is not gone on with
+    what = [*wanted, *(job["key"] for job in jobs)]
 
     def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
         share = jobs[point["share"] :: slots]
-        run = f"share-{digest([rung, *(job['key'] for job in share)])}"
+        run = f"share-{digest([*wanted, *(job['key'] for job in share)])}"
         drop_torn(f"{storage}/{run}/checkpoint_manager_snapshot.json")
         TorchTrainer(
             train_loop,
@@ -192,7 +203,8 @@ def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]], r
 
 def loop_settings(study: Study, heldout: dict[str, Rows]) -> dict[str, Any]:
     """What `train_loop` is told of the study; the jobs come with it."""
-    given = {"located": study.model, "store": study.store, "targets": heldout, "replay_share": replay_share(study)}
+    measured = general_rows(study) | heldout
+    given = {"located": study.model, "store": study.store, "targets": measured, "replay_share": replay_share(study)}
     return given | study.config.finetune.model_dump()
 
 

@@ -278,3 +278,21 @@ def test_the_headline_says_what_to_train_on_and_what_that_gave():
         "Found: 60% a and 40% b; measured"
     )
     assert headline({}) is None
+
+
+def test_what_trainings_forget_is_said_and_the_front_of_target_and_general_text_is_kept():
+    from align_ray.reporting.results import Finetuned
+
+    def run(loss, general):
+        ends = {"change_error": 0.01, "change_low": general - 0.02, "change_high": general + 0.02}
+        target = {"before": 3.0, "after": loss, "change": loss - 3.0, "overlap": 0.0, **ends}
+        forgotten = {"before": 2.0, "after": 2.0 + general, "change": general, **ends}
+        return {"weights": {"a": 1.0}, "sequences": 8, "targets": {"t": target}, "general": forgotten}
+
+    runs = {"a": run(2.5, 0.3), "b": run(2.7, 0.1), "mixture": run(2.6, 0.2), "uniform": run(2.8, 0.25)}
+    found = Finetuned.parse({"tokens": 100, "seeds": 3, "runs": runs})
+    assert found.front("t") == ["a", "mixture", "b"], "uniform is worse than the mixture on both"
+    assert "general text after 'mixture': 2.2000, +0.2000 [+0.1800, +0.2200]" in found.conditions()
+    without = {name: {k: v for k, v in row.items() if k != "general"} for name, row in runs.items()}
+    plain = Finetuned.parse({"tokens": 100, "seeds": 3, "runs": without})
+    assert plain.front("t") == [] and not plain.forgets()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from align_ray.checks.outcomes import tokens_of_a_step
 from align_ray.config import Config
+from align_ray.corpora.rows import FILLED
 from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_model
@@ -56,12 +57,13 @@ def test_replay_is_read_but_is_no_candidate(sampled):
 
 def test_with_replay_the_general_text_is_learned_as_well(sampled, no_trainings):
     study = sampled()
-    general = {"general": read_sample(study.store, "general").training[:8], **heldout_rows(study)}
-    jobs = candidate_jobs(study, 2048)
+    heldout, jobs, sample = heldout_rows(study), candidate_jobs(study, 2048), read_sample(study.store, "general")
+    assert not set(sample.heldout.documents.ravel()) & set(sample.training.documents.ravel()) - {FILLED}
     without = [dataclasses.replace(job, replay=None) for job in jobs]
-    assert set(job_keys(study, general, jobs)).isdisjoint(job_keys(study, general, without))
-    (_, mixed), (_, alone) = (train_jobs(study, general, of) for of in (jobs, without))
-    gain = lambda done: (done.losses["general"].before - done.losses["general"].after).mean()
+    assert set(job_keys(study, heldout, jobs)).isdisjoint(job_keys(study, heldout, without))
+    (_, mixed), (_, alone) = (train_jobs(study, heldout, of) for of in (jobs, without))
+    assert set(mixed.losses) == {"target"} and len(mixed.general.after) == len(sample.heldout)
+    gain = lambda done: (done.general.before - done.general.after).mean()
     assert gain(mixed) > gain(alone) + 0.05
     assert len(mixed.training) == 2 * len(alone.training) == 2 * 2048 // 32 // 4
 
@@ -152,3 +154,19 @@ def test_tokens_of_a_rung_are_those_of_the_candidate_without_replay(sampled):
     assert tokens_of_a_step(study) == 2 * 32, "half of four rows"
     without = dataclasses.replace(study, config=study.config.model_copy(update={"replay": None}))
     assert tokens_of_a_step(without) == 4 * 32
+
+
+def test_finetune_says_what_every_run_forgets(sampled, no_trainings):
+    from align_ray.reporting.results import Finetuned
+    from align_ray.training.finetune import Run, finetune_runs
+
+    study = sampled()
+    runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
+    half = {"python-stdlib": 0.5, "licences": 0.5}
+    runs += [Run("uniform", half), Run("mixture", half)]
+    tokens = {"python-stdlib": 10**6, "licences": 10**6}
+    found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
+    for run in found.runs.values():
+        assert set(run.targets) == {"target"} and run.general.change_low < run.general.change < run.general.change_high
+        assert run.general.after == pytest.approx(run.general.before + run.general.change)
+    assert len(found.forgets()) == 2 and set(found.front("target")) <= set(found.runs)
