@@ -300,3 +300,7 @@ def test_lora_trains_adapters_alone_and_learns(embedded):
     (done,) = train_jobs(changed, heldout, jobs)
     losses = done.losses["target"]
     assert losses.after.mean() != losses.before.mean() and abs(losses.after.mean() - losses.before.mean()) < 1
+    keeping = changed.changed(finetune={"keep_weights": True})
+    assert train_jobs(keeping, heldout, jobs)[0].losses["target"].after.mean() == pytest.approx(losses.after.mean())
+    (kept,) = (Path(study.store.uri) / "finetune" / "weights").glob("*.safetensors")
+    assert set(load_file(kept)) == learned, "weights that are asked for after the training are made"
