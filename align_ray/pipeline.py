@@ -47,7 +47,7 @@ from align_ray.reporting.results import (
 from align_ray.stages import Stage, need, stage, stored
 from align_ray.store import Store
 from align_ray.training.choose import check_choosable, choose_candidates
-from align_ray.training.finetune import finetune_runs, planned_runs
+from align_ray.training.finetune import feasible_alone, finetune_runs, planned_runs
 from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
@@ -56,7 +56,7 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     wrong.
 
     `write`: see that the output folder can be written and is not in use. The configuration is kept there with the
-    first result (`stages`): what fails changes nothing."""
+    first result (`stages`)."""
     study = Study(config, Store(config.output), checked_probe(config), say)
     if study.model != study.probe:
         check_model(study.model, as_probe=False)
@@ -185,10 +185,14 @@ def _chosen_by(study: Study) -> tuple[str, ...]:
 
 @stage("finetune", Finetuned, needs=(search,), fields=("finetune",), further=_chosen_by, track=tracking.finetuned)
 def finetune(study: Study) -> dict[str, Any]:
-    """Fine-tune on every candidate (chosen by training: on every target's best alone), uniform and the found mixture
-    (see `finetune_runs`)."""
+    """Fine-tune on every candidate (chosen by training: on every target's best alone, and its best of those that could
+    be recommended), uniform and the found mixture (see `finetune_runs`)."""
     found = need(study, search)
-    alone = need(study, choose).chosen() if study.config.choose.by == "training" else None
+    alone = None
+    if study.config.choose.by == "training":
+        chosen, tokens = need(study, choose), token_counts(study)
+        feasible = feasible_alone(study.config, tokens, found.caps)
+        alone = [*chosen.chosen(), *chosen.chosen(feasible)]
     runs = planned_runs(study.config, found, alone)
     study.say(f"fine-tuning {len(runs)} times on {study.config.finetune.tokens} tokens")
     return finetune_runs(study, token_counts(study), runs, found.caps)
@@ -267,8 +271,15 @@ def report(study: Study, stopped: str = "") -> str:
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 
 
+def check_stages(study: Study) -> None:
+    """Raises a UserError where the configuration does not allow a stage of `run`, before the first is started."""
+    for one in of_run(study.config):
+        one.check(study)
+
+
 def plan(study: Study) -> dict[str, Any]:
     """The work, time and money of every stage, before anything is started (see `estimate.estimate`)."""
+    check_stages(study)
     config = study.config
     gpu = config.cluster.use_gpu if config.cluster.use_gpu is not None else torch.cuda.is_available()
     return estimate(study, gpu)
@@ -279,6 +290,7 @@ def run(study: Study) -> str:
 
     Raises CapReached where `cost.max_cost` stopped a stage, after the report of what was finished.
     """
+    check_stages(study)
     with study.store.locked():
         study.store.write_json("estimate.json", plan(study))
         capped: CapReached | None = None

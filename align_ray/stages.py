@@ -106,14 +106,16 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
     disk now, and the batches that were embedded of them, so that a result is found only beside what it was made from.
     """
     config = study.config.model_dump(mode="json")
-    values = []
-    for field in (*wanted.fields, *wanted.further(study)):
+    fields, values = [*wanted.fields, *wanted.further(study)], []
+    if "finetune" in fields and study.config.replay:
+        fields.append("replay")  # part of every training
+    for field in fields:
         value = config
         for part in field.split("."):
             value = value[part]
         values.append(_that_matters(field, value))
     inputs: list[Any] = [answer_key(study, needed) for needed in wanted.needs]
-    if "finetune" in (*wanted.fields, *wanted.further(study)):
+    if "finetune" in fields:
         inputs.append(study.model.digest)  # the folder's name is in the fields, not what lies there now
     for needed in wanted.needs:
         if not needed.needs:  # the embedding: a cap may have ended it early, and `auto` is another dtype on a GPU
@@ -128,7 +130,8 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
 
 
 INDIFFERENT = {"finetune": ("workers", "gpus_per_worker", "keep_weights", "checkpoint_every")}
-"""By section, fields that say how or where work is done: no result depends on them."""
+"""By section, fields that say how or where work is done: no result depends on them but for rounding (and for what
+dropout draws on several workers)."""
 
 
 def _that_matters(section: str, value: Any) -> Any:

@@ -64,15 +64,15 @@ class Recorded:
         return rungs.halve(train, full, len(which), priors, lambda: self.before, DELTA, 0)
 
     def judged(self, seed: int, target: str, which: np.ndarray, standing: rungs.Standing) -> dict[str, float]:
-        known = np.isfinite(standing.mean)
-        truth, mean = self.truth[target][which][known], standing.mean[known]
+        known = np.isfinite(standing.middle)
+        truth, mean = self.truth[target][which][known], standing.middle[known]
         end = np.stack([self.of("report", target, self.candidates[k], seed, self.steps[-1]) for k in which[known]])
         own = end - end.mean(0)
         off = own.mean(1) - (mean - mean.mean())
         reach = norm.ppf(0.95) * np.sqrt(standing.apart[known] ** 2 + own.var(1, ddof=1) / end.shape[1])
         return {
             "rank": spearmanr(mean, truth).statistic,
-            "regret": truth[mean.argmin()] - truth.min(),
+            "regret": truth[np.lexsort((mean, -standing.p_within[known]))[0]] - truth.min(),
             "inside": float((abs(off) <= reach).mean()),
         }
 

@@ -243,7 +243,7 @@ def trainings_here():
 
     alone, threads = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1), torch.get_num_threads()
 
-    def train_here(study, heldout, todo, rung):
+    def train_here(study, heldout, todo, rung, resume=True):
         jobs.train_loop(jobs.loop_settings(study, heldout) | {"jobs": todo, "rung": rung})
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ turns its weights back into floating point numbers), the package is never import
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -331,6 +332,7 @@ def has_bfloat16(device: Any) -> bool:
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
+@functools.cache
 def has_dropout(located: Located) -> bool:
     """Whether training mode makes the trunk random: by its configuration, without weights."""
     import torch

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from align_ray.context import Study, reported_weights
+from align_ray.context import Study, target_weights
 from align_ray.corpora.rows import Rows, validation_half
+from align_ray.errors import ConfigError
 from align_ray.mixture.by_loss import combined, swarm_mixtures
 from align_ray.mixture.constraints import Constraints, nearest
 from align_ray.mixture.merged import merged_losses
 from align_ray.mixture.objectives import log_mixture_objective
-from align_ray.training.jobs import heldout_probabilities, job_keys, train_jobs
+from align_ray.training.jobs import Trained, heldout_probabilities, job_keys, train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, mixture_jobs, with_rate
 
 RUNS = 8
@@ -92,6 +93,7 @@ def search_by_prediction(
     config, heldout, names = study.config, heldout_rows(study), constraints.names
     experts = candidate_jobs(study, config.finetune.tokens)
     keys = job_keys(study, heldout, experts)
+    _refuse_diverged(train_jobs(study, heldout, experts), list(names))
     probabilities = {t: validation_rows(p) for t, p in heldout_probabilities(study, heldout, experts).items()}
     feasible = {n: w for n, w in known.items() if within(w, constraints)}
     pool = np.concatenate(
@@ -212,9 +214,12 @@ def _together(study: Study, losses: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _of_all(study: Study, found: Predicted) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of what is minimised, targets taken as independent."""
-    share = reported_weights(study.config)
-    errors = np.stack(list(found.error.values()))
-    return _together(study, found.mean), np.sqrt((share[:, None] ** 2 * errors**2).sum(0))
+    share, means, errors = target_weights(study.config), *(np.stack([*v.values()]) for v in (found.mean, found.error))
+    if share is not None:
+        return share @ means, np.sqrt(share**2 @ errors**2)
+    drawn = means + errors * np.random.default_rng(study.config.seed).standard_normal((1000, *means.shape))
+    worst = drawn.max(1)
+    return worst.mean(0), worst.std(0)
 
 
 def _measured(
@@ -223,7 +228,17 @@ def _measured(
     """Losses after training on the mixtures, on the half that chooses, by target [n]."""
     weights = [dict(zip(names, w.tolist(), strict=True)) for w in mixtures]
     done = train_jobs(study, heldout, mixture_jobs(study, tokens, weights, study.config.finetune.tokens, range(1)))
+    _refuse_diverged(done, ["a mixture"] * len(done))
     return {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
+
+
+def _refuse_diverged(done: list[Trained], names: list[str]) -> None:
+    """Raises ConfigError where a loss is no number."""
+    for name, trained in zip(names, done, strict=True):
+        if not all(np.isfinite(losses.after).all() for losses in trained.losses.values()):
+            raise ConfigError(
+                f"the training on {name} diverged: its loss is no number; lower finetune.learning_rate or leave it out."
+            )
 
 
 def _described(found: Predicted, at: int) -> dict[str, dict[str, float]]:

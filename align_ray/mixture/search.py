@@ -80,7 +80,7 @@ def _search_by_training(
     if config.search.objective == "predicted":
         known = {name: np.array(list(m["weights"].values())) for name, m in cheap["mixtures"].items()}
         known["by mixmin"] = known.pop("recommended")
-        study.say(f"training on at most {RUNS} mixtures, to predict the loss of all")
+        study.say(f"training on at most {min(RUNS, config.search.trials)} mixtures, to predict the loss of all")
         return search_by_prediction(study, tokens, constraints, known)
     at_most = "at most " if config.search.method == "tune" else ""
     study.say(f"training {at_most}{config.search.trials} proxies on {config.search.proxy_tokens} tokens")

@@ -28,15 +28,19 @@ class Choice(Result):
     """What whole trainings on all candidates would take."""
     learning_rate: float
     delta: float
+    diverged: list[str] = []
+    """Candidates whose loss is no number, or more than twice the base's: left out."""
     stopped: str | None = None
     """What ended the trainings before their end."""
 
-    def chosen(self) -> list[str]:
-        """Every target's best candidate, each once."""
-        return list(dict.fromkeys(next(iter(found.candidates)) for found in self.targets.values()))
+    def chosen(self, among: list[str] | None = None) -> list[str]:
+        """Every target's best candidate, each once; `among`: of these alone, where a target has one."""
+        ordered = (list(found.candidates) for found in self.targets.values())
+        best = ([n for n in names if among is None or n in among][:1] for names in ordered)
+        return list(dict.fromkeys(name for names in best for name in names))
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and candidate, lowest expected loss first: `tokens` it was trained on, `loss` believed of
+        """One row a target and candidate, the likeliest best first: `tokens` it was trained on, `loss` believed of
         the end of a whole training with its 95% interval, `change` from the base's, `p_best`, `p_within` (within delta
         of the best) and `regret`, the expected loss above the best candidate's."""
         rows: list[dict[str, Any]] = []
@@ -51,8 +55,10 @@ class Choice(Result):
     def notes(self) -> list[str]:
         return [
             *(f"{target}: {found.state}: {found.why}" for target, found in self.targets.items()),
-            f"trained on {self.spent:,} tokens, of {self.exhaustive:,} that whole trainings on all would take",
+            f"trained on {self.spent:,} tokens, of {self.exhaustive:,} that whole trainings on all would take (beside "
+            "those that chose the learning rate)",
             f"loss: believed after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed",
             f"P(within): of {self.delta:g} nats from the best; regret: expected loss above the best one's",
+            *([f"left out, since their training diverged: {', '.join(self.diverged)}"] if self.diverged else []),
             *([f"stopped: {self.stopped}"] if self.stopped else []),
         ]

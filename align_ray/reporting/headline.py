@@ -26,6 +26,8 @@ def headline(results: Mapping[str, Any], stopped: str = "") -> str | None:
 def shares_of(weights: Weights) -> str:
     """The largest weights in words, "59% mathlib, 31% openlogic and 10% of 3 others"."""
     ordered = sorted(((w, name) for name, w in weights.items() if w >= 0.005), reverse=True)
+    if not ordered:
+        return f"{len(weights)} corpora, each below half a percent"
     kept = ordered[: SHOWN if len(ordered) > SHOWN + 1 else len(ordered)]
     parts = [f"{w:.0%} {name}" for w, name in kept]
     if rest := ordered[len(kept) :]:

@@ -12,10 +12,14 @@ from align_ray.context import Study
 from align_ray.corpora.rows import validation_half
 from align_ray.errors import CapReached, ConfigError
 from align_ray.reporting.values import Ranked
-from align_ray.training.jobs import Rung, train_jobs, train_to_rung
+from align_ray.training.jobs import Rung, job_keys, train_jobs, train_to_rung
 from align_ray.training.loop import RUNGS, effective_steps, own_rows, rung_steps
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, with_rate
 from align_ray.training.rungs import SETTLED, Halving, Standing, halve
+from align_ray.training.state import state_file
+
+FEWEST_ROWS = 4
+"""Held-out rows of a target on which rungs are measured."""
 
 
 def check_choosable(study: Study) -> None:
@@ -25,7 +29,7 @@ def check_choosable(study: Study) -> None:
         raise ConfigError("field 'choose.by' is words: nothing is trained to choose; set it to training.")
     rows = -(-config.finetune.tokens // config.sampling.sequence_length)
     steps = -(-rows // own_rows(config)) * config.finetune.epochs
-    if len({*rung_steps(RUNGS, steps), steps}) < 3:
+    if len({*rung_steps(RUNGS, steps), steps}) < 2:
         raise ConfigError(
             f"field 'finetune.tokens' gives {steps} steps, too few for rungs at 2, 6, 16 and 40% of them; raise it or "
             "lower finetune.batch_size."
@@ -41,6 +45,13 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
     study = with_rate(study)
     config, heldout = study.config, heldout_rows(study)
     names = [c.name for c in config.candidates]
+    for target, rows in heldout.items():
+        if len(validation_half(rows)) < FEWEST_ROWS:
+            raise ConfigError(
+                f"target '{target}' has {len(rows)} held-out sequences, and a choice by training needs "
+                f"{2 * FEWEST_ROWS}: their scatter is its noise. Raise finetune.eval_tokens, give more text, or set "
+                "choose.by to words."
+            )
     jobs = candidate_jobs(study, config.finetune.tokens)
     total = -(-len(jobs[0].rows) // own_rows(config)) * config.finetune.epochs
     at = [*rung_steps(RUNGS, total), total]
@@ -75,6 +86,9 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
         stopped = str(error)
         study.say(f"note: {stopped}")
     halving = passed[-1]
+    if not stopped:  # weights and moments of what was given up; the losses stay
+        for key in job_keys(study, heldout, jobs):
+            study.store.remove(state_file(key))
     tokens = jobs[0].rows.tokens * config.finetune.epochs
     seen = [round(tokens * steps[rung - 1] / total) for rung in halving.reached]
     return {
@@ -82,6 +96,7 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
             t: _described(names, standing, seen, base()[t], config.finetune.delta)
             for t, standing in halving.standings.items()
         },
+        "diverged": [names[k] for k in halving.diverged],
         "tokens": tokens,
         "spent": sum(seen),
         "exhaustive": tokens * len(names),
@@ -98,9 +113,10 @@ def _prior(ranking: list[Ranked], names: list[str]) -> np.ndarray:
 
 
 def _described(names: list[str], standing: Standing, seen: list[int], before: float, delta: float) -> dict[str, Any]:
-    order = np.argsort(standing.mean, kind="stable")
+    known = np.flatnonzero(np.isfinite(standing.middle))
+    order = known[np.lexsort((standing.middle[known], -standing.p_within[known].round(2)))]
     best = names[order[0]]
-    if standing.p_within.min() >= SETTLED:
+    if standing.p_within[known].min() >= SETTLED:
         state, why = "no difference", f"every candidate is within {delta:g} nats of the best with P >= {SETTLED:g}"
     else:
         state = "settled" if standing.settled else "open"
@@ -114,7 +130,7 @@ def _described(names: list[str], standing: Standing, seen: list[int], before: fl
         "before": before,
         "candidates": {
             names[k]: {
-                "value": float(standing.mean[k]),
+                "value": float(standing.middle[k]),
                 "error": float(standing.error[k]),
                 "low": float(standing.low[k]),
                 "high": float(standing.high[k]),

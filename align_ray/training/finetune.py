@@ -42,6 +42,13 @@ def planned_runs(config: Config, found: Mixture, alone: Sequence[str] | None = N
     return [*single, *(Run(name, found.mixtures[key].weights) for name, key in MIXED.items())]
 
 
+def feasible_alone(config: Config, tokens: dict[str, int], caps: dict[str, float]) -> list[str]:
+    """Candidates that could be recommended alone: within the constraints, and with enough text for the token budget
+    without repetition."""
+    budget = config.search.token_budget
+    return [n for n in tokens if tokens[n] >= budget and keeps_to(config.search, caps, {n: 1.0})]
+
+
 def overlap(training: np.ndarray, heldout: np.ndarray) -> float:
     """Share of the held-out 13-token windows that occur in the training sequences."""
 
@@ -95,10 +102,8 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
             "targets": targets,
             "general": forgotten(trained),
         }
-    alone = {run.name: run.weights for run in runs if run.name not in MIXED}
-    feasible = [
-        n for n, w in alone.items() if keeps_to(config.search, caps, w) and tokens[n] >= config.search.token_budget
-    ]
+    alone = [run.name for run in runs if run.name not in MIXED]
+    feasible = [name for name in feasible_alone(config, tokens, caps) if name in alone]
     found = verdict(
         {t: after["mixture", t] for t in heldout},
         {name: {t: after[name, t] for t in heldout} for name in ("uniform", *feasible)},

@@ -16,6 +16,7 @@ from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.corpora.rows import Rows
 from align_ray.corpora.sample import read_sample
+from align_ray.fisher.probe import has_dropout
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
@@ -83,10 +84,11 @@ def train_to_rung(
     float64 [m], and those at the rungs so far. Errors: see `train_jobs`."""
     found = []
     for key in _train_missing(study, heldout, jobs, rung):
-        part = study.store.find_json(rungs_file(key))
-        if part is None:  # at its end
-            whole = study.store.read_json(f"finetune/{key}.json")
+        whole = study.store.find_json(f"finetune/{key}.json")
+        if whole is not None:  # at its end; what a rung left behind is older
             part = {"before": {t: r["before"] for t, r in whole["targets"].items()}, "rungs": whole["rungs"]}
+        else:
+            part = study.store.read_json(rungs_file(key))
         found.append(({t: np.array(v) for t, v in part["before"].items()}, _rungs(part["rungs"])[: rung + 1]))
     return found
 
@@ -98,6 +100,10 @@ def _train_missing(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung
     if todo:
         _train(study, heldout, list(todo.values()), rung)
         check_cap(study.config)
+        # Ray Tune does not go on with an experiment that it has finished, whatever became of its results
+        lost = [job for key, job in todo.items() if not done_to(store, key, rung, kept)]
+        if lost:
+            _train(study, heldout, lost, rung, resume=False)
     return keys
 
 
@@ -110,14 +116,16 @@ def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[st
 def general_rows(study: Study) -> dict[str, Rows]:
     """Held-out rows of the study's general text, by the name of its corpus; none without replay."""
     replay = study.config.replay
-    return {replay.name: read_sample(study.store, replay.name).heldout} if replay else {}
+    if replay is None or not len(rows := read_sample(study.store, replay.name).heldout):  # an older sample has none
+        return {}
+    return {replay.name: rows}
 
 
 def common_inputs(study: Study, heldout: dict[str, Rows]) -> list[Any]:
     """What determines the results of all jobs alike, as a JSON value."""
     settings, heldout = study.config.finetune, general_rows(study) | heldout
     return [
-        TRAINER,
+        TRAINER + has_dropout(study.model),  # version 3 draws it step by step; without dropout it is version 2
         study.model.digest,
         settings.epochs,
         settings.batch_size,
@@ -153,7 +161,9 @@ def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:
     return [Rung(r["steps"], {t: np.array(v) for t, v in r["losses"].items()}) for r in stored]
 
 
-def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]], rung: int | None) -> None:
+def _train(
+    study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]], rung: int | None, resume: bool = True
+) -> None:
     """Share the jobs out among as many Ray Train runs as the cluster holds at once, inside one Ray Tune experiment."""
     from ray import train, tune
     from ray.train.torch import TorchTrainer
@@ -192,7 +202,7 @@ def _train(study: Study, heldout: dict[str, Rows], jobs: list[dict[str, Any]], r
         driver_resources(),
         # under a cap always anew: Tune restores what was left of the old time budget, and finished trainings are in the
         # store
-        resume=config.cost.max_cost is None,
+        resume=resume and config.cost.max_cost is None,
         callbacks=[job_counter()],
     )
     with progress.steps("trainings done", len(jobs)):

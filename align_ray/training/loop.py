@@ -288,11 +288,11 @@ def rungs_file(key: str) -> str:
 
 
 def done_to(store: Store, key: str, rung: int | None, keep_weights: bool = False) -> bool:
-    """Whether a job is at its end, or at least at a rung of RUNGS; with what is kept of it, whole."""
+    """Whether a job is at its end, whole, or its losses at least at a rung of RUNGS are there."""
     if finished(store, key, keep_weights):
         return True
     found = store.find_json(rungs_file(key)) if rung is not None else None
-    return isinstance(found, dict) and len(found["rungs"]) > (rung or 0) and store.exists(state_file(key))
+    return isinstance(found, dict) and len(found["rungs"]) > (rung or 0)
 
 
 def finished(store: Store, key: str, keep_weights: bool = False) -> bool:

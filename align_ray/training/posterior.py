@@ -28,6 +28,8 @@ PRIOR_SPREAD = 0.7
 MISSING = 1e6
 """Noise variance that stands for a rung that was not reached, in units of a^2."""
 DRAWS = 2000
+FREEDOM = 4
+"""Degrees of freedom at least: with fewer than five a t-distribution has no mean or no variance worth the name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class _Point:
     error: np.ndarray
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        freedom = max(1, len(self.offset) - 2)
+        freedom = max(FREEDOM, len(self.offset) - 2)
         wider = np.sqrt(freedom / rng.chisquare(freedom, (n, 1)))  # Student's t: few candidates show little of a and b
         gamma = self.mean + wider * (rng.standard_normal((n, len(self.mean))) @ self.root.T)
         return gamma @ self.slope.T + self.offset + wider * self.error * rng.standard_normal((n, len(self.offset)))

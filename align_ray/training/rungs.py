@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from align_ray.errors import ConfigError
 from align_ray.training.posterior import Curves, final_losses, row_noise
 
 SETTLED = 0.9
 """Probability that a candidate is within delta of the best, from which on a target needs no more training."""
 HOPELESS = 0.05
 """Probability of being within delta of the best, below which a candidate is given up for a target."""
+FEWEST = 2
+"""Candidates that go on for a target that is not settled, even where each of many is unlikely to be its best."""
+DIVERGED = 2.0
+"""Times the loss before training, above which a training has diverged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Standing:
     """What is believed of a target's candidates at the end of their trainings; float64 [K] each, NaN and no probability
     for what is no candidate of the target."""
 
-    mean: np.ndarray
-    """Final loss, nats per token."""
+    middle: np.ndarray
+    """Final loss, nats per token: the median."""
     error: np.ndarray
     """Its standard deviation."""
     low: np.ndarray
@@ -50,6 +55,8 @@ class Halving:
     reached: list[int]
     """By candidate: the number of rungs it was trained to."""
     standings: dict[str, Standing]
+    diverged: list[int]
+    """Candidates whose loss is no number or exploded: they take no further part."""
 
 
 def halve(
@@ -69,7 +76,7 @@ def halve(
     is better, NaN where a candidate is none of that target. `before`: by target the loss before training, known after
     the first rung. `delta`: a difference of losses that makes none, nats per token.
     """
-    alive, reached = list(range(candidates)), [0] * candidates
+    alive, reached, diverged = list(range(candidates)), [0] * candidates, set[int]()
     rows: dict[str, np.ndarray] = {}
     for rung in range(len(steps)):
         for target, losses in train(alive, rung).items():
@@ -77,10 +84,20 @@ def halve(
             kept[alive, rung] = losses
         for k in alive:
             reached[k] = rung + 1
-        standings = standings_of(rows, np.array(steps), priors, before(), delta, seed)
-        yield Halving(list(reached), standings)
-        unsettled = [standing for standing in standings.values() if not standing.settled]
-        alive = [k for k in alive if any(standing.p_within[k] >= HOPELESS for standing in unsettled)]
+            means = {t: losses[k, rung].mean() for t, losses in rows.items()}
+            if not all(mean <= DIVERGED * before()[t] for t, mean in means.items()):  # true of what is no number too
+                diverged.add(k)
+        left = {t: np.where(np.isin(range(candidates), list(diverged)), np.nan, p) for t, p in priors.items()}
+        if any(np.isfinite(prior).sum() < 2 for prior in left.values()):
+            raise ConfigError("of a target's candidates all trainings but one diverged; lower finetune.learning_rate.")
+        standings = standings_of(rows, np.array(steps), left, before(), delta, seed)
+        yield Halving(list(reached), standings, sorted(diverged))
+        hopeful: set[int] = set()
+        for standing in standings.values():
+            if not standing.settled:
+                best = [k for k in np.argsort(-standing.p_within, kind="stable") if k in alive][:FEWEST]
+                hopeful |= {int(k) for k in best} | {k for k in alive if standing.p_within[k] >= HOPELESS}
+        alive = [k for k in alive if k in hopeful - diverged]
         if not alive:
             return
 
@@ -104,7 +121,7 @@ def standings_of(
         low, high = np.quantile(losses, [0.025, 0.975], axis=0)
         whole = lambda values, empty=np.nan, which=which, k=len(priors[target]): _whole(values, which, k, empty)
         found[target] = Standing(
-            mean=whole(losses.mean(0)),
+            middle=whole(np.median(losses, axis=0)),
             error=whole(losses.std(0)),
             low=whole(low),
             high=whole(high),

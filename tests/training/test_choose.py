@@ -58,6 +58,7 @@ def test_candidates_are_chosen_by_rungs_and_the_next_stages_use_it(study, counte
     assert frame["loss"].is_monotonic_increasing and (frame["loss_low"] <= frame["loss_high"]).all()
     assert "P(within)" in str(choice) and any("trained on" in line for line in choice.notes())
 
+    assert not [f for f in study.store.names("finetune/state") if f.endswith(".safetensors")], "no weights are left"
     made = len(counted)
     assert pipeline.choose(study).dump() == choice.dump() and len(counted) == made, "nothing is trained again"
     with actors_here():
@@ -105,8 +106,24 @@ def test_a_cap_within_the_rungs_leaves_what_is_believed_so_far(study, counted, m
     [
         ({"choose": {"by": "words"}}, "field 'choose.by' is words: nothing is trained"),
         ({"finetune": {"batch_size": 100}}, "gives 2 steps, too few for rungs"),
+        ({"finetune": {"batch_size": 100}, "sampling": {"sequence_length": 64}}, "gives 1 steps"),
     ],
 )
 def test_what_cannot_be_chosen_is_one_sentence(study, changed, said):
     with pytest.raises(ConfigError, match=said):
         pipeline.choose(study.changed(**changed))
+
+
+def test_too_few_held_out_rows_are_refused_before_anything_is_trained(study, counted, monkeypatch):
+    few = {name: rows[:6] for name, rows in module.heldout_rows(study).items()}
+    monkeypatch.setattr(module, "heldout_rows", lambda _: few)
+    with pytest.raises(ConfigError, match="target 'target' has 6 held-out sequences, and a choice by training needs 8"):
+        pipeline.choose(study)
+    assert not counted
+
+
+def test_a_run_is_refused_before_its_first_stage_where_a_later_one_cannot_be(study):
+    with pytest.raises(ConfigError, match="too few for rungs"):
+        pipeline.run(study.changed(finetune={"batch_size": 100}))
+    with pytest.raises(ConfigError, match="too few for rungs"):
+        pipeline.plan(study.changed(finetune={"batch_size": 100}))

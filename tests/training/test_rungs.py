@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from align_ray.errors import ConfigError
 from align_ray.training.loop import effective_steps
 from align_ray.training.posterior import SHARES, Curves, final_losses, row_noise
 from align_ray.training.rungs import halve
@@ -76,7 +77,7 @@ def test_the_best_is_found_for_a_part_of_the_tokens():
         truth, rows, prior = simulated(rng, k=16, spread=0.1, row_sd=0.1)
         found = replay({"target": rows}, {"target": prior})
         spent.append(sum(STEPS[r - 1] for r in found.reached) / (16 * STEPS[-1]))
-        regret.append(truth[found.standings["target"].mean.argmin()] - truth.min())
+        regret.append(truth[found.standings["target"].middle.argmin()] - truth.min())
     assert np.mean(spent) < 0.25 and np.mean(regret) < 0.005
 
 
@@ -93,7 +94,7 @@ def test_a_candidate_goes_on_while_one_target_has_hope_for_it():
     found = replay(rows, dict.fromkeys(rows, np.zeros(8)), calls=calls)
     assert found.reached[0] > 1 and found.reached[7] > 1, "each target's best"
     assert min(found.reached) < max(found.reached), "what is hopeless for both stops"
-    assert found.standings["one"].mean.argmin() == 0 and found.standings["other"].mean.argmin() == 7
+    assert found.standings["one"].middle.argmin() == 0 and found.standings["other"].middle.argmin() == 7
     assert [rung for _, rung in calls] == list(range(len(calls))), "a rung is a barrier"
 
 
@@ -101,7 +102,7 @@ def test_what_does_not_belong_to_a_target_is_no_candidate_of_it():
     truth, rows, prior = simulated(np.random.default_rng(4), k=6)
     prior[int(truth.argmin())] = np.nan
     standing = replay({"target": rows}, {"target": prior}).standings["target"]
-    assert np.isnan(standing.mean[int(truth.argmin())]) and standing.p_best[int(truth.argmin())] == 0
+    assert np.isnan(standing.middle[int(truth.argmin())]) and standing.p_best[int(truth.argmin())] == 0
     assert standing.p_best.sum() == pytest.approx(1)
 
 
@@ -110,6 +111,40 @@ def test_equal_candidates_are_within_delta_of_each_other():
     rows = 3.0 - X[None, :, None] + rng.normal(0, 1, (1, 1, 200)) + rng.normal(0, 1e-3, (6, 5, 200))
     standing = replay({"target": rows}, {"target": np.arange(6.0)}).standings["target"]
     assert standing.p_within.min() >= 0.9 and standing.regret.max() < 0.005
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 40.0])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_training_that_diverges_takes_no_further_part_and_spoils_nothing(bad, at):
+    truth, rows, prior = simulated(np.random.default_rng(6), row_sd=0.05)
+    best = int(truth.argmin())
+    other = int(truth.argsort()[1])
+    rows[best, at:] = bad
+    found = replay({"target": rows}, {"target": prior})
+    standing = found.standings["target"]
+    assert found.diverged == [best] and found.reached[best] == at + 1
+    assert np.isnan(standing.middle[best]) and standing.p_within[best] == 0
+    assert standing.p_within.argmax() == other and standing.error[other] < 0.1
+    rows[:] = np.nan
+    with pytest.raises(ConfigError, match="all trainings but one diverged; lower finetune.learning_rate"):
+        replay({"target": rows}, {"target": prior})
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_few_candidates_have_finite_errors_and_the_settled_one_is_first(k):
+    rng = np.random.default_rng(7)
+    for _ in range(10):
+        truth, rows, prior = simulated(rng, k=k, row_sd=0.1)
+        standing = replay({"target": rows}, {"target": prior}).standings["target"]
+        assert standing.error.max() < 1 and standing.regret.max() < 1
+        if standing.settled:
+            assert truth[standing.p_within.argmax()] < truth.min() + 0.05
+
+
+def test_of_very_many_candidates_some_always_go_on():
+    truth, rows, prior = simulated(np.random.default_rng(8), k=120, spread=0.02, row_sd=0.5)
+    found = replay({"target": rows}, {"target": prior})
+    assert max(found.reached) == 5 or found.standings["target"].settled
 
 
 def test_steps_in_the_warm_up_count_less():
