@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from align_ray import __version__
 from align_ray.errors import CapReached, mistake_behind
 from align_ray.progress import shown_by
 from align_ray.reporting.tables import out
@@ -38,10 +39,19 @@ class OptionsAnywhere(TyperGroup):
         return super().parse_args(ctx, [*flags, *(a for a in args if a not in flags)])
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"align-ray {__version__}")
+        raise typer.Exit
+
+
 def set_output(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only the answer.")] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="The answer as JSON on standard output, progress on standard error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Options of every command."""

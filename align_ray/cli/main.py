@@ -52,6 +52,8 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         where = pipeline.run(study)
     except CapReached as stop:
         _show_verdict(study, str(stop))
+        if chosen := stored(study, pipeline.choose) if study.config.choose.by == "training" else None:
+            show_result(chosen)
         if aligned := stored(study, pipeline.align):
             show_ranking(aligned, stored(study, pipeline.finetune))
         raise

@@ -87,3 +87,9 @@ def test_a_removed_command_names_its_successor_and_is_not_listed(arguments):
     sentence = "the command 'noise' was removed in 0.2.0; use align-ray align CONFIG --noise-floor 0.02."
     assert result.exit_code == 2 and sentence in " ".join(result.stderr.split())
     assert " noise " not in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_the_version_is_said():
+    from align_ray import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"align-ray {__version__}\n"
