@@ -167,7 +167,7 @@ def train_model(
         if step in measured:
             pause(keep=False)
             with progress.average.in_place():
-                progress.rungs += [at_rung(step)] * measured.count(step)
+                progress.rungs += [at_rung(step) for _ in range(measured.count(step))]  # a proxy reports each
             start = time.perf_counter()
         due = time.perf_counter() - kept > settings["checkpoint_every"]
         if store and step < total and (step == last or (step % ASKED_EVERY == 0 and _agreed(due, world, device))):
