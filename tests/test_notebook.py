@@ -54,9 +54,10 @@ def run_by_a_kernel(notebook, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("run", "smaller"),
-    [(run_here, SMALLER), pytest.param(run_by_a_kernel, {}, marks=pytest.mark.full)],
+    [(run_here, SMALLER), (run_by_a_kernel, {})],
     ids=["smaller, in this process", "as it stands"],
 )
 def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(

@@ -37,6 +37,7 @@ assert ray.get(state.remote()) == [ray.get_runtime_context().get_node_id()]
 """
 
 
+@pytest.mark.full
 def test_a_worker_asks_its_own_ray_for_its_state_where_two_run():
     both = [
         subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

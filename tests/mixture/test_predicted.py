@@ -39,7 +39,7 @@ def here():
         yield
 
 
-@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize("rank", [None, pytest.param(4, marks=pytest.mark.full)])
 def test_merged_models_are_the_base_with_the_weighted_changes(study, here, rank):
     """A corner is the candidate's own model, also where it was trained by adapters; a mixture by hand."""
     kept = study.changed(finetune={"keep_weights": True, "lora_rank": rank})

@@ -30,7 +30,7 @@ def simulated(rng, k=12, share=0.3, worth=0.5, spread=0.1, rows=40, row_sd=0.3):
 def test_intervals_of_the_final_loss_cover(rung):
     """90%, over shares of the grid: of what is a candidate's own, and of the loss itself."""
     rng, own, whole = np.random.default_rng(0), [], []
-    for share in SHARES * 20:
+    for share in SHARES * 12:
         truth, rows, prior = simulated(rng, share=share)
         rows[:, rung:] = np.nan
         (drawn,) = final_losses([Curves(rows.mean(-1), row_noise(rows), STEPS, prior, 3.0)], rng)
