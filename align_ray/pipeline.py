@@ -119,7 +119,7 @@ def evidence_of(study: Study) -> Evidence:
 @stage("alignment", Alignment, needs=(embed,), fields=("unigram",), track=tracking.alignment, on_workers=False)
 def align(study: Study) -> dict[str, Any]:
     """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the
-    ranking by the measure that predicts losses best (see `rank_by_cross_entropy`)."""
+    ranking by cross-entropy (see `rank_by_cross_entropy`)."""
     evidence, names = evidence_of(study), [t.name for t in study.config.targets]
     result = align_corpora(evidence.units, names, study.config.embedding.epsilon)
     by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer), study.config.counted_tokens)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from align_ray import pipeline, stages
-from align_ray.config import Config
+from align_ray.config import Config, Replay
 from align_ray.errors import CapReached, UserError
 from align_ray.pipeline import open_study
 from align_ray.spending import costs
@@ -114,3 +114,20 @@ def test_another_model_under_the_same_name_makes_other_trainings(finished, monke
     fresh = dataclasses.replace(finished)  # a Study looks its model up once
     after = [answer_key(fresh, stage) for stage in (pipeline.search, pipeline.finetune, pipeline.validate)]
     assert [a == b for a, b in zip(keys, after, strict=True)] == [True, False, False]
+
+
+def test_fields_that_say_how_work_is_done_keep_a_result_and_replay_does_not(study_of, tmp_path):
+    study = study_of()
+    key = answer_key(study, pipeline.finetune)
+    for field, value in {"workers": 4, "gpus_per_worker": 0.5, "keep_weights": True, "checkpoint_every": 1.0}.items():
+        assert answer_key(study.changed(finetune={field: value}), pipeline.finetune) == key, field
+    for field, value in {"tokens": 512, "seeds": 5, "lora_rank": 2}.items():
+        assert answer_key(study.changed(finetune={field: value}), pipeline.finetune) != key, field
+
+    def replayed(share):
+        replay = Replay(name="general", source=str(tmp_path / "general.jsonl"), share=share)
+        return dataclasses.replace(study, config=study.config.model_copy(update={"replay": replay}))
+
+    keys = {answer_key(replayed(share), pipeline.finetune) for share in (0.5, 0.1)}
+    assert len({*keys, key}) == 3, "the share of replay is part of every training"
+    assert len({answer_key(replayed(share), pipeline.align) for share in (0.5, 0.1)}) == 1

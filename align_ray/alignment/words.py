@@ -1,7 +1,7 @@
 """The cross-entropy of a target under a candidate's unigram model, counted on the same number of tokens for all.
 
-In the predictive study (docs/study.md) it ranked candidates by the loss after training better than any form of Fisher
-alignment, at next to no cost; so it is what candidates are ranked by, with the alignment coefficient beside it.
+In the predictive study (docs/study.md) no form of Fisher alignment ranked candidates by the loss after training better
+than this beyond noise, and none costs as little; so candidates are ranked by it, with the coefficient beside it.
 
 A model counted on more text fits every target better, so that of two parts of one corpus the larger would come first.
 The number of tokens is therefore part of what is measured: every candidate's value is the mean over models that are

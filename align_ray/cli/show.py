@@ -38,8 +38,8 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         lines = [
             f"x-ent: nats per token of {target},",
             f"under the candidate's unigram model{counted}. Candidates are ranked by it:",
-            "it predicts the loss best (docs/study.md). P(>next): that the true value is",
-            "below the next one's, given the batches seen; *: settled at 95%, adjusted for",
+            "nothing as cheap predicts the loss better (docs/study.md). P(>next): that it is",
+            "truly below the next one's, given the batches seen; *: settled at 95%, adjusted for",
             "all comparisons.",
             f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]

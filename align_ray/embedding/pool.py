@@ -74,16 +74,24 @@ def on_pool(study: Study, rows: Any, folder: Folder, work: Work, most: int | Non
 
     Raises the ProbeError or StoreError that an actor met, and CapReached where `cost.max_cost` is used up.
     """
+    yield from on_actors(study, rows, ProbeActor, (study.probe, folder, study.store, work, deadline()), most)
+
+
+def on_actors(
+    study: Study, rows: Any, actor: type, arguments: tuple[Any, ...], most: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The same with any class of actors, made of the `arguments`: called with a row (Arrow), an actor gives lists of
+    one value each, among them `error`, a user's mistake as `errors.named` writes it, or empty."""
     from ray.data import ActorPoolStrategy
 
     room = capacity(study.config.cluster)
     largest = min(room.most, most or room.most)
     receipts = rows.map_batches(
-        ProbeActor,
+        actor,
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=largest, initial_size=max(1, min(room.now, largest))),
-        fn_constructor_args=(study.probe, folder, study.store, work, deadline()),
+        fn_constructor_args=arguments,
         num_cpus=room.resources["num_cpus"],
         num_gpus=room.resources["num_gpus"],
     )

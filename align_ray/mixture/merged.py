@@ -13,10 +13,10 @@ import numpy as np
 from align_ray.config import digest
 from align_ray.context import Study
 from align_ray.corpora.rows import Rows, validation_half
-from align_ray.errors import StoreError, mistake, named
+from align_ray.embedding.pool import on_actors
+from align_ray.errors import StoreError, named
 from align_ray.progress import counted
-from align_ray.runtime import capacity
-from align_ray.spending import check_cap, deadline
+from align_ray.spending import deadline
 from align_ray.store import Store
 from align_ray.training.loop import weights_file
 from align_ray.training.step import LORA_SCALE, heldout_losses, sequence_losses
@@ -31,29 +31,16 @@ def merged_losses(
     """By target float64 [n], nats per token, of `mixtures` [n, K]; `experts`: the keys of the candidates' trainings,
     whose weights the store keeps. Raises CapReached where `cost.max_cost` is used up."""
     import ray
-    from ray.data import ActorPoolStrategy
 
     store, part = study.store, {t: validation_half(rows)[:ROWS] for t, rows in heldout.items()}
     fixed = digest([experts, study.model.digest, {t: rows.digest() for t, rows in part.items()}])
     files = [f"finetune/merged/{digest([fixed, w.round(9).tolist()])}.json" for w in mixtures]
     todo = {f: w for f, w in zip(files, mixtures, strict=True) if store.find_json(f) is None}
     if todo:
-        room = capacity(study.config.cluster)
-        largest = min(room.most, len(todo))
         rows = ray.data.from_items([{"file": f, "weights": w.tolist()} for f, w in todo.items()])
-        receipts = rows.map_batches(
-            Merged,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=1, max_size=largest, initial_size=max(1, min(room.now, largest))),
-            fn_constructor_args=(study.model, study.config.finetune.lora_rank, store, part, experts, deadline()),
-            num_cpus=room.resources["num_cpus"],
-            num_gpus=room.resources["num_gpus"],
-        )
-        for receipt in counted(receipts.iter_rows(), "merged models measured", len(todo)):
-            if receipt["error"]:
-                raise mistake(receipt["error"])
-        check_cap(study.config)
+        made_of = study.model, study.config.finetune.lora_rank, store, part, experts, deadline()
+        for _ in counted(on_actors(study, rows, Merged, made_of, len(todo)), "merged models measured", len(todo)):
+            pass
     found = [store.read_json(f) for f in files]
     return {t: np.array([losses[t] for losses in found]) for t in heldout}
 

@@ -97,7 +97,11 @@ def search_by_prediction(
     probabilities = {t: validation_rows(p) for t, p in heldout_probabilities(study, heldout, experts).items()}
     feasible = {n: w for n, w in known.items() if within(w, constraints)}
     pool = np.concatenate(
-        [np.array(list(known.values())), around(feasible, constraints, config.seed), _spread(constraints, config.seed)]
+        [
+            np.array(list(known.values())),
+            around(feasible, constraints, config.seed),
+            swarm_mixtures(constraints, POOL // 2, config.seed),
+        ]
     )
     everything = ensemble_losses(probabilities, pool)
     kept = _kept(pool, _together(study, everything), len(known))
@@ -185,10 +189,6 @@ def next_runs(
         if min(np.abs(mixtures[at] - mixtures[d]).sum() / 2 for d in [*done, *chosen]) > EQUAL:
             chosen.append(int(at))
     return chosen
-
-
-def _spread(constraints: Constraints, seed: int) -> np.ndarray:
-    return swarm_mixtures(constraints, POOL // 2, seed)
 
 
 def _kept(pool: np.ndarray, ensemble: np.ndarray, known: int) -> np.ndarray:

@@ -122,7 +122,7 @@ class Unranked(Estimate):
 
 
 class Predicted(Value):
-    """The ranking by the measure that predicts losses best."""
+    """The ranking by the unigram models' cross-entropy."""
 
     measure: str
     ranking: dict[str, list[Ranked]]
@@ -187,8 +187,8 @@ class Checked(Value):
     measured: Estimate
 
 
-class Change(Value):
-    """A target's loss before and after a training, nats per token on held-out text."""
+class Forgotten(Value):
+    """The loss on held-out general text before and after a training, nats per token."""
 
     before: float
     after: float
@@ -197,19 +197,13 @@ class Change(Value):
     """Standard error over seeds and held-out rows; None for a single row."""
     change_low: float | None = None
     change_high: float | None = None
+
+
+class Change(Forgotten):
+    """The same of a target's held-out text."""
+
     overlap: float
     """Share of the held-out 13-token windows that occur in the training rows."""
-
-
-class Forgotten(Value):
-    """The loss on held-out general text before and after a training, nats per token."""
-
-    before: float
-    after: float
-    change: float
-    change_error: float | None
-    change_low: float | None = None
-    change_high: float | None = None
 
 
 class Rung(Value):

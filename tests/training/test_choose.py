@@ -8,7 +8,7 @@ from align_ray.errors import CapReached, ConfigError
 from align_ray.pipeline import open_study
 from align_ray.stages import stored
 from align_ray.training import choose as module
-from align_ray.training import jobs
+from align_ray.training import jobs as jobs_of_ray
 from tests.conftest import actors_here, trainings_here
 
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
@@ -37,8 +37,8 @@ def counted(monkeypatch):
         return real(study, heldout, todo, rung)
 
     with trainings_here():
-        here = jobs._train
-        monkeypatch.setattr(jobs, "_train", lambda *a: counting(*a, real=here))
+        here = jobs_of_ray._train
+        monkeypatch.setattr(jobs_of_ray, "_train", lambda *a: counting(*a, real=here))
         yield asked
 
 
@@ -76,9 +76,9 @@ def test_one_training_at_a_time_gives_the_same_choice(study, counted, monkeypatc
     for folder in ("finetune", "finetune/state"):
         for name in study.store.names(folder):
             study.store.remove(f"{folder}/{name}")
-    together = jobs._train
+    together = jobs_of_ray._train
     alone = lambda study, heldout, todo, rung: [together(study, heldout, [job], rung) for job in reversed(todo)]
-    monkeypatch.setattr(jobs, "_train", alone)
+    monkeypatch.setattr(jobs_of_ray, "_train", alone)
     assert pipeline.choose(study).dump() == expected.dump()
 
 
@@ -127,3 +127,36 @@ def test_a_run_is_refused_before_its_first_stage_where_a_later_one_cannot_be(stu
         pipeline.run(study.changed(finetune={"batch_size": 100}))
     with pytest.raises(ConfigError, match="too few for rungs"):
         pipeline.plan(study.changed(finetune={"batch_size": 100}))
+
+
+def test_a_rung_that_was_left_behind_is_not_taken_for_a_later_one(study, counted):
+    """A worker died between the losses of the end and the removal of an earlier rung's."""
+    heldout, jobs = module.heldout_rows(study), module.candidate_jobs(module.with_rate(study), 6400)
+    (key, *_), (job, *_) = module.job_keys(study, heldout, jobs), jobs
+    module.train_to_rung(study, heldout, [job], 0)
+    old = (
+        study.store.read_bytes(f"finetune/state/{key}.json")
+        if study.store.exists(f"finetune/state/{key}.json")
+        else b""
+    )
+    (whole,) = module.train_jobs(study, heldout, [job])
+    study.store.write_bytes(f"finetune/state/{key}.json", old or b'{"before": {}, "rungs": [], "seconds": 0}')
+    ((_, rungs),) = module.train_to_rung(study, heldout, [job], 3)
+    assert [r.steps for r in rungs] == [r.steps for r in whole.rungs[:4]]
+
+
+def test_what_ray_tune_has_finished_and_the_store_has_lost_is_trained_again(study, counted, monkeypatch):
+    """Ray Tune takes a finished experiment for done, whatever became of its results."""
+    heldout, jobs = module.heldout_rows(study), module.candidate_jobs(module.with_rate(study), 6400)[:1]
+    (key,) = module.job_keys(study, heldout, jobs)
+    module.train_jobs(study, heldout, jobs)
+    study.store.remove(f"finetune/{key}.json")
+    trains, asked = jobs_of_ray._train, []
+
+    def as_tune(study, heldout, todo, rung, resume=True):
+        asked.append(resume)
+        if not resume:
+            trains(study, heldout, todo, rung)
+
+    monkeypatch.setattr(jobs_of_ray, "_train", as_tune)
+    assert module.train_jobs(study, heldout, jobs)[0].losses["target"].after.size and asked == [True, False]
