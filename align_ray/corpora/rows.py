@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from align_ray.fisher.tokens import as_context
+from align_ray.fisher.tokens import as_context, plain_ids
 
 FILLED = -1
 """The document of what fills a row up."""
@@ -79,6 +79,12 @@ class Rows:
         number = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
         documents = np.broadcast_to(np.arange(len(ids), dtype=np.int64)[:, None], ids.shape)
         return cls(ids.astype(np.int32), documents, number, number > 0)
+
+    @classmethod
+    def encoded_as(cls, ids: np.ndarray) -> Self:
+        """Rows [n, T] of ids that say which tokens count (see `fisher/tokens.py`), each one document."""
+        rows = cls.plain(plain_ids(ids))
+        return dataclasses.replace(rows, scored=rows.scored & (ids >= 0))
 
 
 def validation_half(values: Any) -> Any:

@@ -2,7 +2,8 @@
 
 After every rung the posterior of all candidates' final losses (`posterior.py`) says of each target which candidates can
 still be its best, within `delta`. A target is settled where one is so with probability SETTLED; a candidate stops where
-it is hopeless for every target that is not. So nothing depends on which worker was first.
+it is hopeless for every target that is not. So nothing depends on which worker was first. The first rung is the end of
+the warm-up: losses there say less than the posterior takes them to (docs/study.md), so that nobody stops at it.
 """
 
 import dataclasses
@@ -68,8 +69,8 @@ def halve(
     delta: float,
     seed: int,
 ) -> Iterator[Halving]:
-    """Train all `candidates` to the first rung, the ones with hope to the next, and so on; gives what is believed after
-    every rung.
+    """Train all `candidates` to the first two rungs, the ones with hope to the next, and so on; gives what is believed
+    after every rung.
 
     `train(who, rung)`: losses by target of these candidates after that rung, [len(who), rows]; it is called for one
     rung after the other. `steps`: of the rungs, increasing; the last is the end. `priors`: by target float64 [K], lower
@@ -92,6 +93,9 @@ def halve(
             raise ConfigError("of a target's candidates all trainings but one diverged; lower finetune.learning_rate.")
         standings = standings_of(rows, np.array(steps), left, before(), delta, seed)
         yield Halving(list(reached), standings, sorted(diverged))
+        if rung == 0:
+            alive = [k for k in alive if k not in diverged]
+            continue
         hopeful: set[int] = set()
         for standing in standings.values():
             if not standing.settled:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from align_ray import pipeline
 from align_ray.alignment import baselines
+from align_ray.checks.loss_difference import NAME as LOSS_DIFFERENCE
 from align_ray.cli.main import app
 from align_ray.config_file import load_config
 from align_ray.corpora.installed import INSTALLED
@@ -74,8 +75,12 @@ def test_every_measure_is_judged_and_so_are_the_trainings_own_rungs(finished):
         "head kl pooled",
         "trunk+head hellinger pooled, unit pooling",
         "gzip (ZIP-FIT)",
+        "LESS (LoRA, Adam's moments)",
+        "gradient mean matching",
     ):
         assert name in names
+    own = np.array(result["measures"][LOSS_DIFFERENCE]["scores"])
+    assert own.argmax(0).tolist() == [CANDIDATES.index("python-stdlib"), CANDIDATES.index("cpp-headers")]
     rungs = sorted(int(n.split()[2].replace(",", "")) for n in names if n.startswith("loss after"))
     assert rungs == [256, 512, 1280, 3328], "2, 6, 16 and 40% of 64 steps, two at least"
     assert "help elsewhere: loss change of the other targets" in names
@@ -104,7 +109,7 @@ def test_files_show_what_is_stored_and_a_second_run_trains_nothing(finished):
     for name in ("measures-8192.svg", "losses-8192.svg"):
         assert (folder / name).read_text().lstrip().startswith("<?xml")
     before = {f: f.stat().st_mtime_ns for f in (folder / "finetune").glob("*.json")}
-    assert len(before) == 2 + 6, "the uniform mixture at two rates, three candidates with two seeds"
+    assert len(before) == 2 + 6 + 2, "the uniform mixture at two rates, three candidates with two seeds, two targets"
     table = pq.read_table(folder / "losses.parquet").to_pandas()
     assert len(table) == 6 * 2 * (2 + 5) and set(table.half) == {"validation", "report"}
     last = table[(table.half == "report") & (table.steps == table.steps.max())]
