@@ -21,6 +21,7 @@ exclude_patterns = [".venv", ".git", "runs", "build", "docs/_build", "**/node_mo
 html_theme = "furo"
 html_title = "align-ray"
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
 
