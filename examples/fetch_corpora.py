@@ -1,14 +1,14 @@
 """Fetch the corpora of the examples and studies from where they are published, into JSON lines.
 
-    python examples/fetch_corpora.py data                          # all: an archive from GitHub for each source
+    python examples/fetch_corpora.py data                    # for the examples: an archive from GitHub for each source
+    python examples/fetch_corpora.py ../shared/corpora       # for the configurations of studies/
     python examples/fetch_corpora.py data --only proofnet-lean4 --only minif2f-lean4
 
 Each comes from a public GitHub repository at a fixed commit (`CORPORA`), and is written as NAME/SPLIT.jsonl, a record a
-line with a `text` and further fields. Where the authors publish a split it is kept; else a tenth of the documents, by the
-hash of their text, is `heldout`. SOURCES.md in the folder says what came from where, under which licence.
+line with a `text` and further fields. Where the authors publish a split it is kept; else a tenth of the documents, by
+the hash of their text, is `heldout`. SOURCES.md in the folder says what came from where, under which licence.
 """
 
-import ast
 import gzip
 import hashlib
 import json
@@ -141,10 +141,13 @@ def python_problems(files: Files) -> Splits:
         {"id": r["task_id"], "text": (r["prompt"] + r["canonical_solution"]).strip()}
         for r in lines(files["data/HumanEval.jsonl.gz"])
     ]
-    for r in lines(files["data/mbpp.jsonl"]):
-        tests = ast.literal_eval(r["test_list"]) if isinstance(r["test_list"], str) else r["test_list"]
-        text = "\n".join([f'"""{r["text"]}"""', r["code"].replace("\r\n", "\n").strip(), *tests])
-        found.append({"id": f"MBPP/{r['task_id']}", "text": text})
+    for r in lines(files["data/mbpp.jsonl"]):  # in MBPP's own columns, or those that OckBench gave it later
+        said, code = (r["text"], r["code"]) if "code" in r else (r["problem"], r["answer"])
+        code = "\n".join(line.rstrip() for line in code.strip().splitlines())
+        tests = r["test_list"] if "test_list" in r else r["metadata"]["test_list"]
+        found.append(
+            {"id": f"MBPP/{r.get('task_id', r.get('id'))}", "text": "\n".join([f'"""{said}"""', code, *tests])}
+        )
     return by_hash(found)
 
 
@@ -161,16 +164,29 @@ def wikitext(files: Files) -> Splits:
     return by_hash({"text": f"{head}\n{body}"} for head, body in sections if body)
 
 
-def shakespeare(files: Files) -> Splits:
-    """Speeches to about 2,500 characters a record; the last tenth is held out."""
-    parts, part = [], ""
-    for speech in files["data/tinyshakespeare/input.txt"].split("\n\n"):
-        part += speech + "\n\n"
-        if len(part) >= 2_500:
-            parts.append({"text": part.strip()})
+def pieces(text: str, characters: int) -> Iterator[Record]:
+    """Paragraphs, so many together that a record has about so many characters; the rest at the end is left out."""
+    part = ""
+    for paragraph in re.split(r"\n{2,}", text.replace("\r\n", "\n")):
+        part += paragraph + "\n\n"
+        if len(part) >= characters:
+            yield {"text": part.strip()}
             part = ""
+
+
+def shakespeare(files: Files) -> Splits:
+    """The last tenth is held out."""
+    parts = list(pieces(files["data/tinyshakespeare/input.txt"], 2_500))
     cut = len(parts) * 9 // 10
     return {"train": parts[:cut], "heldout": parts[cut:]}
+
+
+def novels(files: Files) -> Splits:
+    return by_hash(piece for text in named(files, "*.txt") for piece in pieces(text, 4_000))
+
+
+def web(files: Files) -> Splits:
+    return by_hash({"text": r["text"]} for r in lines(files["data/c4_sample.jsonl"]))
 
 
 def pubmedqa(files: Files) -> Splits:
@@ -191,24 +207,44 @@ def pubmedqa_choices(files: Files) -> Splits:
     return dict(halves)
 
 
-def dialogues(files: Files) -> Splits:
-    def chats() -> Iterator[Record]:
-        for text in named(files, "train/dialogues_*.json"):
-            for dialogue in json.loads(text):
-                turns = [
-                    {"role": "user" if t["speaker"] == "USER" else "assistant", "content": t["utterance"]}
-                    for t in dialogue["turns"]
-                ]
-                yield {"id": dialogue["dialogue_id"], "messages": turns}
+def _turns(files: Files) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Of every dialogue its name and who says what."""
+    for text in named(files, "train/dialogues_*.json"):
+        for dialogue in json.loads(text):
+            yield dialogue["dialogue_id"], [(turn["speaker"], turn["utterance"]) for turn in dialogue["turns"]]
 
-    return {f"sgd-chat.{split}": found for split, found in by_hash(chats(), "id").items()}
+
+def dialogues(files: Files) -> Splits:
+    return by_hash(
+        {"id": name, "text": "\n".join(f"{speaker.title()}: {said}" for speaker, said in turns)}
+        for name, turns in _turns(files)
+    )
+
+
+def chats(files: Files) -> Splits:
+    def records() -> Iterator[Record]:
+        for name, turns in _turns(files):
+            messages = [
+                {"role": "user" if speaker == "USER" else "assistant", "content": said} for speaker, said in turns
+            ]
+            yield {"id": name, "messages": messages}
+
+    return {f"sgd-chat.{split}": found for split, found in by_hash(records(), "id").items()}
 
 
 GSM8K = Source(
     "openai/grade-school-math", "3101c7d5072418e28b9008a6636bde82a006892c", ("grade_school_math/data/t*.jsonl",)
 )
 PUBMEDQA = Source("pubmedqa/pubmedqa", "1cbae8e92f72f20c8d3747cbb3bf5bc53554d997", ("data/ori_pqal.json",))
-SGD = "google-research-datasets/dstc8-schema-guided-dialogue"
+SGD = Source(
+    "google-research-datasets/dstc8-schema-guided-dialogue",
+    "e852981ae34990f4358979625854259302feaa78",
+    ("train/dialogues_0[0-2]*.json",),  # a quarter of them
+)
+NOVELS = (
+    "austen-emma austen-persuasion austen-sense blake-poems chesterton-ball chesterton-brown chesterton-thursday "
+    "melville-moby_dick milton-paradise whitman-leaves"
+)
 
 CORPORA = {
     "proofnet-lean4": Corpus(
@@ -275,13 +311,40 @@ CORPORA = {
     "pubmedqa": Corpus((PUBMEDQA,), "MIT", pubmedqa),
     "instruction/gsm8k-qa": Corpus((GSM8K,), "MIT", gsm8k_qa),
     "instruction/pubmedqa-choices": Corpus((PUBMEDQA,), "MIT", pubmedqa_choices),
-    "instruction/sgd-chat": Corpus(
-        (Source(SGD, "e852981ae34990f4358979625854259302feaa78", ("train/dialogues_00*.json",)),),
-        "CC-BY-SA-4.0",
-        dialogues,
+    "instruction/sgd-chat": Corpus((SGD,), "CC-BY-SA-4.0", chats),
+    "sgd-dialogues": Corpus((SGD,), "CC-BY-SA-4.0", dialogues),
+    "gutenberg-novels": Corpus(
+        (
+            Source(
+                "nltk/nltk",
+                "4dc39fbf6965509f7b74316eff239bd110a03b49",
+                tuple(f"nltk_data/corpora/gutenberg/{name}.txt" for name in NOVELS.split()),
+            ),
+        ),
+        "public domain (Project Gutenberg)",
+        novels,
+    ),
+    "c4-sample": Corpus(
+        (
+            Source(
+                "Diffusion-bachelor/diffusion-data-constraint-rare-events",
+                "3305ae85ae51f4882f291ff894d49946af655a11",
+                ("data/c4_sample.jsonl",),
+            ),
+        ),
+        "ODC-BY-1.0; subject to Common Crawl's terms of use",
+        web,
     ),
 }
 """By name, as the folder of its files; of `instruction/NAME` the folder is `instruction`."""
+
+
+def decoded(raw: bytes) -> str:
+    """UTF-8; some of the novels are Latin-1."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def read(source: Source, archives: str) -> Files:
@@ -297,7 +360,7 @@ def read(source: Source, archives: str) -> Files:
                 content = archive.extractfile(member)
                 assert content is not None
                 raw = content.read()
-                found[path] = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode("utf-8")
+                found[path] = decoded(gzip.decompress(raw) if path.endswith(".gz") else raw)
     for pattern in source.paths:
         if not named(found, pattern):
             raise FileNotFoundError(f"{address} has no file {pattern}")

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import io
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -127,9 +128,10 @@ REPOSITORIES = {
             {
                 "task_id": 1,
                 "text": "Add.",
-                "code": "def add(a, b):\r\n  return a + b",
+                "code": "def add(a, b): \r\n  return a + b",
                 "test_list": ["assert add(1, 2) == 3"],
-            }
+            },
+            {"id": 2, "problem": "One.", "answer": "one = 1", "metadata": {"test_list": ["assert one"]}},
         )
     },
     "pytorch/examples": {f"word_language_model/data/wikitext-2/{n}.txt": WIKITEXT for n in ("valid", "test", "train")},
@@ -140,6 +142,18 @@ REPOSITORIES = {
     "google-research-datasets/dstc8-schema-guided-dialogue": {
         "train/dialogues_001.json": json.dumps([{"dialogue_id": f"1_{i:05}", "turns": TURNS} for i in range(40)]),
         "train/schema.json": "[]",
+    },
+    "nltk/nltk": {
+        f"nltk_data/corpora/gutenberg/{name}.txt": "\n\n".join(
+            f"{name} caf\xe9 {i} " + "and so on " * 20 for i in range(100)
+        )
+        for name in (
+            "austen-emma austen-persuasion austen-sense blake-poems chesterton-ball chesterton-brown chesterton-thursday "
+            "melville-moby_dick milton-paradise whitman-leaves carroll-alice"
+        ).split()
+    },
+    "Diffusion-bachelor/diffusion-data-constraint-rare-events": {
+        "data/c4_sample.jsonl": jsonl(*({"text": f"Page {i}.", "url": "..."} for i in range(60)))
     },
 }
 
@@ -153,7 +167,8 @@ def archives(script, tmp_path_factory) -> str:
         file.parent.mkdir(exist_ok=True)
         with tarfile.open(file, "w:gz") as archive:
             for path, text in REPOSITORIES[source.repo].items():
-                content = gzip.compress(text.encode()) if path.endswith(".gz") else text.encode()
+                raw = text.encode("latin-1" if "gutenberg" in path else "utf-8")
+                content = gzip.compress(raw) if path.endswith(".gz") else raw
                 info = tarfile.TarInfo(f"{source.repo.split('/')[1]}-{source.commit}/{path}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -202,6 +217,7 @@ def test_the_marks_of_the_published_form_are_taken_out(data):
     problems = [r["text"] for split in ("train", "heldout") for r in records(data / f"python-problems/{split}.jsonl")]
     assert sorted(problems) == [
         '"""Add."""\ndef add(a, b):\n  return a + b\nassert add(1, 2) == 3',
+        '"""One."""\none = 1\nassert one',
         "def f():\n    return 1",
     ]
 
@@ -222,6 +238,25 @@ def test_instructions_keep_their_fields(data):
         {"role": "user", "content": "Find me a table."},
         {"role": "assistant", "content": "Where?"},
     ]
+
+
+def test_books_pages_and_dialogues_are_documents(data):
+    novels = [r["text"] for split in ("train", "heldout") for r in records(data / f"gutenberg-novels/{split}.jsonl")]
+    assert len(novels) > 40 and all(4_000 <= len(text) < 4_500 and "café" in text for text in novels)
+    assert not any("alice" in text for text in novels)
+    (turns,) = {r["text"] for r in records(data / "sgd-dialogues/train.jsonl")}
+    assert turns == "User: Find me a table.\nSystem: Where?"
+    pages = [records(data / f"c4-sample/{split}.jsonl") for split in ("train", "heldout")]
+    assert sum(map(len, pages)) == 60 and set(pages[0][0]) == {"text"}
+
+
+def test_every_corpus_that_a_study_reads_is_written(data):
+    read = {
+        s
+        for file in (ROOT / "studies").glob("*.yaml")
+        for s in re.findall(r"shared/corpora/([\w./-]+jsonl)", file.read_text())
+    }
+    assert len(read) > 15 and not [file for file in read if not (data / file).is_file()]
 
 
 def test_what_came_from_where_is_written_beside_it(script, data):
