@@ -1,8 +1,8 @@
 """Fetch the corpora of the examples and studies from where they are published, into JSON lines.
 
-    python examples/fetch_corpora.py data                    # for the examples: an archive from GitHub for each source
+    python examples/fetch_corpora.py examples/data           # for the examples: an archive from GitHub for each source
     python examples/fetch_corpora.py ../shared/corpora       # for the configurations of studies/
-    python examples/fetch_corpora.py data --only proofnet-lean4 --only minif2f-lean4
+    python examples/fetch_corpora.py examples/data --only proofnet-lean4 --only minif2f-lean4
 
 Each comes from a public GitHub repository at a fixed commit (`CORPORA`), and is written as NAME/SPLIT.jsonl, a record a
 line with a `text` and further fields. Where the authors publish a split it is kept; else a tenth of the documents, by
