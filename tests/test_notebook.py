@@ -129,7 +129,7 @@ def smaller(notebook) -> None:
         r'"sampling": \{.*?\}': '"sampling": {"sequence_length": 64, "batch_size": 2, "batches": 3}',
         r'("unigram": \{.*?\},\s*)?"search":': '"unigram": {"tokens": 128}, "search":',
         r'"tokens": [\d_]+, ("batch_size": \d+, )?"eval_tokens": [\d_]+, "learning_rate": \[.*?\], "seeds": 3': (
-            '"tokens": 256, "batch_size": 2, "eval_tokens": 256, "learning_rate": 1e-3, "seeds": 3'
+            '"tokens": 1_024, "batch_size": 2, "eval_tokens": 1_024, "learning_rate": 1e-3, "seeds": 3'
         ),
     }
     for pattern, small in sizes.items():
