@@ -1,8 +1,11 @@
-"""The documentation holds: links lead somewhere, commands parse, configurations are valid, the reference is current."""
+"""The documentation holds: links lead somewhere, commands parse, configurations are valid, the reference is current, the
+site builds."""
 
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -172,3 +175,50 @@ def test_every_field_of_the_configuration_says_what_it_is():
 def test_every_page_is_reached_from_the_index():
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     assert not [p.name for p in ROOT.glob("docs/*.md") if p.name != "index.md" and f"({p.name})" not in index]
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """What `make docs` builds; a warning (a dead link, a page out of the contents) fails."""
+    pytest.importorskip("myst_nb", reason="no documentation tools: pip install -e '.[docs]' (make test does)")
+    folder = tmp_path_factory.mktemp("site") / "html"
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"python (-m sphinx .*) docs/_build/html$", make, re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(line), folder], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_has_every_page_and_example_and_finds_their_words(site):
+    pages = [*PAGES, *ROOT.glob("examples/*.ipynb")]
+    built = [site / p.relative_to(ROOT).with_suffix(".html") for p in pages]
+    assert not [page for page in built if not page.is_file()]
+    index = (site / "searchindex.js").read_text(encoding="utf-8")
+    assert all(word in index for word in ("satterthwait", "kuberay", "token_budget"))  # as stems
+    contents = (site / "docs/index.html").read_text(encoding="utf-8")
+    assert all(f'caption-text">{part}<' in contents for part in ("Start", "Worked cases", "Method", "Results"))
+
+
+def test_the_site_needs_no_network(site):
+    """Nothing is loaded from another host; the addresses that it links to are in links.txt, with the page of each."""
+    loaded = re.compile(
+        r"""<(?:script|img|iframe|source)[^>]*\bsrc=["']?(?:https?:)?//|<link[^>]*href=["']?(?:https?:)?//"""
+    )
+    imported = re.compile(r"""(?:@import|url\()\s*["']?(?:https?:)?//""")
+    for page in site.rglob("*.html"):
+        assert not loaded.search(page.read_text(encoding="utf-8")), page
+    assert not [sheet for sheet in site.rglob("*.css") if imported.search(sheet.read_text(encoding="utf-8"))]
+    listed = (site / "links.txt").read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("https://") for line in listed)
+    assert any(line.startswith("https://arxiv.org/abs/2501.08496  docs/") for line in listed)
+
+
+def test_formulas_of_the_site_are_mathml(site):
+    formulas = re.findall(r"<math .*?</math>", (site / "docs/concepts.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(formulas) > 60 and not [f for f in formulas if "\\" in f or "`" in f]

@@ -25,7 +25,7 @@ def relative_variance(distance: Value) -> Value:
 
 
 def corrected_distances(distances: np.ndarray, without: list[np.ndarray]) -> np.ndarray:
-    """Distances freed of label noise by the jackknife over draws, of any shape.
+    """Distances without label noise, by the jackknife over draws, of any shape.
 
     `distances`: from R averaged draws; `without`: R arrays, each with one draw left out on both sides. Label noise adds
     c / R to v = d / (1 - d) (closely for embeddings of equal means, to first order for others), so that R v_R - (R - 1)

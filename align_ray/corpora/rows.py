@@ -33,7 +33,7 @@ class Rows:
     """int32 [n, T]: each token's number in (the excerpt of) its document, from 0."""
     scored: np.ndarray
     """bool [n, T]: the tokens whose loss counts. Never the first one of a document's part in a row, which nothing of
-    the document foretells."""
+    the document predicts."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -25,7 +25,7 @@ def plain_ids(ids: np.ndarray, pad: int = 0) -> np.ndarray:
 
 def counted_positions(ids: np.ndarray) -> np.ndarray:
     """bool [n, T]: the positions at which labels are drawn and squares taken. A position counts where the token that it
-    foretells does; the last one of a row where its own does."""
+    predicts does; the last one of a row where its own does."""
     following = np.concatenate([ids[:, 1:], np.full((len(ids), 1), PADDING, ids.dtype)], axis=1)
     return np.where(following == PADDING, ids, following) >= 0
 
