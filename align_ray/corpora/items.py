@@ -84,11 +84,10 @@ def item_of(task: Choices, record: dict[str, Any]) -> tuple[str, list[str], int]
     """Context, choices and the number of the right one. Raises Unusable."""
     given = task.context
     text = filled(given, record, optional=True) if is_template(given) else as_text(value_at(record, given))
-    choices = value_at(record, task.choices) if isinstance(task.choices, str) else task.choices
+    choices: Any = value_at(record, task.choices) if isinstance(task.choices, str) else task.choices
+    labels: Any = None
     if isinstance(choices, dict):  # as some data sets keep them: {text: [...], label: [...]}
-        choices, labels = choices.get("text"), choices.get("label")
-    else:
-        labels = None
+        labels, choices = choices.get("label"), choices.get("text")
     if not text or not isinstance(choices, list | tuple) or not all(isinstance(c, str) and c for c in choices):
         raise Unusable("missing_column")
     answer, texts = value_at(record, task.answer), [str(c) for c in choices]

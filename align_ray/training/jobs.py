@@ -143,10 +143,11 @@ def _later_inputs(study: Study) -> list[Any]:
     """What came later, where it is not at its default: results from before keep their keys."""
     settings = study.config.finetune
     tasks = {name: items.digest() for name, items in read_items(study).items()}
-    adapted = settings.lora_rank is not None and settings.lora_targets != "all-linear"
-    targets = {"lora_targets": settings.lora_targets} if adapted else {}
-    changed = targets | ({"dtype": settings.dtype} if settings.dtype != "float32" else {})
-    changed |= {"tasks": tasks} if tasks else {}
+    changed: dict[str, Any] = {"tasks": tasks} if tasks else {}
+    if settings.dtype != "float32":
+        changed["dtype"] = settings.dtype
+    if settings.lora_rank is not None and settings.lora_targets != "all-linear":
+        changed["lora_targets"] = settings.lora_targets
     return [changed] if changed else []
 
 
