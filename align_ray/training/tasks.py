@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.intervals import two_sample_mean
+from align_ray.alignment.intervals import Estimate, two_sample_mean
 from align_ray.corpora.items import Items
 from align_ray.training.jobs import Trained
 
@@ -23,9 +23,14 @@ def _score(trained: Sequence[Trained], target: str, chance: float) -> dict[str, 
         "items": after.shape[1],
         "chance": chance,
         "accuracy_before": float(answered[0].mean()),
-        "accuracy": vars(two_sample_mean(answered[1])),
+        "accuracy": _share(two_sample_mean(answered[1])),
         "accuracy_change": vars(two_sample_mean(answered[1] - answered[0])),
         "margin_before": float(before.mean()),
         "margin": vars(two_sample_mean(after)),
         "margin_change": vars(two_sample_mean(after - before)),
     }
+
+
+def _share(estimate: Estimate) -> dict[str, float]:
+    """A share of items, whose interval ends at 0 and 1: over two seeds alone it is wider."""
+    return {**vars(estimate), "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
