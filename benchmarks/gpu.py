@@ -42,7 +42,7 @@ from align_ray.corpora.rows import Rows
 from align_ray.fisher import trunk
 from align_ray.fisher.estimators import embed_batch
 from align_ray.fisher.probe import has_bfloat16, load_model, load_tokenizer, locate_probe
-from align_ray.fisher.settings import Estimator, ProbeName
+from align_ray.fisher.settings import Estimator, ProbeName, Quirks
 from align_ray.training.memory import training_memory
 from align_ray.training.step import prepared, whole_step
 
@@ -81,12 +81,16 @@ class Sizes:
     rounds: int
     matrix: int
     noise_rows: int
+    head_epochs: int
+    """Of the published procedure in `noise`."""
     exact: tuple[int, int, int]
     """Vocabulary, sequences, tokens."""
 
 
-FULL = Sizes({"gpt2": 512, "llama-1b": 128}, {"135m": (16, 2048), "llama-1b": (4, 2048)}, 3, 8192, 512, (5000, 4, 96))
-SMALL = Sizes({"tiny": 4}, {"tiny": (2, 32)}, 1, 128, 2, (50, 2, 12))
+FULL = Sizes(
+    {"gpt2": 512, "llama-1b": 128}, {"135m": (16, 2048), "llama-1b": (4, 2048)}, 3, 8192, 512, 5, (5000, 4, 96)
+)
+SMALL = Sizes({"tiny": 4}, {"tiny": (2, 32)}, 1, 128, 2, 1, (50, 2, 12))
 
 
 def build(shape: str, dtype: str, device: str) -> Any:
@@ -308,7 +312,8 @@ def part_noise(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[st
     ids, rows = stdlib_rows(tokenizer, sizes.noise_rows), []
     ways = [("exact", "float32"), ("exact", "bfloat16"), ("reference", "float32")]
     for kind, dtype in ways:
-        model, settings = load_model(located, device, dtype), Estimator(kind, 2)
+        model = load_model(located, device, dtype)
+        settings = Estimator(kind, 2, quirks=Quirks(head_epochs=sizes.head_epochs))
         start = time.perf_counter()
         unit, _ = embed_batch(model, ids, settings, 0, tokenizer.eos_token_id or 0)
         seconds = time.perf_counter() - start

@@ -52,6 +52,7 @@ def test_every_part_is_measured_without_ray_and_peft_and_its_tables_are_written(
     assert all(f"## {name} " in table for name in parts) and "| way |" in table.replace("| shape ", "")
 
 
+@pytest.mark.full
 def test_a_part_that_fails_or_comes_too_late_is_told_and_the_next_is_measured(tmp_path):
     lost = "import pathlib, align_ray.fisher.probe as p; p.EMBEDDED = pathlib.Path('nowhere')"
     done, found, table = rehearsal(tmp_path, "", lost, "--only", "noise", "exact", "training", "--seconds", "100")
