@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -67,6 +68,22 @@ class Chat(Model):
         return {"messages": value} if isinstance(value, str) else value
 
 
+class Choices(Model):
+    """A task: of several choices the model finds one most likely, by its log-likelihood per byte after the context."""
+
+    kind: Literal["choices"]
+    context: str
+    """A column, or a format string over columns, for example "{context}\\nQuestion: {question}\\nAnswer:"."""
+    choices: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)]
+    """The column of an item's choices (a list of texts), or the same choices for all items, for example [yes, no]."""
+    answer: str = "answer"
+    """The column of the right one: its text, its number from 0, or its letter from A."""
+    separator: str = " "
+    """Between context and choice, where the context does not end in white space."""
+    items: PositiveInt = 500
+    """Items at most, of the half of the records that is held out."""
+
+
 class Corpus(Model):
     """One corpus: where its records are and how a record becomes a text: by `column`, `template`, `chat`, or `prompt`
     and `completion`."""
@@ -106,6 +123,14 @@ class Corpus(Model):
     """hf:// only: the data set's configuration name."""
     streaming: bool = True
     """hf:// only: stream the data set instead of downloading it whole."""
+    task: Choices | None = None
+    """Targets only: what the model is to do with the records, scored before and after every training, beside the
+    loss."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_task(self, dump: Any) -> dict[str, Any]:
+        """Results of a corpus without a task keep the keys from before there were tasks."""
+        return {k: v for k, v in dump(self).items() if k != "task" or v is not None}
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -389,7 +414,19 @@ class Finetune(Model):
     """Pre-train instead: random weights in the model's architecture, with these fields of its transformers
     configuration changed, for example {n_layer: 2, n_embd: 128}; {} changes nothing."""
     lora_rank: PositiveInt | None = None
-    """Train low-rank adapters of all linear layers instead of all weights (LoRA, by the library `peft`)."""
+    """Train low-rank adapters of linear layers instead of all weights (LoRA, by the library `peft`)."""
+    lora_targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """The linear modules that get adapters: all but the vocabulary head, or those whose names end so, for example
+    [q_proj, v_proj]."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's weights. In bfloat16 what is trained has float32 master weights and AdamW states; of LoRA the base
+    alone is bfloat16, two bytes a weight. Matrix products are in bfloat16 in either case where the device has it."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences that go through the model at once on a worker; gradients of a step are accumulated over them. Default:
+    all of the step. It bounds the memory and changes a loss by rounding alone."""
+    checkpoint_layers: bool = False
+    """Gradient checkpointing: keep each layer's input alone and form the rest again in the backward pass, for a quarter
+    to a third more time."""
     seeds: Annotated[int, Field(ge=2)] = 3
     """Trainings of each candidate and mixture; they differ in the sequences drawn and their order. A verdict needs
     three."""
@@ -540,6 +577,9 @@ class Config(Model):
         taken = {c.name for c in self.candidates} & {"mixture", "uniform"} | {t.name for t in self.targets} & {"all"}
         if taken:  # `finetune` reports its two mixtures beside the candidates, `validate` all targets beside each
             raise ValueError(f"the results call something else '{min(taken)}'; give that corpus another name")
+        for corpus in self.read:
+            if corpus.task is not None and corpus not in self.targets:
+                raise ValueError(f"'{corpus.name}' has a task, which is for targets alone; remove it")
         for target in self.targets:
             for candidate in self.candidates:
                 if common := _records(target) & _records(candidate):

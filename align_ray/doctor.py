@@ -46,10 +46,12 @@ class Check:
     remedy: str = ""
 
 
-def diagnose(config: Config | None = None) -> list[Check]:
-    """All checks, of the environment alone or for one study. Nothing that it starts or writes stays behind."""
+def diagnose(config: Config | None = None, model: bool = False) -> list[Check]:
+    """All checks, of the environment alone or for one study; with `model` also one training step of the model that is
+    to be fine-tuned, on this machine. Nothing that it starts or writes stays behind."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        names = [n for n in APART if config is not None or n != "configuration"]
+        left_out = [*(["configuration"] if config is None else []), *([] if model else ["training step"])]
+        names = [n for n in APART if n not in left_out]
         apart = list(pool.map(lambda name: _apart(name, config), names))
     return [_python(), *_packages(), *_extras(), *(row for rows in apart for row in rows)]
 
@@ -408,6 +410,41 @@ def _probe(config: Config | None) -> list[Check]:
     ]
 
 
+def _training_step(config: Config | None) -> list[Check]:
+    """One step of the model as it would be trained, on random tokens: weights are loaded, gradients taken, AdamW's
+    states made."""
+    import numpy as np
+    import torch
+
+    from align_ray.config_file import load_config
+    from align_ray.corpora.rows import Rows
+    from align_ray.pipeline import open_study
+    from align_ray.training.memory import check_memory, memory_here
+    from align_ray.training.step import trainable_model, whole_step
+
+    study = open_study(config or load_config(), write=False)
+    tune, length = study.config.finetune, study.config.sampling.sequence_length
+    gpu = study.config.cluster.use_gpu is not False and torch.cuda.is_available()
+    needed, device = check_memory(study, gpu, memory_here(gpu)), torch.device("cuda" if gpu else "cpu")
+    rows = -(-tune.batch_size // tune.workers)
+    size = tune.micro_batch_size or rows
+    ids = np.random.default_rng(0).integers(0, len(study.tokenizer), (rows, length))
+    model = trainable_model({"located": study.model, **tune.model_dump()}, device).train()
+    parts = [Rows.plain(ids[start : start + size].astype(np.int32)) for start in range(0, rows, size)]
+    start = time.perf_counter()
+    try:
+        loss = whole_step(model, parts, device)()
+    except torch.OutOfMemoryError:
+        remedy = "set finetune.micro_batch_size: 1, checkpoint_layers: true or lora_rank: 16"
+        return [Check("training step", "failed", f"out of memory; {needed.total / 1e9:.1f} GB by formula", remedy)]
+    seconds = time.perf_counter() - start
+    about = f"{rows} x {length} tokens on {device.type} in {seconds:.1f} s, {needed.total / 1e9:.2f} GB by formula"
+    if not np.isfinite(loss):
+        remedy = "the weights are broken, or finetune.dtype does not suit them; choose another model"
+        return [Check("training step", "failed", f"{about}; its loss is not finite", remedy)]
+    return [Check("training step", "ok", f"{about}; loss {loss:.2f} on random tokens")]
+
+
 Look = Callable[[Any], list[Check]]
 APART: dict[str, tuple[Look, int, str]] = {
     "configuration": (_configuration, 120, "align-ray embed says more; check that the sources answer"),
@@ -421,6 +458,7 @@ APART: dict[str, tuple[Look, int, str]] = {
     "MLflow": (_mlflow, 60, "check the field 'tracking.uri' and its server"),
     "hub": (_hub, 30, "check the network"),
     "probe": (_probe, 180, "check the field 'probe.model' and the memory it needs"),
+    "training step": (_training_step, 600, "check the field 'finetune.model' and the memory it needs"),
 }
 """By name: the check, its time limit in seconds, and what to do where it does not come to an end."""
 

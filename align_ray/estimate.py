@@ -17,6 +17,7 @@ from align_ray.mixture.check import CHECKED
 from align_ray.mixture.predicted import RUNS
 from align_ray.spending import costs, price
 from align_ray.training.finetune import MIXED
+from align_ray.training.memory import planned_memory
 from align_ray.training.validate import VALIDATED
 
 EXACT_PASSES = (1.3, 0.9)
@@ -93,7 +94,8 @@ def estimate(study: Study, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
     `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where
-    the source does not tell (a hub data set). `gpu`: whether GPUs are assumed where nothing was measured.
+    the source does not tell (a hub data set). `memory`: of a worker of the trainings (`training/memory.py`). `gpu`:
+    whether GPUs are assumed where nothing was measured. Raises CapacityError where a training cannot fit.
     """
     config, work = study.config, planned_work(study)
     tflops, source = achieved_tflops(study, gpu)
@@ -111,6 +113,7 @@ def estimate(study: Study, gpu: bool) -> dict[str, Any]:
             "source": source,
         },
         "corpora": sizes,
+        "memory": planned_memory(study, gpu),
         "stages": stages,
     }
 

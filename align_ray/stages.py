@@ -129,7 +129,11 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
     return digest([FORMAT, values, inputs])
 
 
-INDIFFERENT = {"finetune": ("workers", "gpus_per_worker", "keep_weights", "checkpoint_every")}
+INDIFFERENT = {
+    "finetune": (
+        "workers", "gpus_per_worker", "keep_weights", "checkpoint_every", "micro_batch_size", "checkpoint_layers",
+    )
+}  # fmt: skip
 """By section, fields that say how or where work is done: no result depends on them but for rounding (and for what
 dropout draws on several workers)."""
 

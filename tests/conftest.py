@@ -37,13 +37,14 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     import torch
 
+    # by marker: `item.keywords` holds the names of the folders above as well, so of a checkout that is named `gpu`
     if not config.option.full:
-        config.hook.pytest_deselected(items=[item for item in items if "full" in item.keywords])
-        items[:] = [item for item in items if "full" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     for item in items:
-        if "shared" in item.keywords and not SHARED.is_dir():
+        if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="no shared corpora beside the checkout"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 

@@ -16,6 +16,7 @@ from align_ray import doctor
 from align_ray.cli.main import app
 from align_ray.config import Config
 from align_ray.doctor import APART, Check, diagnose
+from align_ray.errors import CapacityError
 
 PLANTED = "planted-4c1d"
 
@@ -83,7 +84,7 @@ def test_what_is_wrong_with_a_study_fails_with_status_1(small_config, tmp_path, 
     assert [r.check for r in rows if r.status == "failed"] == ["configuration", "output", "MLflow"]
     assert "/nowhere/x.jsonl" in row(rows, "configuration").result and "Not a directory" in row(rows, "output").result
     assert "tracking.uri" in row(rows, "MLflow").remedy
-    monkeypatch.setattr(doctor, "diagnose", lambda _: rows)
+    monkeypatch.setattr(doctor, "diagnose", lambda *_: rows)
     done = CliRunner().invoke(app, ["doctor", str(tmp_path / "study.yaml")])
     assert done.exit_code == 1 and done.stdout.count("failed") == 3 and "what to do" in done.stdout
     assert CliRunner().invoke(app, ["doctor", str(tmp_path / "none.yaml")]).exit_code == 2
@@ -215,6 +216,22 @@ def test_a_probe_whose_weights_are_broken_fails(config, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (found,) = doctor._probe(config(probe={"model": str(folder)}))
     assert found.status == "failed" and "not finite" in found.result
+
+
+def test_one_training_step_of_the_model_is_tried_where_it_is_asked_for(config, tmp_path, monkeypatch):
+    """With its settings: here adapters over a bfloat16 base, in two parts."""
+    spared = {"lora_rank": 2, "dtype": "bfloat16", "micro_batch_size": 4, "checkpoint_layers": True}
+    (found,) = doctor._training_step(config(finetune={"tokens": 1024, **spared}))
+    assert found.status == "ok" and found.result.startswith("8 x 32 tokens on cpu in ") and "; loss " in found.result
+    broken = tmp_path / "broken"
+    shutil.copytree(config().probe.model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    save_file({k: v * float("nan") for k, v in tensors.items()}, broken / "model.safetensors", {"format": "pt"})
+    (found,) = doctor._training_step(config(finetune={"tokens": 1024, "model": str(broken)}))
+    assert found.status == "failed" and "its loss is not finite" in found.result
+    monkeypatch.setattr("align_ray.training.memory.memory_here", lambda gpu: 1e6)
+    with pytest.raises(CapacityError, match="GB of a worker"):
+        doctor._training_step(config())
 
 
 def test_little_room_is_a_warning(config, monkeypatch):

@@ -126,6 +126,7 @@ MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "fail
 
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A study's configuration (YAML), checked as well.")] = None,
+    model: Annotated[bool, typer.Option("--model", help="Load the model and try one training step, here.")] = False,
 ) -> None:
     """Check Ray, GPU, torch, MLflow, the hub, disk, probe and versions. Exit status 1 where a check failed.
 
@@ -137,8 +138,8 @@ def doctor(
     rows: list[Any] = []
 
     def work() -> list[dict[str, str]]:
-        with err.status("checking, at most three minutes"):
-            rows.extend(diagnose(load_config(config) if config else None))
+        with err.status(f"checking, at most {'ten' if model else 'three'} minutes"):
+            rows.extend(diagnose(load_config(config) if config else None, model))
         table = plain_table("environment" if config is None else f"environment for {config}")
         for column in ("check", "", "result", "what to do"):
             table.add_column(column, overflow="fold")

@@ -147,11 +147,13 @@ def show_plan(study: "Study", plan: dict[str, Any]) -> None:
         style="bold",
     )
     out.print(table)
-    rate = plan["rate"]
+    rate, memory = plan["rate"], plan["memory"]
+    there = f" of {memory['there'] / 1e9:.1f}" if memory["there"] else ""
     cap = f"; stops at {config.cost.max_cost:g} {plan['currency']}" if config.cost.max_cost else ""
     out.print(
         f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, "
         f"{rate['source']}){cap}\n"
+        f"a training needs {memory['total'] / 1e9:.2f}{there} GB of a worker's memory, by formula\n"
         f"output: {study.store.uri}",
         highlight=False,
         soft_wrap=True,

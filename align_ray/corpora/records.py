@@ -44,7 +44,7 @@ def columns_of(corpus: Corpus) -> list[str]:
 def needed_columns(corpus: Corpus) -> list[str]:
     """Those of them without which there is no text: of a prompt's template any may be missing or empty."""
     if corpus.prompt is not None and corpus.completion is not None:
-        optional = _named(corpus.prompt) if _is_template(corpus.prompt) else []
+        optional = _named(corpus.prompt) if is_template(corpus.prompt) else []
         return [column for column in columns_of(corpus) if column not in optional]
     return columns_of(corpus)
 
@@ -56,7 +56,7 @@ def render(corpus: Corpus, record: dict[str, Any]) -> str:
     elif corpus.prompt is not None and corpus.completion is not None:
         text = _prompt_and_completion(corpus, record)
     else:
-        return _filled(corpus.template, record) if corpus.template is not None else _column(corpus.column, record)
+        return filled(corpus.template, record) if corpus.template is not None else _column(corpus.column, record)
     if text.count(MARK) < 2:
         raise Unusable("no_completion")
     return text if corpus.mask == "completion" else unmarked(text)
@@ -100,18 +100,20 @@ def _column(column: str, record: dict[str, Any]) -> str:
     return text
 
 
-def _is_template(given: str) -> bool:
+def is_template(given: str) -> bool:
+    """Whether a field is a format string, not the name of a column."""
     return "{" in given
 
 
 def _named(given: str) -> list[str]:
     """The columns that a template names, or the column itself."""
-    if not _is_template(given):
+    if not is_template(given):
         return [given]
     return list(dict.fromkeys(field for _, field, _, _ in string.Formatter().parse(given) if field))
 
 
-def _filled(template: str, record: dict[str, Any], optional: bool = False) -> str:
+def filled(template: str, record: dict[str, Any], optional: bool = False) -> str:
+    """A format string with a record's values; with `optional`, what is missing is empty. Raises Unusable."""
     parts = []
     for literal, field, _, _ in string.Formatter().parse(template):
         parts.append(literal)
@@ -133,18 +135,18 @@ def as_text(value: Any) -> str | None:
 def _prompt_and_completion(corpus: Corpus, record: dict[str, Any]) -> str:
     prompt, completion = corpus.prompt, corpus.completion
     assert prompt is not None and completion is not None
-    said = value_at(record, completion) if not _is_template(completion) else None
+    said = value_at(record, completion) if not is_template(completion) else None
     if _holds_messages(said):
         asked = value_at(record, prompt)
         before = messages_of(asked) if _holds_messages(asked) else [{"role": "user", "content": as_text(asked) or ""}]
         return conversation([*before, *messages_of(said)], corpus.chat_template)
-    if _is_template(prompt):
-        asked_text = _filled(prompt, record, optional=True).strip("\n")
+    if is_template(prompt):
+        asked_text = filled(prompt, record, optional=True).strip("\n")
         if not any(as_text(value_at(record, column)) for column in _named(prompt)):
             raise Unusable("missing_column")
     else:
         asked_text = _column(prompt, record)
-    answer = _filled(completion, record) if _is_template(completion) else _column(completion, record)
+    answer = filled(completion, record) if is_template(completion) else _column(completion, record)
     if not answer.strip():
         raise Unusable("no_completion")
     if asked_text and not asked_text[-1].isspace() and not answer[0].isspace():

@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import string
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -167,6 +168,17 @@ def first_records(corpus: Corpus, count: int = LOOKED_AT) -> list[dict[str, Any]
         read = HEADS.get(fragment.kind, _records)
         found += islice(read(corpus, fragment, Counter()), count * i // len(parts) - len(found))
     return found
+
+
+def whole_records(corpus: Corpus) -> Iterator[dict[str, Any]]:
+    """All readable records with all their columns, whatever the corpus takes of them; read here, not by tasks. Raises
+    CorpusError where the source does not exist."""
+    for fragment in plan_fragments(corpus):
+        if fragment.kind == "parquet":
+            with filesystem(corpus)[0].open_input_file(fragment.path) as file:
+                yield from first_rows(file, sys.maxsize)
+        else:
+            yield from HEADS.get(fragment.kind, _records)(corpus, fragment, Counter())
 
 
 # --- records of files ------------------------------------------------------------------------------------------------

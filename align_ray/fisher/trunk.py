@@ -88,11 +88,14 @@ def sequences_per_pass(model: nn.Module, length: int, draws: int) -> int:
         return max(1, CPU_TOKENS // length)
     free, _ = torch.cuda.mem_get_info(parameter.device)
     free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
+    return max(1, int((0.8 * free - 5 * 4 * GPU_CHUNK) // bytes_of_a_sequence(model, length, draws)))
+
+
+def bytes_of_a_sequence(model: nn.Module, length: int, draws: int) -> int:
+    """What a pass holds for a sequence (see `sequences_per_pass`)."""
     modules = sum(sum(m.weight.shape) for m in trunk_modules(model).values())
-    per_sequence = (
-        length * parameter.element_size() * (2 * modules + model.config.get_text_config().hidden_size * (draws + 3))
-    )
-    return max(1, int((0.8 * free - 5 * 4 * GPU_CHUNK) // per_sequence))
+    numbers = 2 * modules + model.config.get_text_config().hidden_size * (draws + 3)
+    return length * next(model.parameters()).element_size() * numbers
 
 
 def fisher_embeddings(

@@ -199,8 +199,26 @@ class Forgotten(Value):
     change_high: float | None = None
 
 
+class TaskScore(Value):
+    """A target's task on its items: the share answered, and the margin, the log-likelihood per byte of the right
+    choice less that of the best wrong one, nats; intervals over seeds and items."""
+
+    items: int
+    chance: float
+    """Accuracy of guessing."""
+    accuracy_before: float
+    accuracy: Estimate
+    accuracy_change: Estimate
+    margin_before: float
+    margin: Estimate
+    margin_change: Estimate
+
+
 class Change(Forgotten):
     """The same of a target's held-out text."""
+
+    task: TaskScore | None = None
+    """Where the target has a task."""
 
     overlap: float
     """Share of the held-out 13-token windows that occur in the training rows."""
@@ -266,6 +284,8 @@ class Validated(Value):
     same_as: str | None
     """A mixture with the same weights that was trained in its place."""
     loss: Estimates
+    task: dict[str, TaskScore] = {}
+    """By target that has a task."""
 
 
 class Difference(Estimate):

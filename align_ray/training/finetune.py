@@ -15,11 +15,13 @@ import numpy as np
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.config import Config
 from align_ray.context import Study, reported_weights
+from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import Rows, report_half
 from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import Trained, train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
+from align_ray.training.tasks import task_scores
 from align_ray.training.verdict import keeps_to, made_from, verdict
 
 OVERLAP_TOKENS = 13
@@ -69,7 +71,7 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     `training` (steps with the loss of their batch) and `rungs` (losses by target after so many steps, on the first
     half of the held-out text); by target `before` and `after` (nats per token on the second half of the held-out text,
     mean over seeds), `change` with its standard error and interval over seeds and held-out rows, and `overlap`;
-    `general`: the same of the general text's held-out rows, where there is replay.
+    `general`: the same of the general text's held-out rows, where there is replay; `task`: see `values.TaskScore`.
     `bytes_per_token[target]`: of the held-out tokens that count, to give losses in bits per byte.
     `uniform_less_mixture[target]`: the difference of these two runs' losses, paired by seed and row, with its interval.
     `verdict`: see `verdict.py`; beside the uniform mixture, a candidate alone could be recommended where `caps` allow
@@ -82,14 +84,19 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     jobs += mixture_jobs(study, tokens, mixed, config.finetune.tokens, seeds)
     done = train_jobs(study, heldout, jobs)
     report, after, changes = {}, {}, {}
+    items = read_items(study)
     for i, run in enumerate(runs):
         job, trained = jobs[i * len(seeds)], done[i * len(seeds) : (i + 1) * len(seeds)]
-        targets = {}
+        targets, scores = {}, task_scores(trained, items)
         for t in heldout:
             before = np.stack([report_half(x.losses[t].before) for x in trained])
             after[run.name, t] = np.stack([report_half(x.losses[t].after) for x in trained])
             changes[run.name, t] = after[run.name, t] - before
-            targets[t] = {**change(before, after[run.name, t]), "overlap": overlap(job.rows.ids, heldout[t].ids)}
+            targets[t] = {
+                **change(before, after[run.name, t]),
+                "overlap": overlap(job.rows.ids, heldout[t].ids),
+                "task": scores.get(t),
+            }
         report[run.name] = {
             "weights": run.weights,
             "sequences": len(job.rows),

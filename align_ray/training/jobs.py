@@ -14,6 +14,7 @@ import numpy as np
 from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.context import Study
+from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import Rows
 from align_ray.corpora.sample import read_sample
 from align_ray.fisher.probe import has_dropout
@@ -65,6 +66,8 @@ class Trained:
     training: list[tuple[int, float]]
     general: Losses | None = None
     """On general text, where the study has some for replay: what the training made the model forget."""
+    tasks: dict[str, Losses] = dataclasses.field(default_factory=dict)
+    """By target that has a task, its items' margins (`items.margins`) before and after, in the place of losses."""
 
 
 def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
@@ -132,7 +135,20 @@ def common_inputs(study: Study, heldout: dict[str, Rows]) -> list[Any]:
         settings.scratch,
         {name: rows.digest() for name, rows in heldout.items()},
         settings.lora_rank,
+        *_later_inputs(study),
     ]
+
+
+def _later_inputs(study: Study) -> list[Any]:
+    """What came later, where it is not at its default: results from before keep their keys."""
+    settings = study.config.finetune
+    tasks = {name: items.digest() for name, items in read_items(study).items()}
+    changed: dict[str, Any] = {"tasks": tasks} if tasks else {}
+    if settings.dtype != "float32":
+        changed["dtype"] = settings.dtype
+    if settings.lora_rank is not None and settings.lora_targets != "all-linear":
+        changed["lora_targets"] = settings.lora_targets
+    return [changed] if changed else []
 
 
 def job_key(fixed: list[Any], job: Job, replay_share: float) -> str:
@@ -154,7 +170,9 @@ def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job
 def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
     general = [losses.pop(name) for name in [*losses] if name not in heldout]
-    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], *general)
+    tasks = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored.get("tasks", {}).items()}
+    kept = general[0] if general else None
+    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, tasks)
 
 
 def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:
@@ -215,6 +233,7 @@ def loop_settings(study: Study, heldout: dict[str, Rows]) -> dict[str, Any]:
     """What `train_loop` is told of the study; the jobs come with it."""
     measured = general_rows(study) | heldout
     given = {"located": study.model, "store": study.store, "targets": measured, "replay_share": replay_share(study)}
+    given["tasks"] = read_items(study)
     return given | study.config.finetune.model_dump()
 
 

@@ -16,10 +16,21 @@ from typing import Any
 import numpy as np
 
 from align_ray.config import Config
+from align_ray.corpora.items import Items, margins
 from align_ray.corpora.rows import Rows, validation_half
 from align_ray.store import Store
 from align_ray.training.state import Progress, load_state, save_state, state_file
-from align_ray.training.step import Average, heldout_losses, learned, sequence_losses, step_loss, trainable_model
+from align_ray.training.step import (
+    Average,
+    add_gradients,
+    give_weights,
+    heldout_losses,
+    learned,
+    losses_of,
+    master_weights,
+    sequence_losses,
+    trainable_model,
+)
 
 RUNGS = (0.02, 0.06, 0.16, 0.40)
 """Shares of all steps at which losses are measured, beside the end; never under LEAST_STEPS."""
@@ -42,7 +53,9 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = train.get_context()
     rank, store, kept = context.get_world_rank(), settings["store"], settings["keep_weights"]
     device, heldout, rung = on_worker(), settings["targets"], settings.get("rung")
+    tasks: dict[str, Items] = settings["tasks"]
     before: dict[str, np.ndarray] = {}
+    tasks_before: dict[str, list[float]] = {}
     for job in settings["jobs"]:
         key = job["key"]
         if done_to(store, key, rung, kept):
@@ -55,8 +68,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         passed = store.find_json(rungs_file(key))
         if isinstance(passed, dict):
             before = {name: np.array(losses) for name, losses in passed["before"].items()}
+            tasks_before = passed.get("tasks", {})
         elif not before or settings["scratch"] is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
+            tasks_before = task_margins(model, tasks, device)
 
         def losses_at_rung(steps: int, model: Any = model) -> dict[str, Any]:
             found = {n: sequence_losses(heldout_losses(model, validation_half(r), device)) for n, r in heldout.items()}
@@ -66,11 +81,13 @@ def train_loop(settings: dict[str, Any]) -> None:
         started = {name: values.tolist() for name, values in before.items()}
         if rung is not None:
             if rank == 0:
-                store.write_json(rungs_file(key), {"before": started, "rungs": done.rungs, "seconds": done.seconds})
+                so_far = {"before": started, "rungs": done.rungs, "seconds": done.seconds, "tasks": tasks_before}
+                store.write_json(rungs_file(key), so_far)
             train.report({"job": key})
             continue
         with done.average.in_place():
             tokens = {name: heldout_losses(model, rows, device) for name, rows in heldout.items()}
+            tasks_after = task_margins(model, tasks, device)
             if rank == 0 and kept:
                 store.write_bytes(weights_file(key), _differences(model, first, settings["lora_rank"]))
         if rank == 0:
@@ -82,11 +99,17 @@ def train_loop(settings: dict[str, Any]) -> None:
                 "rungs": [*done.rungs, {"steps": len(done.losses), "losses": last}],
                 "seconds": done.seconds,
                 "training": list(enumerate(done.losses, start=1)),
+                "tasks": {n: {"before": tasks_before[n], "after": tasks_after[n]} for n in tasks},
             }
             store.write_json(f"finetune/{key}.json", result)
             store.remove(state_file(key))
             store.remove(rungs_file(key))
         train.report({"job": key})
+
+
+def task_margins(model: Any, tasks: dict[str, Items], device: Any) -> dict[str, list[float]]:
+    """By target with a task, the margin of every item (see `items.margins`)."""
+    return {n: margins(heldout_losses(model, items.rows, device), items).tolist() for n, items in tasks.items()}
 
 
 def on_worker() -> Any:
@@ -125,17 +148,17 @@ def train_model(
 
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    wrapped = prepare_model(model)
-    parameters = list(learned(model).values())
+    wrapped, weights = prepare_model(losses_of(model)), master_weights(model)
+    parameters = list(weights.values())
     optimiser = torch.optim.AdamW(parameters, lr=job["learning_rate"], weight_decay=0.0)
     per_epoch = len(list(batches(job, settings, 0)))
     total = per_epoch * settings["epochs"]
     measured = rung_steps(rungs, total)
     last = total if rung is None else measured[rung]
-    progress = Progress(Average(model))
+    progress = Progress(Average(model, weights))
     losses: list[Any] = []
     if store:
-        load_state(store, job["key"], model, optimiser, progress)
+        load_state(store, job["key"], optimiser, progress)
     first = len(progress.losses)
     schedule = warm_up(optimiser, first, total)
     wrapped.train()
@@ -149,18 +172,18 @@ def train_model(
         progress.seconds += time.perf_counter() - start
         if keep and store:
             if rank == 0:
-                save_state(store, job["key"], model, optimiser, progress)
+                save_state(store, job["key"], optimiser, progress)
             kept = time.perf_counter()
         start = time.perf_counter()
 
     for step, batch in enumerate(islice(steps_of(job, settings), first, last), start=first + 1):
         torch.manual_seed(seed_of(job["seed"], step, rank))
         scored = int(batch.scored[:, 1:].sum())
-        loss = step_loss(wrapped, share_of(batch, rank, world), scored, device, world)
-        loss.backward()
-        losses.append(loss.detach())
+        parts = micro_batches(batch, rank, world, settings["micro_batch_size"])
+        losses.append(add_gradients(wrapped, weights, parts, scored, device, world))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        give_weights(model, weights)
         schedule.step()
         optimiser.zero_grad()
         progress.average.update()
@@ -232,6 +255,13 @@ def share_of(batch: Rows, rank: int, world: int) -> Rows:
     if len(own):
         return own
     return dataclasses.replace(batch[:1], scored=np.zeros_like(batch.scored[:1]))
+
+
+def micro_batches(batch: Rows, rank: int, world: int, size: int | None) -> list[Rows]:
+    """A worker's rows of a batch in groups of `size` (None: all in one), as many groups on every worker."""
+    if size is None:
+        return [share_of(batch, rank, world)]
+    return [share_of(batch[start : start + size * world], rank, world) for start in range(0, len(batch), size * world)]
 
 
 def rung_steps(rungs: tuple[float, ...], total: int) -> list[int]:

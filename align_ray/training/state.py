@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from align_ray.store import Store
-from align_ray.training.step import Average, learned
+from align_ray.training.step import Average, give_weights
 
 
 @dataclasses.dataclass
@@ -33,14 +33,14 @@ def state_file(key: str) -> str:
     return f"finetune/state/{key}.safetensors"
 
 
-def save_state(store: Store, key: str, model: Any, optimiser: Any, progress: Progress) -> None:
+def save_state(store: Store, key: str, optimiser: Any, progress: Progress) -> None:
     """Write a training's state, over the one before. Raises StoreError where that fails."""
     import torch
     from safetensors.torch import save
 
     position = {"losses": progress.losses, "rungs": progress.rungs, "seconds": progress.seconds}
     position["averaged"] = progress.average.steps
-    tensors = {f"model/{name}": p.detach() for name, p in learned(model).items()}
+    tensors = {f"model/{name}": w.detach() for name, w in progress.average.weights.items()}
     tensors |= {f"average/{name}": value for name, value in progress.average.values.items()}
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{i}/{name}": value for name, value in moments.items()}
@@ -48,7 +48,7 @@ def save_state(store: Store, key: str, model: Any, optimiser: Any, progress: Pro
     store.write_bytes(state_file(key), save({name: value.contiguous() for name, value in tensors.items()}))
 
 
-def load_state(store: Store, key: str, model: Any, optimiser: Any, progress: Progress) -> None:
+def load_state(store: Store, key: str, optimiser: Any, progress: Progress) -> None:
     """Take up what the store holds of a training, if it holds anything whole."""
     from safetensors.torch import load
 
@@ -56,9 +56,10 @@ def load_state(store: Store, key: str, model: Any, optimiser: Any, progress: Pro
     if found is None:
         return
     position = json.loads(bytes(found.pop("position").numpy()))
-    for name, parameter in learned(model).items():
-        parameter.data.copy_(found[f"model/{name}"])
+    for name, weight in progress.average.weights.items():
+        weight.data.copy_(found[f"model/{name}"])
         progress.average.values[name].copy_(found[f"average/{name}"])
+    give_weights(progress.average.model, progress.average.weights)
     moments: dict[int, dict[str, Any]] = {}
     for name, value in found.items():
         part, _, rest = name.partition("/")

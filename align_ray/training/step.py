@@ -1,12 +1,13 @@
-"""The model of a training, its losses, and the average of its weights: torch alone, without Ray."""
+"""The model of a training, its losses, its gradients and the average of its weights: torch alone, without Ray."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from align_ray.corpora.rows import Rows
+from align_ray.errors import ConfigError, first_line
 from align_ray.fisher.probe import has_bfloat16, load_model, random_model
 
 AVERAGE = 3
@@ -16,17 +17,38 @@ LORA_SCALE = 2
 """Of LoRA's alpha to its rank: what the product of an adapter's factors is multiplied by."""
 
 
+LOGITS = 2**27
+"""Elements of the largest [tokens, vocabulary] array that is formed at once: 512 MiB in float32."""
+
+
 def trainable_model(settings: dict[str, Any], device: Any) -> Any:
-    """The model as a run starts from: its weights or random ones; with LoRA, frozen but for the adapters."""
-    located, scratch, rank = settings["located"], settings["scratch"], settings["lora_rank"]
-    model = load_model(located, str(device)) if scratch is None else random_model(located, scratch).to(device)
-    if rank is None:
+    """The model as a run starts from: its weights or random ones, in `dtype`; with LoRA, frozen but for the adapters,
+    which are float32. Raises ConfigError where `lora_targets` names no module of it."""
+    import torch
+
+    located, scratch, dtype = settings["located"], settings["scratch"], settings["dtype"]
+    if scratch is None:
+        model = load_model(located, str(device), dtype)
+    else:
+        model = random_model(located, scratch).to(device, getattr(torch, dtype))
+    return prepared(model, settings["lora_rank"], settings["lora_targets"], settings["checkpoint_layers"])
+
+
+def prepared(model: Any, lora_rank: int | None, lora_targets: str | list[str], checkpoint_layers: bool) -> Any:
+    """A model as it is trained: with adapters where there is a rank, and activations of its layers formed again in
+    the backward pass where `checkpoint_layers`."""
+    if checkpoint_layers:
+        # the second is the name before transformers 5.24
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if lora_rank is None:
         return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    given = {"lora_alpha": LORA_SCALE * lora_rank, "target_modules": lora_targets, "task_type": "CAUSAL_LM"}
+    try:
+        return get_peft_model(model, LoraConfig(r=lora_rank, **given))
+    except ValueError as error:
+        raise ConfigError(f"field 'finetune.lora_targets': {first_line(error)}") from None
 
 
 def learned(model: Any) -> dict[str, Any]:
@@ -34,18 +56,69 @@ def learned(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def causal_model(model: Any) -> Any:
+    """The transformers model inside of adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def token_losses(model: Any, ids: Any, positions: Any = None) -> Any:
     """Cross-entropy of every next token, [n, T-1], nats.
 
     `ids`, `positions`: int [n, T]. Where positions begin at 0 again another document begins, which attends to nothing
     before it: transformers makes the block mask from the positions. Without positions every row is one document.
+    Where [tokens, vocabulary] has more than LOGITS elements, logits are formed for some tokens after the others, and
+    again in the backward pass.
     """
     import torch
+    from torch.utils.checkpoint import checkpoint
 
     where = {} if positions is None else {"position_ids": positions}
-    logits = model(input_ids=ids, use_cache=False, **where).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return losses.view(len(ids), -1)
+    causal, labels = causal_model(model), ids[:, 1:].flatten()
+    span = max(1, LOGITS // causal.config.get_text_config().vocab_size)
+    if ids.numel() <= span:
+        logits = model(input_ids=ids, use_cache=False, **where).logits[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(len(ids), -1)
+    output = causal.base_model(input_ids=ids, use_cache=False, **where)
+    hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
+
+    def of(hidden: Any, labels: Any) -> Any:
+        logits = _logits(causal, type(output), hidden).float()
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    parts = zip(hidden.split(span), labels.split(span), strict=True)
+    return torch.cat([checkpoint(of, *part, use_reentrant=False) for part in parts]).view(len(ids), -1)
+
+
+def _logits(causal: Any, kind: Any, hidden: Any) -> Any:
+    """Logits [n, V] of the trunk's output [n, C], by the model's own forward pass with the trunk left out: some models
+    scale or cap what their head gives. `kind`: the class of the trunk's output."""
+    trunk, one = causal.base_model, hidden[None]
+    trunk.forward = lambda *_, **__: kind(last_hidden_state=one)
+    try:
+        return causal.forward(inputs_embeds=one, use_cache=False).logits[0]
+    finally:
+        del trunk.forward  # the class' own is seen again
+
+
+def losses_of(model: Any) -> Any:
+    """A module that holds the model as `model` and whose forward pass is `token_losses` of it: what is wrapped for
+    several workers, so that all that reads weights is within its forward pass."""
+    import torch
+
+    class Losses(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Any, positions: Any = None) -> Any:
+            return token_losses(self.model, ids, positions)
+
+    return Losses()
+
+
+def model_in(losses: Any) -> Any:
+    """The model in a module of `losses_of`, also inside of what Ray Train wraps around it for several workers."""
+    return getattr(losses, "module", losses).model
 
 
 def takes_positions(model: Any) -> bool:
@@ -53,9 +126,7 @@ def takes_positions(model: Any) -> bool:
     positions are distances, do not)."""
     import inspect
 
-    base = getattr(model, "module", model)  # inside of what Ray Train wraps around it for several workers
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    return "position_ids" in inspect.signature(base.forward).parameters
+    return "position_ids" in inspect.signature(causal_model(model).forward).parameters
 
 
 def on_device(rows: Rows, model: Any, device: Any) -> tuple[Any, Any]:
@@ -88,46 +159,106 @@ def sequence_losses(losses: np.ndarray) -> np.ndarray:
     return np.nanmean(losses.astype(np.float64), axis=1)
 
 
-def step_loss(model: Any, rows: Rows, scored: int, device: Any, world: int = 1) -> Any:
-    """A worker's part of a step's loss: the sum over its rows' tokens that count, divided by `scored`, those of all
-    workers' rows together, times the number of workers, whose gradients are averaged. So every token weighs the same
-    however rows are shared out."""
+def step_loss(losses: Any, rows: Rows, scored: int, device: Any, world: int = 1) -> Any:
+    """A worker's part of a step's loss by a module of `losses_of`: the sum over its rows' tokens that count, divided by
+    `scored`, those of all workers' rows together, times the number of workers, whose gradients are averaged. So every
+    token weighs the same however rows are shared out."""
     import torch
 
     counts = torch.as_tensor(rows.scored[:, 1:], device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-        losses = token_losses(model, *on_device(rows, model, device))
-    return (losses * counts).sum() * (world / max(1, scored))
+        by_token = losses(*on_device(rows, model_in(losses), device))
+    return (by_token * counts).sum() * (world / max(1, scored))
+
+
+def master_weights(model: Any) -> dict[str, Any]:
+    """What the optimiser moves, by name: the trained parameters, of bfloat16 ones float32 copies, which small steps
+    are not lost in."""
+    import torch
+
+    return {
+        name: torch.nn.Parameter(p.detach().float()) if p.dtype == torch.bfloat16 else p
+        for name, p in learned(model).items()
+    }
+
+
+def give_weights(model: Any, weights: dict[str, Any]) -> None:
+    """Set the trained parameters to their master weights, or to others of the same names."""
+    for name, parameter in learned(model).items():
+        if weights[name] is not parameter:
+            parameter.data.copy_(weights[name])
+
+
+def add_gradients(
+    losses: Any, weights: dict[str, Any], parts: Sequence[Rows], scored: int, device: Any, world: int = 1
+) -> Any:
+    """Add the gradients of a step to those of its master weights, in float32, and return the worker's part of the loss
+    (see `step_loss`).
+
+    `parts`: the worker's rows, in groups that go through the model one after the other, as many on every worker.
+    """
+    copied = [(weights[n], p) for n, p in learned(model_in(losses)).items() if weights[n] is not p]
+    total = None
+    for i, part in enumerate(parts):
+        # workers' gradients are averaged once, unless they are of bfloat16 parameters, which do not add up well
+        waits = not copied and i + 1 < len(parts) and hasattr(losses, "no_sync")
+        with losses.no_sync() if waits else nullcontext():
+            loss = step_loss(losses, part, scored, device, world)
+            loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
+        for master, parameter in copied:
+            gradient, parameter.grad = parameter.grad.float(), None
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+    return total
 
 
 class Average:
-    """The average of a model's trained parameters over about the last quarter of the steps so far, in float32, at any
+    """The average of a training's weights over about the last quarter of the steps so far, in float32, at any
     step and without knowing how many there will be: polynomial-decay averaging (Shamir and Zhang, arXiv 1212.1824)."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, weights: dict[str, Any] | None = None) -> None:
+        """`weights`: the model's master weights (default: its trained parameters)."""
         self.model, self.steps = model, 0
-        self.values = {name: p.detach().float().clone() for name, p in learned(model).items()}
+        self.weights = learned(model) if weights is None else weights
+        self.values = {name: w.detach().float().clone() for name, w in self.weights.items()}
 
     def update(self) -> None:
         """Take in the weights after another step."""
         self.steps += 1
         share = (1 + AVERAGE) / (self.steps + AVERAGE)
-        for name, parameter in learned(self.model).items():
-            self.values[name].lerp_(parameter.detach().float(), share)
+        for name, weight in self.weights.items():
+            self.values[name].lerp_(weight.detach().float(), share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the model has the average as its weights and is in evaluation mode."""
         now = {name: p.detach().clone() for name, p in learned(self.model).items()}
         was = self.model.training
-        self._set(self.values)
+        give_weights(self.model, self.values)
         self.model.eval()
         try:
             yield
         finally:
-            self._set(now)
+            give_weights(self.model, now)
             self.model.train(was)
 
-    def _set(self, values: dict[str, Any]) -> None:
-        for name, parameter in learned(self.model).items():
-            parameter.data.copy_(values[name])
+
+def whole_step(model: Any, parts: Sequence[Rows], device: Any) -> Callable[[], float]:
+    """A function that takes a step as a training does, on one worker, over rows in groups that go through the model one
+    after the other, and returns its loss: to see what a step takes, not to train."""
+    import torch
+
+    losses, weights = losses_of(model), master_weights(model)
+    optimiser = torch.optim.AdamW(weights.values(), lr=1e-5, weight_decay=0.0)
+    average, scored = Average(model, weights), sum(int(part.scored[:, 1:].sum()) for part in parts)
+
+    def step() -> float:
+        loss = add_gradients(losses, weights, parts, scored, device)
+        torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
+        optimiser.step()
+        give_weights(model, weights)
+        optimiser.zero_grad()
+        average.update()
+        return float(loss)
+
+    return step

@@ -8,9 +8,11 @@ import numpy as np
 
 from align_ray.alignment.intervals import combined_mean, p_mean_negative, two_sample_mean
 from align_ray.context import Study, reported_weights
+from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate, mixture_jobs, seen, with_rate
+from align_ray.training.tasks import task_scores
 from align_ray.training.verdict import keeps_to, made_from, verdict
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
@@ -29,7 +31,8 @@ def validate_mixtures(
 
     `mixtures[name]`: `weights`, `same_as` (an earlier mixture with the same weights, not trained twice),
     `distinct_tokens` of the first seed's training and how often each is seen (`epochs`), and by target
-    `loss`: the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`.
+    `loss`: the mean over seeds and held-out sequences, nats per token, with an interval over both; `before`; `task`: by
+    target that has one (see `values.TaskScore`).
     `versus[a][b][target]`: paired difference of a's loss from b's with its interval and `p_lower`, the probability that
     a's is lower. The target `all` is their weighted mean.
     """
@@ -55,9 +58,11 @@ def validate_mixtures(
         t: float(np.mean([report_half(r.losses[t].before).mean() for r in next(iter(of.values()))])) for t in heldout
     }
     trained = {name: seen(jobs[i * len(seeds)], config.finetune.epochs) for i, name in enumerate(distinct)}
+    scores = {name: task_scores(runs, read_items(study)) for name, runs in of.items()}
     report = {
         name: {
             **trained[same[name]],
+            "task": scores[same[name]],
             "weights": weights,
             "same_as": same[name] if same[name] != name else None,
             "loss": _losses(after[same[name]], share),

@@ -296,3 +296,34 @@ def test_what_trainings_forget_is_said_and_the_front_of_target_and_general_text_
     without = {name: {k: v for k, v in row.items() if k != "general"} for name, row in runs.items()}
     plain = Finetuned.parse({"tokens": 100, "seeds": 3, "runs": without})
     assert plain.front("t") == [] and not plain.forgets()
+
+
+def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(finetuned, validation):
+    def task(margin):
+        change = {"accuracy_change": estimate(0.1), "margin_change": estimate(0.0)}
+        first = {"items": 200, "chance": 1 / 3, "accuracy_before": 0.4, "margin_before": -0.2}
+        return {**first, **change, "accuracy": estimate(0.5), "margin": estimate(margin)}
+
+    def with_tasks(margins):
+        runs = finetuned.model_dump()["runs"]
+        # 3.9 and 3.5 nats: uniform is best by the loss
+        named = {"mixture": runs["a"], "uniform": runs["b"], "alone": finetuned.model_dump()["runs"]["a"]}
+        for name, margin in margins.items():
+            named[name]["targets"]["t1"] = named[name]["targets"]["t1"] | {"task": task(margin)}
+        return Finetuned.parse({"tokens": 1024, "runs": named})
+
+    agreed, apart = with_tasks({"mixture": 0.1, "uniform": 0.3}), with_tasks({"mixture": 0.3, "uniform": 0.1})
+    assert not any("WARNING" in line for line in agreed.tasks())
+    assert "WARNING: t1: 'uniform' is best by the loss, 'mixture' by the task (margins +0.1000 and +0.3000)" in (
+        apart.conditions()
+    )
+    said = "t1, task after 'mixture': accuracy 0.500 ["
+    assert any(line.startswith(said) and "0.400 before, 0.333 by chance" in line for line in apart.tasks())
+    assert apart.to_pandas().set_index("run")["margin"].dropna().to_dict() == {"uniform": 0.1, "mixture": 0.3}
+    assert not finetuned.tasks() and "margin" not in finetuned.to_pandas().columns
+
+    mixtures = validation.model_dump()["mixtures"]
+    mixtures["recommended"]["task"], mixtures["uniform"]["task"] = {"t1": task(0.1)}, {"t1": task(0.2)}
+    found = Validation.parse(validation.model_dump() | {"mixtures": mixtures, "before": {"t1": 4.0, "all": 4.0}})
+    assert any("'recommended' is best by the loss, 'uniform' by the task" in note for note in found.notes())
+    assert "accuracy_low" in found.to_pandas().columns

@@ -8,7 +8,16 @@ import torch
 
 from align_ray.corpora.rows import Rows
 from align_ray.training.loop import batches, rung_steps, share_of, warm_up
-from align_ray.training.step import AVERAGE, Average, heldout_losses, learned, sequence_losses, step_loss, token_losses
+from align_ray.training.step import (
+    AVERAGE,
+    Average,
+    heldout_losses,
+    learned,
+    losses_of,
+    sequence_losses,
+    step_loss,
+    token_losses,
+)
 from tests.tiny import MODELS, tiny_model
 
 CPU = torch.device("cpu")
@@ -47,7 +56,7 @@ def gradient(model, shares, scored):
     """What data-parallel workers come to: the mean over them of their parts' gradients."""
     model.zero_grad()
     for share in shares:
-        (step_loss(model, share, scored, CPU, len(shares)) / len(shares)).backward()
+        (step_loss(losses_of(model), share, scored, CPU, len(shares)) / len(shares)).backward()
     return torch.cat([p.grad.flatten() for p in learned(model).values()])
 
 
@@ -63,7 +72,7 @@ def test_workers_by_rows_make_no_difference_to_the_gradient(rows):
         )
     by_token = token_losses(model, torch.as_tensor(batch.ids, dtype=torch.long), torch.as_tensor(batch.positions))
     mean = by_token[torch.as_tensor(batch.scored[:, 1:])].mean()
-    assert step_loss(model, batch, scored, CPU).item() == pytest.approx(mean.item(), rel=1e-6)
+    assert step_loss(losses_of(model), batch, scored, CPU).item() == pytest.approx(mean.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -92,7 +101,8 @@ def test_a_model_that_is_wrapped_for_several_workers_keeps_documents_apart_as_we
 
     model, batch = tiny_model("gpt2").eval(), some_rows()
     scored = int(batch.scored[:, 1:].sum())
-    assert step_loss(Wrapped(model), batch, scored, CPU).item() == step_loss(model, batch, scored, CPU).item()
+    alone, wrapped = losses_of(model), Wrapped(losses_of(model))
+    assert step_loss(wrapped, batch, scored, CPU).item() == step_loss(alone, batch, scored, CPU).item()
 
 
 def test_every_batch_has_its_share_of_replay_and_every_row_comes_once():

@@ -100,18 +100,20 @@ def test_a_training_in_parts_is_the_training_in_one(sampled, no_trainings, monke
 
     steps = []
 
-    def dies(*arguments, real=loop.step_loss, **named):
+    def dies(*arguments, real=loop.add_gradients, **named):
         steps.append(1)
         if len(steps) == 20:
             raise SystemExit
         return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "step_loss", dies)
+        patch.setattr(loop, "add_gradients", dies)
         with pytest.raises(SystemExit):
             train_jobs(study.changed(finetune={"checkpoint_every": 1e-9}), heldout, jobs)
     steps.clear()
-    monkeypatch.setattr(loop, "step_loss", lambda *a, real=loop.step_loss, **n: steps.append(1) or real(*a, **n))
+    monkeypatch.setattr(
+        loop, "add_gradients", lambda *a, real=loop.add_gradients, **n: steps.append(1) or real(*a, **n)
+    )
     again = train_jobs(study, heldout, jobs)
     total = len(whole[0].training)
     rest = total - round(RUNGS[3] * total)
@@ -170,3 +172,62 @@ def test_finetune_says_what_every_run_forgets(sampled, no_trainings):
         assert set(run.targets) == {"target"} and run.general.change_low < run.general.change < run.general.change_high
         assert run.general.after == pytest.approx(run.general.before + run.general.change)
     assert len(found.forgets()) == 2 and set(found.front("target")) <= set(found.runs)
+
+
+def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
+    small_config, corpora, local_ray, no_trainings, tmp_path
+):
+    """Python goes on after Python, a licence does not; margins are those of each choice alone, by hand."""
+    import json
+
+    from align_ray.corpora.items import read_items
+    from align_ray.reporting.results import Finetuned
+    from align_ray.training.finetune import Run, finetune_runs
+
+    texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
+    choices = ["self.assertEqual(value, other)", "Permission is hereby granted"]
+    with (tmp_path / "target.jsonl").open("w") as file:
+        for i, text in enumerate(texts):
+            record = {"text": text, "begins": text[:150], "choices": choices[:: 1 - 2 * (i % 2)], "answer": choices[0]}
+            file.write(json.dumps(record) + "\n")
+    mapping = small_config(tmp_path / "out")
+    mapping["targets"] = [{"name": "target", "source": str(tmp_path / "target.jsonl")}]
+    mapping["finetune"] |= {"tokens": 1024, "eval_tokens": 512, "batch_size": 4, "learning_rate": 3e-3}
+    without = open_study(Config.model_validate(mapping))
+    sample_corpora(without)
+    task = {"kind": "choices", "context": "begins", "choices": "choices", "items": 12}
+    mapping["targets"][0]["task"] = task
+    study = open_study(Config.model_validate(mapping))
+    heldout, jobs = heldout_rows(study), candidate_jobs(study, 1024)
+    assert set(job_keys(study, heldout, jobs)).isdisjoint(job_keys(without, heldout, jobs))
+
+    runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
+    half = {"python-stdlib": 0.5, "licences": 0.5}
+    runs += [Run("uniform", half), Run("mixture", half)]
+    tokens = {"python-stdlib": 10**6, "licences": 10**6}
+    found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
+    python, licences = (found.runs[name].targets["target"].task for name in ("python-stdlib", "licences"))
+    assert python.items == 12 and python.chance == 0.5
+    assert python.margin.low < python.margin.value < python.margin.high
+    assert python.margin.value > licences.margin.value and python.margin_before == licences.margin_before
+    assert python.margin_change.value == pytest.approx(python.margin.value - python.margin_before)
+    frame = found.to_pandas()
+    assert {"accuracy", "accuracy_low", "margin", "margin_before"} <= set(frame.columns)
+    assert any(note.startswith("target, task after 'mixture': accuracy ") for note in found.notes())
+
+    (items,) = read_items(study).values()
+    model, documents = load_model(study.model), {t[:150]: t for t in texts}
+    by_hand = []
+    for n in range(12):
+        scores = {}
+        for row in np.flatnonzero(items.item == n):
+            ids = items.rows.ids[row, : (items.rows.documents[row] != FILLED).sum()]
+            log_p = model(torch.as_tensor(ids[None], dtype=torch.long)).logits[0].log_softmax(-1)
+            said = int(items.rows.scored[row].sum())
+            text = study.tokenizer.decode(ids)
+            assert any(text.startswith(begins) for begins in documents) and text.endswith(choices[not items.right[row]])
+            ll = sum(log_p[len(ids) - said + j - 1, ids[len(ids) - said + j]].item() for j in range(said))
+            scores[bool(items.right[row])] = ll / len(choices[not items.right[row]].encode())
+        by_hand.append(scores[True] - scores[False])
+    trained, _ = train_jobs(study, heldout, jobs)
+    np.testing.assert_allclose(trained.tasks["target"].before, by_hand, atol=0.02)  # products in bfloat16

@@ -1,0 +1,138 @@
+"""The items of a target's task: a context, choices and the right one, as rows whose choices' tokens count.
+
+Items are of the target's held-out records: those whose text is no part of what is embedded, so that nothing is chosen
+by them. One row an item and choice; contexts that are too long for the model lose their beginning.
+"""
+
+import dataclasses
+import hashlib
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from align_ray.config import Choices, Corpus, digest
+from align_ray.context import Study
+from align_ray.corpora.draw import document_key
+from align_ray.corpora.records import Unusable, as_text, filled, is_template, render, value_at
+from align_ray.corpora.rows import FILLED, Rows
+from align_ray.corpora.sources import whole_records
+from align_ray.corpora.tasks import with_template
+from align_ray.errors import CorpusError
+from align_ray.fisher.probe import Located, chat_template_of, load_tokenizer
+
+FEWEST = 2
+"""Items without which there is no interval."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """n items of c_1, ..., c_n choices, m in all."""
+
+    rows: Rows
+    """[m, T]: context and choice; the choice's tokens are scored."""
+    item: np.ndarray
+    """int64 [m]: which item a row is of, in order."""
+    right: np.ndarray
+    """bool [m]: whether it is the right choice."""
+    bytes: np.ndarray
+    """int64 [m]: of the choice, as UTF-8."""
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing."""
+        return float(np.mean(1 / np.bincount(self.item)))
+
+    def digest(self) -> str:
+        """Digest of all that a score depends on."""
+        rest = hashlib.sha256(b"".join(a.astype("<i8").tobytes() for a in (self.item, self.right, self.bytes)))
+        return digest([self.rows.digest(), rest.hexdigest()])
+
+
+def read_items(study: Study) -> dict[str, Items]:
+    """By target that has a task, its items, read once in a process. Raises CorpusError where records give none."""
+    seed, chat_template = study.config.seed, chat_template_of(study.tokenizer)
+    tasks = [with_template(t, chat_template) for t in study.config.targets if t.task is not None]
+    return {t.name: _items(t.model_dump_json(), seed, study.model) for t in tasks}
+
+
+@lru_cache
+def _items(target_json: str, seed: int, model: Located) -> Items:
+    target, tokenizer = Corpus.model_validate_json(target_json), load_tokenizer(model)
+    task = target.task
+    assert task is not None
+    found: dict[bytes, tuple[str, list[str], int]] = {}
+    faults: dict[str, int] = {}
+    for record in whole_records(target):
+        try:
+            key = document_key(seed, render(target, record))
+            if key[-1] % 2 == 1:  # the held-out half (`sample.sample_corpora`)
+                found[key] = item_of(task, record)
+        except Unusable as reason:
+            faults[str(reason)] = faults.get(str(reason), 0) + 1
+    if len(found) < FEWEST:
+        why = ", ".join(f"{count} with {reason}" for reason, count in faults.items()) or "too few records"
+        raise CorpusError(
+            f"target '{target.name}': field 'task' gives {len(found)} items of its held-out half, and {FEWEST} are "
+            f"needed ({why}); check the fields 'context', 'choices' and 'answer', or give more records."
+        )
+    kept = [found[key] for key in sorted(found)[: task.items]]
+    return items_of(kept, tokenizer, task.separator, model.context)
+
+
+def item_of(task: Choices, record: dict[str, Any]) -> tuple[str, list[str], int]:
+    """Context, choices and the number of the right one. Raises Unusable."""
+    given = task.context
+    text = filled(given, record, optional=True) if is_template(given) else as_text(value_at(record, given))
+    choices: Any = value_at(record, task.choices) if isinstance(task.choices, str) else task.choices
+    labels: Any = None
+    if isinstance(choices, dict):  # as some data sets keep them: {text: [...], label: [...]}
+        labels, choices = choices.get("label"), choices.get("text")
+    if not text or not isinstance(choices, list | tuple) or not all(isinstance(c, str) and c for c in choices):
+        raise Unusable("missing_column")
+    answer, texts = value_at(record, task.answer), [str(c) for c in choices]
+    names = [str(label) for label in labels] if isinstance(labels, list | tuple) else []
+    for among in (texts, names, [chr(ord("A") + i) for i in range(len(texts))]):
+        if isinstance(answer, str) and answer in among:
+            return text, texts, among.index(answer)
+    if isinstance(answer, str) and answer.isdigit():
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts) and len(texts) > 1:
+        return text, texts, answer
+    raise Unusable("no_answer")
+
+
+def items_of(items: list[tuple[str, list[str], int]], tokenizer: Any, separator: str, context: int) -> Items:
+    """Items as rows of the longest one's length, at most `context` tokens; a context loses its beginning."""
+    lines, counted, item, right, sizes = [], [], [], [], []
+    for i, (text, choices, answer) in enumerate(items):
+        between = "" if not separator or text[-1].isspace() else separator
+        before = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+        for c, choice in enumerate(choices):
+            # the separator is the choice's, as in " yes": tokenizers keep a leading space with the word
+            said = tokenizer(between + choice, add_special_tokens=False)["input_ids"]
+            room = context - len(said)
+            if room < 1:
+                raise CorpusError(f"a choice of a task has {len(said)} tokens, the model takes {context}; shorten it.")
+            lines.append([*before[-room:], *said])
+            counted.append(len(said))
+            item.append(i)
+            right.append(c == answer)
+            sizes.append(len(choice.encode()))
+    length = max(map(len, lines))
+    ids, documents = np.zeros((len(lines), length), np.int32), np.full((len(lines), length), FILLED, np.int64)
+    scored, places = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.int32)
+    for r, (line, count) in enumerate(zip(lines, counted, strict=True)):
+        ids[r, : len(line)], documents[r, : len(line)] = line, r
+        scored[r, len(line) - count : len(line)] = True
+        places[r, : len(line)] = np.arange(len(line))
+    return Items(Rows(ids, documents, places, scored), np.array(item), np.array(right), np.array(sizes))
+
+
+def margins(losses: np.ndarray, items: Items) -> np.ndarray:
+    """By item, the log-likelihood per byte of the right choice less that of the best wrong one, nats, float64 [n];
+    above 0 the item is answered. `losses`: of the rows' tokens that count, [m, T-1] (`step.heldout_losses`)."""
+    by_byte = -np.nansum(losses.astype(np.float64), axis=1) / items.bytes
+    best_wrong = np.full(items.item[-1] + 1, -np.inf)
+    np.maximum.at(best_wrong, items.item[~items.right], by_byte[~items.right])
+    return by_byte[items.right] - best_wrong

@@ -1,0 +1,36 @@
+"""What trainings made of the targets' tasks, beside the loss."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from align_ray.alignment.intervals import Estimate, two_sample_mean
+from align_ray.corpora.items import Items
+from align_ray.training.jobs import Trained
+
+
+def task_scores(trained: Sequence[Trained], items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
+    """By target with a task, what a run's trainings (one a seed) came to, as a JSON value (see `values.TaskScore`):
+    means with 95% intervals over seeds and items."""
+    return {target: _score(trained, target, of.chance) for target, of in items.items()}
+
+
+def _score(trained: Sequence[Trained], target: str, chance: float) -> dict[str, Any]:
+    before, after = (np.stack([getattr(x.tasks[target], when) for x in trained]) for when in ("before", "after"))
+    answered = [(margins > 0).astype(np.float64) for margins in (before, after)]
+    return {
+        "items": after.shape[1],
+        "chance": chance,
+        "accuracy_before": float(answered[0].mean()),
+        "accuracy": _share(two_sample_mean(answered[1])),
+        "accuracy_change": vars(two_sample_mean(answered[1] - answered[0])),
+        "margin_before": float(before.mean()),
+        "margin": vars(two_sample_mean(after)),
+        "margin_change": vars(two_sample_mean(after - before)),
+    }
+
+
+def _share(estimate: Estimate) -> dict[str, float]:
+    """A share of items, whose interval ends at 0 and 1: over two seeds alone it is wider."""
+    return {**vars(estimate), "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}

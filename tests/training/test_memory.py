@@ -1,0 +1,101 @@
+"""The memory of a training, by formula, against what its steps keep."""
+
+import pytest
+import torch
+
+from align_ray.config import Config
+from align_ray.context import Study
+from align_ray.errors import CapacityError
+from align_ray.estimate import estimate
+from align_ray.fisher.probe import load_model, locate_probe
+from align_ray.store import Store
+from align_ray.training import memory, step
+from align_ray.training.memory import check_memory, training_memory
+from align_ray.training.step import Average, add_gradients, give_weights, losses_of, master_weights, prepared
+from tests.training.test_loop import CPU
+from tests.training.test_step import SHAPES, no_dropout, some_rows
+
+
+def kept_for_backward(model, rows):
+    """Bytes of the tensors that a forward pass keeps for the backward pass, parameters left out."""
+    parameters, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage()._cdata not in parameters:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = step.step_loss(losses_of(model), rows, 1, CPU)
+    del loss
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("low", [True, False], ids=["bfloat16", "float32"])
+def test_what_a_pass_keeps_is_within_the_formula_and_not_far_below(name, rank, low, monkeypatch):
+    if low and not step.has_bfloat16(CPU):
+        pytest.skip("no bfloat16 here")
+    monkeypatch.setattr(step, "has_bfloat16", lambda device: low)
+    rows = some_rows(4, 64)
+    for checkpointed in (False, True):
+        model = prepared(SHAPES[name](), rank, "all-linear", checkpointed).train()
+        no_dropout(model)
+        of = training_memory(model, 4, 64, checkpointed, 2 if low else 4)
+        kept = kept_for_backward(model, rows)
+        if not checkpointed:
+            assert kept <= of.activations + of.logits <= 4 * kept
+        else:
+            assert kept <= of.activations + of.logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_weights_gradients_and_states_are_counted_to_the_byte(dtype, rank):
+    model = prepared(SHAPES["llama"]().to(dtype), rank, "all-linear", False)
+    of, rows, weights = training_memory(model, 2, 12, False, 4), some_rows(2), master_weights(model)
+    optimiser, average = torch.optim.AdamW(weights.values()), Average(model, weights)
+    add_gradients(losses_of(model), weights, [rows], 1, CPU)
+    optimiser.step()
+    give_weights(model, weights)
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
+    assert of.weights == size(model.parameters())
+    own = [w for name, w in weights.items() if w is not model.get_parameter(name)]
+    moments = [v for state in optimiser.state.values() for name, v in state.items() if name != "step"]
+    assert of.optimiser == size(moments) + size(own) and of.average == size(average.values.values())
+    passing = 2 * sum(w.numel() for w in own)  # a bfloat16 gradient, before it is added up in float32
+    assert of.gradients == size(w.grad for w in weights.values()) + passing
+
+
+def test_a_training_that_cannot_fit_is_refused_with_its_parts_and_ways_out(small_config, tmp_path, monkeypatch):
+    config = Config.model_validate(small_config(tmp_path / "out"))
+    study = Study(config, Store(config.output), locate_probe(config.probe.plain()))
+    needed = check_memory(study, False, None)
+    assert estimate(study, False)["memory"]["total"] == needed.total < memory.memory_here(False)
+    with pytest.raises(CapacityError, match=r"needs 0\.\d GB of a worker \(weights .*set finetune.micro_batch_size: 1"):
+        check_memory(study, False, needed.total)
+    monkeypatch.setattr(memory, "memory_here", lambda gpu: needed.total)
+    with pytest.raises(CapacityError, match="finetune.checkpoint_layers: true or finetune.lora_rank: 16"):
+        estimate(study, False)
+    elsewhere = study.changed(cluster={"address": "ray://head:10001"})
+    assert estimate(elsewhere, True)["memory"]["there"] is None
+    spared = {"micro_batch_size": 1, "checkpoint_layers": True, "lora_rank": 2, "dtype": "bfloat16"}
+    less = check_memory(study.changed(finetune=spared), False, None)
+    assert less.total < needed.total and less.weights < 0.6 * needed.weights
+    with pytest.raises(CapacityError, match="choose a smaller model"):
+        check_memory(study.changed(finetune=spared), False, 1.0)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_a_probe_that_cannot_fit_is_refused_with_the_number_of_bytes(small_config, tmp_path, dtype, size):
+    config = Config.model_validate(small_config(tmp_path / "out", embedding={"dtype": dtype}))
+    study = Study(config, Store(config.output), locate_probe(config.probe.plain()))
+    model = load_model(study.probe)
+    weights = size * sum(p.numel() for p in model.parameters())
+    needed = memory.check_probe_memory(study, False, None)
+    assert weights < needed < 1.5 * weights + 1e6
+    reference = study.changed(embedding={"dtype": "float32", "estimator": "reference"})
+    assert memory.check_probe_memory(reference, False, None) > 2 * needed
+    with pytest.raises(CapacityError, match=f"the probe '.*' needs 0.0 GB of a worker in {dtype}, 0.0 of them weights"):
+        memory.check_probe_memory(study, False, float(weights))
