@@ -83,3 +83,13 @@ def test_a_sequential_study_saves_batches_and_its_error_rate_holds(studies):
         used.append(counts.sum() / (6 * 64))
     assert wrong / studies <= 0.05
     assert np.mean(used) < 0.6
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 7, 40])
+def test_the_largest_of_all_comparisons_is_what_taking_each_gives(candidates):
+    rng = np.random.default_rng(candidates)
+    means, own = rng.normal(0.5, 0.01, candidates), rng.gamma(1, 0.02, candidates)
+    c = cp.contrasts([matrices(rng, [m], own=o)[0] for m, o in zip(means, own, strict=True)])
+    noise, scale = cp._simulate(c, 0), np.sqrt(np.maximum(cp.variances(c), 1e-300))
+    wanted = np.max([((noise[:, [i]] - noise) / scale[i]).max(1) for i in range(candidates)], axis=0)
+    np.testing.assert_array_equal(cp._largest_t(noise, scale), wanted)
