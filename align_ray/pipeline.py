@@ -131,9 +131,12 @@ def align(study: Study) -> dict[str, Any]:
 
 
 @stage("contamination", Contamination, needs=(embed,), fields=("unigram",))
-def contamination(study: Study) -> dict[str, Any]:
-    """Text that candidates share with the targets, and their ranks without it (see `find_contamination`)."""
-    result = find_contamination(study, evidence_of(study))
+def contamination(study: Study, top: int | None = None) -> dict[str, Any]:
+    """Text that candidates share with the targets, and their ranks without it (see `find_contamination`). `top`: of so
+    many candidates, the first in the ranking of any target, alone."""
+    ranked = need(study, align).predicted.ranking.values() if top else []
+    only = {row.candidate for rows in ranked for row in rows[:top]} if top else None
+    result = find_contamination(study, evidence_of(study), only)
     for line in result["warnings"]:
         study.say(f"note: {line}")
     return result
