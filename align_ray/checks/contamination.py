@@ -266,7 +266,7 @@ def find_contamination(study: Study, evidence: Evidence, only: Collection[str] |
     found = overlaps(study, known, candidates, lost)
     batches, rows = evidence.batches, evidence.rows
     size = config.sampling.batch_size
-    leaked = {}
+    leaked: dict[tuple[str, str], np.ndarray] = {}
     for c in candidates:
         bad = leaked_sequences(_rows(batches[c.name]), tokenizer, known)
         leaked |= {(c.name, t): bad[:, i] for i, t in enumerate(known.targets)}

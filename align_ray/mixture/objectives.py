@@ -17,6 +17,9 @@ from align_ray.mixture.constraints import Constraints, divergence
 
 CHUNK = 64
 """Mixtures evaluated together."""
+MANY_CORPORA = 50
+"""From so many on, targets are evaluated together, and the climb is by Newton's method (`newton`): sequential least
+squares takes K^3 a step."""
 SMALLEST = 1e-12
 """Stands for a probability of zero."""
 
@@ -78,8 +81,18 @@ class Goal:
 
     def values(self, w: np.ndarray) -> np.ndarray:
         """Values of many mixtures, [n, K] to [n], without the prior's penalty."""
-        by_target = np.stack([o.values(w) for o in self.objectives])
+        by_target = self._together(w) if len(self.objectives) > 1 and w.shape[1] >= MANY_CORPORA else None
+        if by_target is None:
+            by_target = np.stack([o.values(w) for o in self.objectives])
         return by_target.min(0) if self.weights is None else self.weights @ by_target
+
+    def _together(self, w: np.ndarray) -> np.ndarray | None:
+        """Values of all targets, [M, n]: what they share is pooled once. None where they share nothing."""
+        pooled = self.objectives[0].pooled
+        if pooled is None or any(o.pooled is None or o.pooled.rows is not pooled.rows for o in self.objectives):
+            return None
+        values = lambda h: np.stack([o.pooled.values(h) for o in self.objectives if o.pooled], axis=1)  # noqa: E731
+        return _in_chunks(lambda part: values(part @ pooled.rows), w).T
 
     def singles(self, k: int) -> np.ndarray:
         """Values of each of K corpora alone, [K]."""

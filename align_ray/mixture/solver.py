@@ -6,6 +6,7 @@ good within one standard error.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -26,10 +27,8 @@ from align_ray.mixture.constraints import (
     restricted,
     support,
 )
-from align_ray.mixture.objectives import Goal, Objective
+from align_ray.mixture.objectives import MANY_CORPORA, Goal, Objective
 
-MANY_CORPORA = 50
-"""From so many on the climb is by Newton's method (`newton`): sequential least squares takes K^3 a step."""
 CHAINS = 32
 """Walkers of the near-optimal set."""
 WALKED = 100
@@ -113,7 +112,7 @@ def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np
     only = only_mixture(constraints)
     if only is not None:
         return only
-    k = len(constraints.names)
+    k, many = len(constraints.names), _many(goal, constraints)
     starts = (
         [nearest(start, constraints)]
         if start is not None
@@ -123,11 +122,20 @@ def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np
         best = int(np.argmax(goal.singles(k)))
         starts.append(nearest(np.eye(k)[best] + 0.01, constraints))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
-    return max((_ascend(goal, constraints, w) for w in unique), key=lambda w: _penalised(goal, constraints, w)[0])
+    found = [_ascend(goal, constraints, w) for w in unique]
+    return max(
+        found, key=lambda w: goal.penalised(constraints, w[None])[0] if many else _penalised(goal, constraints, w)[0]
+    )
+
+
+def _many(goal: Goal, constraints: Constraints) -> bool:
+    return len(constraints.names) >= MANY_CORPORA and newton.fits(goal)
 
 
 def _smaller(goal: Goal, constraints: Constraints, part: np.ndarray) -> tuple[Goal, Constraints]:
     """The problem in the weights of the corpora `part`, int [k], alone: the others' are exactly zero."""
+    if len(part) == len(constraints.names):
+        return goal, constraints
 
     def whole(w: np.ndarray) -> np.ndarray:
         every = np.zeros((*w.shape[:-1], len(constraints.names)))
@@ -172,7 +180,7 @@ def _fewer(face: Face, constraints: Constraints, w: np.ndarray) -> np.ndarray:
 
 def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray, unit: float = 1.0) -> np.ndarray:
     """From one mixture [K] to the best around it, until F gains less than 1e-13 `unit`."""
-    if len(start) >= MANY_CORPORA and newton.fits(goal):
+    if _many(goal, constraints):
         return _tidy(newton.ascend(goal, constraints, start, spread(goal, constraints)), constraints)
     k, options = len(start), {"maxiter": 500, "ftol": 1e-13 * unit}
     bounds = list(zip(constraints.lower, constraints.upper, strict=True))
@@ -243,13 +251,20 @@ def _described(
             found, known = finer, better
     weights, shadow, price = np.zeros((3, len(w)))
     weights[part], shadow[part], price[part] = found, known.shadow, known.price
-    by_target = np.array([o.gradient(weights)[0] for o in goal.objectives])
-    value = float(by_target.min() if goal.weights is None else goal.weights @ by_target)
+    if _many(goal, constraints):
+        value = float(goal.values(weights[None])[0])
+    else:
+        by_target = np.array([o.gradient(weights)[0] for o in goal.objectives])
+        value = float(by_target.min() if goal.weights is None else goal.weights @ by_target)
     cost = _penalty(goal, constraints, weights)[0]
     return Optimum(weights, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
 
 
 def _certified(goal: Goal, constraints: Constraints, w: np.ndarray) -> Certificate:
+    if _many(goal, constraints):
+        at = newton.slopes(goal, w)
+        values = at.values if goal.weights is None else np.array([goal.weights @ at.values])
+        return certify(values, at.slopes, w, constraints, goal.strength)
     parts = [o.gradient(w) for o in goal.objectives]
     values, slopes = np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
     if goal.weights is not None:
@@ -268,8 +283,9 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
     """
     w, k = optimum.weights, len(optimum.weights)
     free = np.flatnonzero((constraints.upper > constraints.lower) & ((w > 0) | (constraints.most is None)))
-    least, value = optimum.penalised - slack, partial(goal.penalised, constraints)
-    many = len(free) >= MANY_CORPORA and newton.fits(goal) and slack > 0
+    least = optimum.penalised - slack
+    value: Callable[[np.ndarray], np.ndarray] = partial(goal.penalised, constraints)
+    many = slack > 0 and len(free) >= MANY_CORPORA and _many(goal, constraints)
     if many:
         near = newton.around(goal, constraints, w, free, slack, WALKED)
         free, value, least = near.part, near.penalised, near.penalised(w[None])[0] - slack
@@ -278,7 +294,8 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
     inner = restricted(dataclasses.replace(constraints, most=None), kept)
     if many:  # those that have a weight but are not walked keep it
         held = ~np.isin(np.arange(k), free)
-        inner = dataclasses.replace(inner, **{b: np.where(held, w, getattr(inner, b)) for b in ("lower", "upper")})
+        lower, upper = (np.where(held, w, bound) for bound in (inner.lower, inner.upper))
+        inner = dataclasses.replace(inner, lower=lower, upper=upper)
     if slack <= 0 or only_mixture(inner) is not None:
         return w
     rng = np.random.default_rng(seed)
