@@ -67,12 +67,11 @@ def p_above(c: Contrasts) -> np.ndarray:
 def p_above_adjusted(c: Contrasts, seed: int = 0) -> np.ndarray:
     """The same with the chance taken into account that some of the K (K - 1) / 2 comparisons come out by luck: 1 - p
     of the one-sided maximum-t test (Westfall and Young's single step), [K, K]; 0 where i is not above j."""
-    return _adjusted(c, _simulate(c, seed))
-
-
-def _adjusted(c: Contrasts, noise: np.ndarray) -> np.ndarray:
     scale = np.sqrt(np.maximum(variances(c), 1e-300))
-    t = (c.values[:, None] - c.values[None, :]) / scale
+    return _adjusted((c.values[:, None] - c.values[None, :]) / scale, _simulate(c, seed), scale)
+
+
+def _adjusted(t: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
     most = np.sort(_largest_t(noise, scale))
     return np.where(t > 0, np.searchsorted(most, t) / (1 + len(most)), 0.0)
 
@@ -152,16 +151,17 @@ def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[d
     """
     names = list(values)
     c = contrasts([-v if lowest_first else v for v in values.values()])
-    noise = _simulate(c, 0)
-    best, above, adjusted, needed = _best(c, noise), p_above(c), _adjusted(c, noise), batches_to_separate(c)
+    noise, scale = _simulate(c, 0), np.sqrt(np.maximum(variances(c), 1e-300))
+    best, needed = _best(c, noise), batches_to_separate(c)
     order = [int(i) for i in np.argsort(-c.values, kind="stable")]
+    t = np.zeros(len(order))  # of each against the next one: of K candidates K of the K^2 comparisons are shown
+    t[order[:-1]] = (c.values[order[:-1]] - c.values[order[1:]]) / scale[order[:-1], order[1:]]
+    above, adjusted = stats.t.cdf(t, c.freedom), _adjusted(t, noise, scale)
     result = []
     for i, j in zip(order, [*order[1:], None], strict=True):
         row = {"candidate": names[i], **dataclasses.asdict(two_sample_mean(values[names[i]])), "p_best": float(best[i])}
-        row |= {
-            key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))
-        }
-        row["settled"] = None if j is None else bool(adjusted[i, j] >= CONFIDENCE)
+        row |= {key: None if j is None else float(p[i]) for key, p in (("p_above_next", above), ("adjusted", adjusted))}
+        row["settled"] = None if j is None else bool(adjusted[i] >= CONFIDENCE)
         row["separate"] = None if j is None or np.isinf(needed[i, j]) else int(needed[i, j])
         result.append(row)
     return result

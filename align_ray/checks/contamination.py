@@ -231,7 +231,7 @@ def overlaps(
             found = np.union1d(found, np.asarray(row["found"], np.int64))
         covered = known.held(found) / np.maximum(1, sizes)
         result[name] = {
-            target: {"documents": int(hits[t]), "of": of, "covered": float(covered[t])}
+            target: {"documents": int(hits[t]), "of": int(of), "covered": float(covered[t])}
             for t, target in enumerate(known.targets)
         }
     return {c.name: result[c.name] for c in candidates}

@@ -3,8 +3,8 @@
 A step maximises the second-order model of the objectives, the least of them for the worst target, with the prior's
 penalty kept exact, over the bounds, by a primal-dual interior point method (Nocedal and Wright 2006, chapters 16 and
 19). Second derivatives are those of at most CURVED corpora: the ones that have a weight or would gain one; they are
-cheap, for an objective is a function of what the mixture pools (`objectives.Pooled`). A climb ends when no feasible
-mixture can be better than by the tolerance, to first order.
+cheap, for an objective is a function of what the mixture pools (`objectives.Pooled`). How far the mixture can be from
+the best is not said here: `certificate.py` does.
 
 Cost: a gradient is 2 K D M products for M targets with D pooled entries, a step CURVED^2 D for the Hessian and about 30
 factorisations of CURVED (under a prior K) equations.
@@ -93,9 +93,11 @@ def penalised(goal: Goal, constraints: Constraints, w: np.ndarray) -> float:
     return float(value - (goal.strength * divergence(constraints, w[None])[0] if goal.strength else 0.0))
 
 
-def ascend(goal: Goal, constraints: Constraints, start: np.ndarray, unit: float) -> np.ndarray:
-    """From one feasible mixture [K] to the best around it, until none is better by 1e-10 `unit` to first order."""
+def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarray:
+    """From one feasible mixture [K] to the best around it, until a step promises less than 1e-11 of the spread of the
+    first slopes, or gives nothing."""
     w, k = start.copy(), len(start)
+    unit = max(float(np.ptp(slopes(goal, w).slopes)), 1e-300)
     worst, free = goal.weights is None, constraints.upper > constraints.lower
     share = goal.weights if goal.weights is not None else np.full(len(goal.objectives), 1 / len(goal.objectives))
     value = penalised(goal, constraints, w)

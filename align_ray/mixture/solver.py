@@ -68,7 +68,8 @@ class Optimum:
 def with_prior(goal: Goal, constraints: Constraints, prior_strength: float) -> Goal:
     """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between
     the best and the worst single corpus, so that one strength means the same for nats and for similarities."""
-    return dataclasses.replace(goal, strength=prior_strength * spread(goal, constraints))
+    strength = prior_strength * spread(goal, constraints) if prior_strength else 0.0
+    return dataclasses.replace(goal, strength=strength)
 
 
 def spread(goal: Goal, constraints: Constraints) -> float:
@@ -181,7 +182,7 @@ def _fewer(face: Face, constraints: Constraints, w: np.ndarray) -> np.ndarray:
 def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray, unit: float = 1.0) -> np.ndarray:
     """From one mixture [K] to the best around it, until F gains less than 1e-13 `unit`."""
     if _many(goal, constraints):
-        return _tidy(newton.ascend(goal, constraints, start, spread(goal, constraints)), constraints)
+        return _tidy(newton.ascend(goal, constraints, start), constraints)
     k, options = len(start), {"maxiter": 500, "ftol": 1e-13 * unit}
     bounds = list(zip(constraints.lower, constraints.upper, strict=True))
     simplex = {"type": "eq", "fun": lambda x: x[:k].sum() - 1, "jac": lambda x: np.r_[np.ones(k), np.zeros(len(x) - k)]}
@@ -243,7 +244,8 @@ def _described(
     """The mixture [K] with its certificate: among those of its own corpora where they were chosen."""
     part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (constraints.lower > 0))
     smaller, bounds = _smaller(goal, constraints, part)
-    found, unit = w[part], spread(goal, constraints)
+    found, many = w[part], _many(goal, constraints)
+    unit = float(np.ptp(newton.slopes(goal, w).slopes)) if many else spread(goal, constraints)
     known = _certified(smaller, bounds, found)
     if known.gap > ROUGH * unit > 0:
         finer = _ascend(smaller, bounds, found, 1e-3 * unit)
@@ -251,7 +253,7 @@ def _described(
             found, known = finer, better
     weights, shadow, price = np.zeros((3, len(w)))
     weights[part], shadow[part], price[part] = found, known.shadow, known.price
-    if _many(goal, constraints):
+    if many:
         value = float(goal.values(weights[None])[0])
     else:
         by_target = np.array([o.gradient(weights)[0] for o in goal.objectives])
@@ -360,9 +362,11 @@ def pareto_front(
         rng = np.random.default_rng(seed)
         some = rng.permutation(len(pairs) * points)[: 4 * FRONT]
         asked = [(*pairs[n // points], int(n % points)) for n in some]
-    unique = {(pair[ends[t]],) if t in ends else (*pair, t): (*pair, t) for *pair, t in reversed(asked)}
+    unique: dict[tuple[int, ...], tuple[int, int, int]] = {}
+    for i, j, t in asked:
+        unique.setdefault(((i, j)[ends[t]],) if t in ends else (i, j, t), (i, j, t))
     front: list[tuple[np.ndarray, np.ndarray]] = []
-    for i, j, t in list(reversed(unique.values()))[:FRONT]:
+    for i, j, t in list(unique.values())[:FRONT]:
         share = np.eye(m)[i] * (1 - steps[t]) + np.eye(m)[j] * steps[t]
         start = front[-1][1] if front and len(constraints.names) >= MANY_CORPORA else None
         front.append((share, solve(Goal(objectives, share), constraints, start).weights))

@@ -392,6 +392,14 @@ def test_of_many_corpora_the_near_optimal_average_is_feasible_near_optimal_and_t
     np.testing.assert_array_equal(mean, near_optimal_average(wanted, bounds, best, slack, 0))
 
 
+def test_the_front_of_a_few_targets_is_every_pair_in_equal_steps_each_direction_once():
+    pooled = corpora()
+    targets = log_mixture_objectives(pooled, np.random.default_rng(0).dirichlet(np.ones(4), 4) @ pooled)
+    found = np.array([s for s, _ in pareto_front(targets, constraints(), 3)])
+    every = [np.eye(4)[i] * (1 - t) + np.eye(4)[j] * t for i in range(4) for j in range(i + 1, 4) for t in (0, 0.5, 1)]
+    np.testing.assert_allclose(found, [s for n, s in enumerate(every) if not any(np.allclose(s, o) for o in every[:n])])
+
+
 def test_the_front_of_many_targets_is_a_sample_without_repetition():
     pooled = corpora()
     targets = np.random.default_rng(0).dirichlet(np.ones(4), 30) @ pooled
