@@ -124,9 +124,8 @@ def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np
         starts.append(nearest(np.eye(k)[best] + 0.01, constraints))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
     found = [_ascend(goal, constraints, w) for w in unique]
-    return max(
-        found, key=lambda w: goal.penalised(constraints, w[None])[0] if many else _penalised(goal, constraints, w)[0]
-    )
+    value = newton.penalised if many else lambda goal, constraints, w: _penalised(goal, constraints, w)[0]
+    return max(found, key=lambda w: value(goal, constraints, w))
 
 
 def _many(goal: Goal, constraints: Constraints) -> bool:
@@ -253,11 +252,10 @@ def _described(
             found, known = finer, better
     weights, shadow, price = np.zeros((3, len(w)))
     weights[part], shadow[part], price[part] = found, known.shadow, known.price
-    if many:
-        value = float(goal.values(weights[None])[0])
-    else:
-        by_target = np.array([o.gradient(weights)[0] for o in goal.objectives])
-        value = float(by_target.min() if goal.weights is None else goal.weights @ by_target)
+    by_target = (
+        newton.slopes(goal, weights).values if many else np.array([o.gradient(weights)[0] for o in goal.objectives])
+    )
+    value = float(by_target.min() if goal.weights is None else goal.weights @ by_target)
     cost = _penalty(goal, constraints, weights)[0]
     return Optimum(weights, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
 
