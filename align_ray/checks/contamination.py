@@ -300,9 +300,8 @@ def find_contamination(study: Study, evidence: Evidence, only: Collection[str] |
             }
     warnings = [*_vanished(lost), *_warnings(found, clean)]
     if len(candidates) < len(config.candidates):
-        warnings.append(
-            f"Only {len(candidates)} of {len(config.candidates)} candidates were compared with the targets."
-        )
+        words = "Only {} of {} candidates were compared with the targets: the others are ranked with what they share."
+        warnings.append(words.format(len(candidates), len(config.candidates)))
     return {"words": WORDS, "overlap": found, "clean": clean, "warnings": warnings}
 
 
