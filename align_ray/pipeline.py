@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from align_ray.alignment.coefficients import align_corpora
+from align_ray.alignment.coefficients import align_reduced
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
@@ -19,7 +19,7 @@ from align_ray.config import TRAINED, Config
 from align_ray.context import Study
 from align_ray.corpora.sample import sample_corpora, token_counts
 from align_ray.corpora.sources import check_corpus
-from align_ray.embedding.evidence import Evidence, read_evidence
+from align_ray.embedding.evidence import Evidence, read_evidence, reduce_corpora
 from align_ray.embedding.pool import embed_missing, embedded_so_far, say_if_inert
 from align_ray.embedding.scores import refuse_unscorable, score_samples
 from align_ray.embedding.sequential import embed_until_settled
@@ -107,6 +107,7 @@ def embed(study: Study) -> dict[str, Any]:
             raise
         study.say(f"note: {stop}")
     study.store.write_json("embedding.json", {k: done.get(k) for k in ("key", "dtype", "used")})
+    reduce_corpora(study, done)
     study.say(f"embedded {done['computed']} batches now; {done['planned']} of {most} are in the store")
     return {"corpora": corpora, "work": done}
 
@@ -121,7 +122,7 @@ def align(study: Study) -> dict[str, Any]:
     """Alignment of every pair of corpora, diversity, noise floor and ranking (see `align_corpora`); `predicted`: the
     ranking by cross-entropy (see `rank_by_cross_entropy`)."""
     evidence, names = evidence_of(study), [t.name for t in study.config.targets]
-    result = align_corpora(evidence.units, names, study.config.embedding.epsilon)
+    result = align_reduced(evidence.reduced, names, study.config.embedding.epsilon)
     by_entropy = rank_by_cross_entropy(evidence.batches, names, len(study.tokenizer), study.config.counted_tokens)
     for name, places in result["skipped"].items():
         if places:
@@ -131,9 +132,12 @@ def align(study: Study) -> dict[str, Any]:
 
 
 @stage("contamination", Contamination, needs=(embed,), fields=("unigram",))
-def contamination(study: Study) -> dict[str, Any]:
-    """Text that candidates share with the targets, and their ranks without it (see `find_contamination`)."""
-    result = find_contamination(study, evidence_of(study))
+def contamination(study: Study, top: int | None = None) -> dict[str, Any]:
+    """Text that candidates share with the targets, and their ranks without it (see `find_contamination`). `top`: of so
+    many candidates, the first in the ranking of any target, alone."""
+    ranked = need(study, align).predicted.ranking.values() if top else []
+    only = {row.candidate for rows in ranked for row in rows[:top]} if top else None
+    result = find_contamination(study, evidence_of(study), only)
     for line in result["warnings"]:
         study.say(f"note: {line}")
     return result

@@ -21,6 +21,10 @@ RUNS = {
     ),
     "word_coverage.py": (["--repetitions", "2", "--pieces", "96"], "| 8 | 32 |"),
     "mixtures.py": (["--rows", "500", "--corpora", "4", "--repetitions", "1"], "| 4 | 500 |"),
+    "scale.py": (
+        ["--corpora", "6", "--entries", "60", "--most-units", "4", "--megabytes", "0.1"],
+        "| 6 | 1 |",
+    ),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }
 

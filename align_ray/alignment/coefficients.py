@@ -13,7 +13,7 @@ import numpy as np
 from align_ray.alignment.comparison import ranking
 from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
 from align_ray.alignment.intervals import Estimate, interval, one_sample_mean, two_sample_mean
-from align_ray.alignment.noise import corpus_noise, corrected_distances, relative_variance
+from align_ray.alignment.noise import LabelNoise, corrected_distances, described_noise, relative_variance
 from align_ray.fisher.unit import Unit
 
 
@@ -74,7 +74,39 @@ def draws_left_out(units: list[Unit], blocks: tuple[str, ...]) -> list[np.ndarra
     return [batch_matrix(part, blocks) for part in parts]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reduced:
+    """What of a corpus' n units alignment is computed from."""
+
+    rows: dict[str, np.ndarray]
+    """By measure: float32 [1 + R, n, D], batch embeddings of all draws and of all but one, or [1, n, D]."""
+    noise: LabelNoise
+    """By the main measure."""
+    losses: list[float]
+    skipped: list[list[int]]
+    """[batch, sequence] of those left out because their embedding is not finite."""
+
+    @classmethod
+    def of(cls, units: list[Unit], absolute: float | None = None) -> "Reduced":
+        kinds = block_sets(units)
+        rows = {
+            k: np.stack([batch_matrix(units, blocks), *draws_left_out(units, blocks)]) for k, blocks in kinds.items()
+        }
+        skipped = [[i, at] for i, u in enumerate(units) for at in u.skipped]
+        return cls(rows, LabelNoise.of(units, main_blocks(units), absolute), [u.loss for u in units], skipped)
+
+    @property
+    def main(self) -> np.ndarray:
+        """float32 [n, D] of the main measure."""
+        return next(iter(self.rows.values()))[0]
+
+
 def align_corpora(embeddings: Mapping[str, list[Unit]], targets: list[str], absolute: float | None = None) -> dict:
+    """`align_reduced` of units."""
+    return align_reduced({name: Reduced.of(units, absolute) for name, units in embeddings.items()}, targets, absolute)
+
+
+def align_reduced(corpora: Mapping[str, Reduced], targets: list[str], absolute: float | None = None) -> dict:
     """Everything the report shows of alignment, as a JSON value. `absolute`: epsilon of the distance, default relative.
 
     `measure`: the main one; of it, `matrix[a][b]`: Estimate for all pairs of corpora, 1 - div on the diagonal;
@@ -82,61 +114,63 @@ def align_corpora(embeddings: Mapping[str, list[Unit]], targets: list[str], abso
     `corrected` for label noise; `ceiling[target]`: 1 - div(T), what a candidate of the target's very distribution
     reaches. `others`: the same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats
     per token; `skipped`: [batch, sequence] of those left out because their embedding is not finite.
+
+    The rows may lie on disk (`embedding/evidence.py`): a corpus' are read when it is compared. Held are the distances
+    of candidates and targets, 8 n m bytes a pair.
     """
-    kinds = block_sets(next(iter(embeddings.values())))
-    results = {kind: _align(embeddings, blocks, targets, absolute) for kind, blocks in kinds.items()}
-    main = next(iter(kinds))
+    kinds = list(next(iter(corpora.values())).rows)
+    results = {kind: _align(corpora, kind, targets, absolute) for kind in kinds}
+    main = kinds[0]
     div = results[main]["diversity"]
     return {
         "targets": targets,
-        "candidates": [n for n in embeddings if n not in targets],
+        "candidates": [n for n in corpora if n not in targets],
         "measure": main,
         **results.pop(main),
         "others": results,
-        "noise": {n: corpus_noise(u, kinds[main], div[n]["value"], absolute) for n, u in embeddings.items()},
-        "loss": {n: float(np.mean([u.loss for u in units])) for n, units in embeddings.items()},
-        "skipped": {n: [[i, at] for i, u in enumerate(units) for at in u.skipped] for n, units in embeddings.items()},
+        "noise": {n: described_noise(c.noise, div[n]["value"]) for n, c in corpora.items()},
+        "loss": {n: float(np.mean(c.losses)) for n, c in corpora.items()},
+        "skipped": {n: c.skipped for n, c in corpora.items()},
     }
 
 
-def _align(
-    embeddings: Mapping[str, list[Unit]], blocks: tuple[str, ...], targets: list[str], absolute: float | None
-) -> dict:
+def _align(corpora: Mapping[str, Reduced], kind: str, targets: list[str], absolute: float | None) -> dict:
     """`matrix`, `ranking`, `diversity` and `ceiling` of one measure."""
-    names = list(embeddings)
-    rows = {name: batch_matrix(units, blocks) for name, units in embeddings.items()}
-    reduced = {name: draws_left_out(units, blocks) for name, units in embeddings.items()}
+    names = list(corpora)
+    rows = {name: corpora[name].rows[kind] for name in names}
 
-    def distances(a: str, b: str) -> np.ndarray:
-        return distance_matrix(rows[a], rows[b], absolute)
+    def corrected(a: str, b: str, raw: np.ndarray) -> np.ndarray | None:
+        pairs = zip(rows[a][1:], rows[b][1:], strict=True)
+        without = [distance_matrix(x, y, absolute) for x, y in pairs]
+        return corrected_distances(raw, without) if without else None
 
-    def corrected(a: str, b: str) -> np.ndarray | None:
-        without = [distance_matrix(x, y, absolute) for x, y in zip(reduced[a], reduced[b], strict=True)]
-        return corrected_distances(raw[a, b], without) if without else None
-
-    raw = {(a, b): distances(a, b) for i, a in enumerate(names) for b in names[i:]}
-    raw |= {(b, a): values.T for (a, b), values in raw.items()}
     matrix: dict[str, dict[str, dict]] = {n: {} for n in names}
     diversity: dict[str, dict] = {}
-    for a, b in raw:
-        if a == b:
-            own, free = one_sample_mean(raw[a, a]), corrected(a, a)
-            diversity[a] = {
-                **dataclasses.asdict(own),
-                "corrected": _json(None if free is None else one_sample_mean(free)),
-            }
-            matrix[a][a] = dataclasses.asdict(complement(own))
-        else:
-            matrix[a][b] = dataclasses.asdict(two_sample_mean(1 - raw[a, b]))
+    kept: dict[tuple[str, str], np.ndarray] = {}  # distances of a candidate's and a target's batches
+    for i, a in enumerate(names):
+        for b in names[i:]:
+            raw = distance_matrix(rows[a][0], rows[b][0], absolute)
+            if a == b:
+                own, free = one_sample_mean(raw), corrected(a, a, raw)
+                diversity[a] = {
+                    **dataclasses.asdict(own),
+                    "corrected": _json(None if free is None else one_sample_mean(free)),
+                }
+                matrix[a][a] = dataclasses.asdict(complement(own))
+                continue
+            matrix[a][b] = dataclasses.asdict(two_sample_mean(1 - raw))
+            matrix[b][a] = dataclasses.asdict(two_sample_mean(1 - raw.T))
+            if (a in targets) != (b in targets):
+                kept[(a, b) if b in targets else (b, a)] = raw if b in targets else raw.T
     candidates = [n for n in names if n not in targets]
     rankings = {}
     for target in targets:
-        ranked = ranking({c: 1 - raw[c, target] for c in candidates})
+        ranked = ranking({c: 1 - kept[c, target] for c in candidates})
         for row in ranked:
             name = row["candidate"]
-            free = corrected(name, target)
+            free = corrected(name, target, kept[name, target])
             row["corrected"] = _json(None if free is None else two_sample_mean(1 - free))
-            row["pooled"] = _json(pooled_alignment(rows[name], rows[target], absolute))
+            row["pooled"] = _json(pooled_alignment(rows[name][0], rows[target][0], absolute))
         rankings[target] = ranked
     return {
         "matrix": matrix,

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numba
 import numpy as np
 from scipy import stats
 
@@ -66,17 +67,52 @@ def p_above(c: Contrasts) -> np.ndarray:
 def p_above_adjusted(c: Contrasts, seed: int = 0) -> np.ndarray:
     """The same with the chance taken into account that some of the K (K - 1) / 2 comparisons come out by luck: 1 - p
     of the one-sided maximum-t test (Westfall and Young's single step), [K, K]; 0 where i is not above j."""
-    noise = _simulate(c, seed)
     scale = np.sqrt(np.maximum(variances(c), 1e-300))
-    t = (c.values[:, None] - c.values[None, :]) / scale
-    most = np.max([((noise[:, [i]] - noise) / scale[i]).max(1) for i in range(len(t))], axis=0)
-    return np.where(t > 0, np.searchsorted(np.sort(most), t) / (1 + len(most)), 0.0)
+    return _adjusted((c.values[:, None] - c.values[None, :]) / scale, _simulate(c, seed), scale)
+
+
+def _adjusted(t: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    most = np.sort(_largest_t(noise, scale))
+    return np.where(t > 0, np.searchsorted(most, t) / (1 + len(most)), 0.0)
+
+
+@numba.njit(cache=True)
+def _largest_t(noise, scale):
+    """The largest (noise_i - noise_j) / scale_ij of every draw, [DRAWS, K] and [K, K] to [DRAWS].
+
+    A candidate is compared with all others only where its distance from the furthest of them could exceed the largest
+    found so far: of a thousand candidates a few are.
+    """
+    n, k = noise.shape
+    most = np.zeros(n)
+    least = np.empty(k)
+    for i in range(k):
+        least[i] = np.inf
+        for j in range(k):
+            if j != i and scale[i, j] < least[i]:
+                least[i] = scale[i, j]
+    for d in range(n):
+        errors = noise[d]
+        low, high = errors.argmin(), errors.argmax()
+        if low == high:
+            continue
+        found = (errors[high] - errors[low]) / scale[high, low]
+        for i in range(k):
+            if (errors[i] - errors[low]) / least[i] > found:
+                for j in range(k):
+                    if j != i:
+                        found = max(found, (errors[i] - errors[j]) / scale[i, j])
+        most[d] = found
+    return most
 
 
 def p_best(c: Contrasts, seed: int = 0) -> np.ndarray:
     """P(a candidate is the most aligned of all), [K]; sums to 1."""
-    draws = c.values + _simulate(c, seed)
-    return np.bincount(draws.argmax(1), minlength=len(c.values)) / len(draws)
+    return _best(c, _simulate(c, seed))
+
+
+def _best(c: Contrasts, noise: np.ndarray) -> np.ndarray:
+    return np.bincount((c.values + noise).argmax(1), minlength=len(c.values)) / len(noise)
 
 
 def batches_to_separate(c: Contrasts) -> np.ndarray:
@@ -115,15 +151,17 @@ def ranking(values: dict[str, np.ndarray], lowest_first: bool = False) -> list[d
     """
     names = list(values)
     c = contrasts([-v if lowest_first else v for v in values.values()])
-    best, above, adjusted, needed = p_best(c), p_above(c), p_above_adjusted(c), batches_to_separate(c)
+    noise, scale = _simulate(c, 0), np.sqrt(np.maximum(variances(c), 1e-300))
+    best, needed = _best(c, noise), batches_to_separate(c)
     order = [int(i) for i in np.argsort(-c.values, kind="stable")]
+    t = np.zeros(len(order))  # of each against the next one: of K candidates K of the K^2 comparisons are shown
+    t[order[:-1]] = (c.values[order[:-1]] - c.values[order[1:]]) / scale[order[:-1], order[1:]]
+    above, adjusted = stats.t.cdf(t, c.freedom), _adjusted(t, noise, scale)
     result = []
     for i, j in zip(order, [*order[1:], None], strict=True):
         row = {"candidate": names[i], **dataclasses.asdict(two_sample_mean(values[names[i]])), "p_best": float(best[i])}
-        row |= {
-            key: None if j is None else float(p[i, j]) for key, p in (("p_above_next", above), ("adjusted", adjusted))
-        }
-        row["settled"] = None if j is None else bool(adjusted[i, j] >= CONFIDENCE)
+        row |= {key: None if j is None else float(p[i]) for key, p in (("p_above_next", above), ("adjusted", adjusted))}
+        row["settled"] = None if j is None else bool(adjusted[i] >= CONFIDENCE)
         row["separate"] = None if j is None or np.isinf(needed[i, j]) else int(needed[i, j])
         result.append(row)
     return result

@@ -36,6 +36,26 @@ def corrected_distances(distances: np.ndarray, without: list[np.ndarray]) -> np.
     return v / (1 + v)
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelNoise:
+    """What label noise of a corpus is known by, apart from its text's."""
+
+    between: np.ndarray | None
+    """float64 [n]: mean d over all pairs of single label draws of every batch; None for a single draw."""
+    draws: int
+    sequences: int
+    noiseless: bool
+    """Whether the blocks have none, as the head's."""
+
+    @classmethod
+    def of(cls, units: list[Unit], blocks: tuple[str, ...], absolute: float | None = None) -> "LabelNoise":
+        draws, size = max(len(u.blocks[b]) for u in units for b in blocks), units[0].sequences
+        if draws == 1:
+            return cls(None, 1, size, blocks == ("head",))
+        between = np.array([_between_draws(u, blocks, draws, absolute) for u in units])
+        return cls(between, draws, size, False)
+
+
 def corpus_noise(units: list[Unit], blocks: tuple[str, ...], diversity: float, absolute: float | None = None) -> dict:
     """Label noise of a corpus' batch embeddings, as a JSON value. `diversity`: div of the corpus by the same blocks;
     `absolute`: epsilon of the distance, default relative.
@@ -45,14 +65,17 @@ def corpus_noise(units: list[Unit], blocks: tuple[str, ...], diversity: float, a
     the corpus, on the scale of v, how much is label noise; `draws`, `sequences` (B of a batch) as stored. A block
     without label noise, such as the head's, has floor 0.
     """
-    draws = max(len(u.blocks[b]) for u in units for b in blocks)
-    size = units[0].sequences
-    if draws == 1:
-        known = 0.0 if blocks == ("head",) else None
+    return described_noise(LabelNoise.of(units, blocks, absolute), diversity)
+
+
+def described_noise(noise: LabelNoise, diversity: float) -> dict:
+    """The same from what was kept of the units."""
+    draws, size = noise.draws, noise.sequences
+    if noise.between is None:
+        known = 0.0 if noise.noiseless else None
         floor = None if known is None else dataclasses.asdict(interval(0.0, 0.0, 1))
         return {"floor": floor, "draw_variance": known, "share": known, "draws": 1, "sequences": size}
-    single = np.array([_between_draws(u, blocks, draws, absolute) for u in units])
-    v = relative_variance(single)
+    v = relative_variance(noise.between)
     floors = (v / draws) / (1 + v / draws)
     total = relative_variance(diversity)
     return {

@@ -5,11 +5,10 @@ All documents of every corpus are read once more, by Ray Data tasks that keep co
 a target is then taken again without the documents of its sample that share an n-gram with it.
 """
 
-import hashlib
-import json
+import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from scipy import stats
 from align_ray.alignment.coefficients import batch_matrix, main_blocks
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import two_sample_mean
-from align_ray.alignment.words import Size, cross_entropy_values, rank_by_cross_entropy
-from align_ray.config import Config
+from align_ray.alignment.words import Size, cross_entropy_values
+from align_ray.config import Config, Corpus
 from align_ray.context import Study
 from align_ray.corpora.overlap import WORD
 from align_ray.corpora.records import unmarked
@@ -34,33 +33,136 @@ from align_ray.progress import counted
 WORDS = 13
 MOST_NGRAMS = 20_000_000
 """Kept of a target, 160 MB; a larger target is represented by those with the smallest hashes."""
-_POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, np.uint64))
+PIECE = 2**15
+"""Bytes of text that are hashed at once: the arrays of short documents together, of a long one in parts."""
+BITS = 16
+"""Of the first test, for every n-gram: it lets one in so many pass that no target holds."""
+_BASE = 0x9E3779B97F4A7C15
+_POWERS, _INVERSES = (
+    np.cumprod(np.r_[np.uint64(1), np.full(2 * PIECE, base, np.uint64)], dtype=np.uint64)
+    for base in (_BASE, pow(_BASE, -1, 2**64))
+)
+_RUN_POWERS = np.cumprod(np.full(WORDS, 0xC2B2AE3D27D4EB4F, np.uint64))
+_LOWER = np.array([ord(chr(b).lower()) if b < 0x80 else b for b in range(256)], np.uint8)
+_IN_WORD = np.array([b >= 0x80 or chr(b).isalnum() or chr(b) == "_" for b in range(256)])
 
 
 def ngram_hashes(text: str) -> np.ndarray:
     """64-bit hashes of all runs of WORDS words, case and punctuation aside, uint64 [n]; [] for a shorter text."""
-    words = WORD.findall(text.lower())
-    if len(words) < WORDS:
-        return np.zeros(0, np.uint64)
-    values = np.fromiter((_word_hash(word) for word in words), np.uint64, len(words))
-    runs = len(words) - WORDS + 1
+    return next(ngrams_of([text]))[0]
+
+
+def ngrams_of(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """`ngram_hashes` of many texts, PIECE bytes or one text at a time: the hashes, int64 [n] of which text of this
+    part each is, and how many texts it holds."""
+    waiting: list[np.ndarray] = []
+    held = 0
+    for text in texts:
+        waiting.append(_bytes(text))
+        held += len(waiting[-1])
+        if held >= PIECE:
+            yield _ngrams(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield _ngrams(waiting)
+
+
+def _bytes(text: str) -> np.ndarray:
+    """UTF-8 in which what `_IN_WORD` finds are the words of WORD, in lower case."""
+    if text.isascii():
+        return _LOWER[np.frombuffer(text.encode(), np.uint8)]
+    words = " ".join(WORD.findall(text.lower()))
+    return np.frombuffer(words.encode("utf-8", errors="replace"), np.uint8)
+
+
+def _ngrams(texts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+    gap = np.zeros(1, np.uint8)  # between texts, so that no word is of two
+    data = np.concatenate([part for text in texts for part in (text, gap)])
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    words, starts = _words(data)
+    runs = max(0, len(words) - WORDS + 1)
     mixed = np.zeros(runs, np.uint64)
-    with np.errstate(over="ignore"):
-        for i, power in enumerate(_POWERS):  # one column after the other: all at once would be WORDS times the memory
-            mixed += values[i : i + runs] * power
-        return mixed ^ (mixed >> np.uint64(29))
+    for i, power in enumerate(_RUN_POWERS):  # one column after the other: all at once would be WORDS times the memory
+        mixed += words[i : i + runs] * power
+    mixed ^= mixed >> np.uint64(29)
+    of = np.searchsorted(ends, starts, side="right")
+    whole = of[:runs] == of[WORDS - 1 :] if runs else np.zeros(0, bool)
+    return mixed[whole], of[:runs][whole], len(texts)
 
 
-@lru_cache(maxsize=2**18)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", errors="replace"), digest_size=8).digest())
+def _words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A hash of every word, uint64, and where it begins. A polynomial of the bytes modulo 2^64, of all words of PIECE
+    bytes at once as differences of running sums, then mixed (splitmix64's last step, Steele et al. 2014)."""
+    inside = np.zeros(len(data) + 2, bool)
+    np.take(_IN_WORD, data, out=inside[1:-1])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    hashes = np.empty(len(starts), np.uint64)
+    first = 0
+    while first < len(starts):
+        begin = starts[first]
+        last = max(first + 1, int(np.searchsorted(ends, begin + PIECE, side="right")))
+        end = min(ends[last - 1], begin + 2 * PIECE)  # of a longer word the beginning
+        sums = np.zeros(end - begin + 1, np.uint64)
+        np.cumsum((data[begin:end] + np.uint64(1)) * _POWERS[: end - begin], out=sums[1:])
+        mine = starts[first:last] - begin
+        hashes[first:last] = (sums[np.minimum(ends[first:last], end) - begin] - sums[mine]) * _INVERSES[mine]
+        first = last
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return hashes ^ (hashes >> np.uint64(27)), starts
 
 
-def shared(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Those of `hashes` that are among the sorted `known`, without repetition."""
-    unique = np.unique(hashes)
-    at = np.minimum(np.searchsorted(known, unique), max(0, len(known) - 1))
-    return unique[known[at] == unique] if len(known) else unique[:0]
+@dataclasses.dataclass(frozen=True)
+class Ngrams:
+    """The n-grams of all targets in one table: a text is looked up once, however many targets there are."""
+
+    targets: list[str]
+    keys: np.ndarray
+    """Hashes, uint64 [G], sorted, each once."""
+    first: np.ndarray
+    """int64 [G + 1]: n-gram g is one of the targets `owners[first[g] : first[g + 1]]`."""
+    owners: np.ndarray
+    """int32."""
+    bits: np.ndarray
+    """uint8, a Bloom filter of one hash (Bloom 1970): bit h of it is set where an n-gram's hash begins with h."""
+    shift: int
+
+    @classmethod
+    def of(cls, known: dict[str, np.ndarray]) -> "Ngrams":
+        """Of sorted distinct hashes by target."""
+        hashes = np.concatenate([np.zeros(0, np.uint64), *known.values()])
+        owners = np.repeat(np.arange(len(known), dtype=np.int32), [len(h) for h in known.values()])
+        order = np.argsort(hashes, kind="stable")
+        keys, first = np.unique(hashes[order], return_index=True)
+        width = max(16, (BITS * max(1, len(keys)) - 1).bit_length())
+        bits, places = np.zeros(2 ** (width - 3), np.uint8), keys >> np.uint64(64 - width)
+        np.bitwise_or.at(bits, places >> np.uint64(3), np.uint8(1) << (places & np.uint64(7)).astype(np.uint8))
+        return cls(list(known), keys, np.r_[first, len(hashes)].astype(np.int64), owners[order], bits, 64 - width)
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `hashes` are there, and the n-gram each is, int64 [n]."""
+        places = hashes >> np.uint64(self.shift)
+        byte = np.take(self.bits, (places >> np.uint64(3)).astype(np.int64))
+        at = np.flatnonzero(byte >> (places & np.uint64(7)).astype(np.uint8) & 1)
+        gram = np.minimum(np.searchsorted(self.keys, hashes[at]), max(0, len(self.keys) - 1))
+        same = self.keys[gram] == hashes[at] if len(self.keys) else np.zeros(len(at), bool)
+        return at[same], gram[same]
+
+    def texts_by_target(self, texts: np.ndarray, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of a text and a target that share an n-gram, each once, from texts and the n-grams found in them."""
+        texts, grams = np.unique(np.stack([texts, grams]), axis=1)
+        times = self.first[grams + 1] - self.first[grams]
+        before = np.cumsum(times) - times
+        places = np.arange(times.sum()) - np.repeat(before, times) + np.repeat(self.first[grams], times)
+        pairs = np.unique(np.stack([np.repeat(texts, times), self.owners[places]]), axis=1)
+        return pairs[0], pairs[1]
+
+    def held(self, grams: np.ndarray) -> np.ndarray:
+        """How many of the n-grams `grams`, each once, are each target's, int64 [targets]."""
+        whole = np.zeros(len(self.keys), bool)
+        whole[grams] = True
+        each = np.repeat(whole, np.diff(self.first))
+        return np.bincount(self.owners[each], minlength=len(self.targets))
 
 
 def target_ngrams(study: Study, lost: Counter) -> dict[str, np.ndarray]:
@@ -70,7 +172,8 @@ def target_ngrams(study: Study, lost: Counter) -> dict[str, np.ndarray]:
     def collect(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
         counts: Counter = Counter()
-        found = _join(ngram_hashes(unmarked(text)) for text in documents(corpus, fragments, counts))
+        texts = map(unmarked, documents(corpus, fragments, counts))
+        found = _join(np.unique(hashes) for hashes, *_ in ngrams_of(texts))
         return {"name": [corpus.name], "vanished": [counts["vanished"]], "hashes": [found[:MOST_NGRAMS]]}
 
     parts: dict[str, list[np.ndarray]] = {t.name: [] for t in study.config.targets}
@@ -85,7 +188,24 @@ def _join(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
-def overlaps(study: Study, known: dict[str, np.ndarray], lost: Counter) -> dict[str, dict[str, dict[str, Any]]]:
+def compare(texts: Iterable[str], known: Ngrams) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many texts there are; how many of them share an n-gram with each target, int64 [targets]; and the n-grams
+    that they share, int64, each once."""
+    count, hits, found = 0, np.zeros(len(known.targets), np.int64), [np.zeros(0, np.int64)]
+    for hashes, of, many in ngrams_of(texts):
+        at, grams = known.find(hashes)
+        count += many
+        if len(at):
+            hits += np.bincount(known.texts_by_target(of[at], grams)[1], minlength=len(hits))
+            found.append(np.unique(grams))
+            if sum(map(len, found[1:])) > len(found[0]) + 2**20:  # no more than twice what is kept in the end
+                found = [np.unique(np.concatenate(found))]
+    return count, hits, np.unique(np.concatenate(found))
+
+
+def overlaps(
+    study: Study, known: Ngrams, candidates: list[Corpus], lost: Counter
+) -> dict[str, dict[str, dict[str, Any]]]:
     """By candidate and target: `documents` of the candidate that share an n-gram with the target, of `of` documents
     in all, and `covered`, the share of the target's n-grams that occur in the candidate. `lost`: as for
     `target_ngrams`."""
@@ -95,61 +215,42 @@ def overlaps(study: Study, known: dict[str, np.ndarray], lost: Counter) -> dict[
 
     def count(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         corpus, fragments = read_task(batch)
-        targets = ray.get(shipped)
-        hits: Counter = Counter()
         counts: Counter = Counter()
-        found: dict[str, list[np.ndarray]] = {t: [] for t in targets}
-        for text in documents(corpus, fragments, counts):
-            hits["of"] += 1
-            hashes = ngram_hashes(unmarked(text))
-            for target, grams in targets.items():
-                common = shared(hashes, grams)
-                if len(common):
-                    hits[target] += 1
-                    found[target].append(common)
-        covered = {t: _join(parts) for t, parts in found.items()}
-        names = list(covered)
-        return {
-            "name": [corpus.name],
-            "hits": [json.dumps(hits)],
-            "vanished": [counts["vanished"]],
-            "targets": [json.dumps(names)],
-            "sizes": [[len(covered[t]) for t in names]],
-            "hashes": [np.concatenate([covered[t] for t in names])],
+        of, hits, found = compare(map(unmarked, documents(corpus, fragments, counts)), ray.get(shipped))
+        vanished = counts["vanished"]
+        return {"name": [corpus.name], "vanished": [vanished], "of": [of], "hits": [hits], "found": [found]}
+
+    sizes = np.bincount(known.owners, minlength=len(known.targets))
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    tasks = read_tasks(candidates, study.chat_template)
+    rows = counted(on_tasks(tasks, count).iter_rows(), "parts of candidates compared", len(tasks))
+    for name, parts in itertools.groupby(rows, key=lambda row: row["name"]):  # rows keep their order
+        of, hits, found = 0, np.zeros(len(known.targets), np.int64), np.zeros(0, np.int64)
+        for row in parts:
+            of, hits, lost[name] = of + row["of"], hits + row["hits"], lost[name] + row["vanished"]
+            found = np.union1d(found, np.asarray(row["found"], np.int64))
+        covered = known.held(found) / np.maximum(1, sizes)
+        result[name] = {
+            target: {"documents": int(hits[t]), "of": int(of), "covered": float(covered[t])}
+            for t, target in enumerate(known.targets)
         }
-
-    hits: dict[str, Counter] = {c.name: Counter() for c in study.config.candidates}
-    covered: dict[str, dict[str, list[np.ndarray]]] = {c.name: {t: [] for t in known} for c in study.config.candidates}
-    tasks = read_tasks(study.config.candidates, study.chat_template)
-    for row in counted(on_tasks(tasks, count).iter_rows(), "parts of candidates compared", len(tasks)):
-        hits[row["name"]].update(json.loads(row["hits"]))
-        lost[row["name"]] += row["vanished"]
-        edges = np.cumsum(np.asarray(row["sizes"]))[:-1]
-        for target, part in zip(
-            json.loads(row["targets"]), np.split(np.asarray(row["hashes"], np.uint64), edges), strict=True
-        ):
-            covered[row["name"]][target].append(part)
-    return {
-        name: {
-            target: {
-                "documents": hits[name][target],
-                "of": hits[name]["of"],
-                "covered": len(_join(covered[name][target])) / max(1, len(grams)),
-            }
-            for target, grams in known.items()
-        }
-        for name in hits
-    }
+    return {c.name: result[c.name] for c in candidates}
 
 
-def leaked_sequences(rows: np.ndarray, tokenizer: Any, grams: np.ndarray) -> np.ndarray:
-    """Which sequences, int32 [n, T], hold an n-gram of the target: bool [n]."""
-    texts = texts_of(rows, tokenizer)
-    return np.array([len(shared(ngram_hashes(text), grams)) > 0 for text in texts], dtype=bool)
+def leaked_sequences(rows: np.ndarray, tokenizer: Any, known: Ngrams) -> np.ndarray:
+    """Which sequences, int32 [n, T], hold an n-gram of each target: bool [n, targets]."""
+    result, done = np.zeros((len(rows), len(known.targets)), bool), 0
+    for hashes, of, many in ngrams_of(texts_of(rows, tokenizer)):
+        at, grams = known.find(hashes)
+        texts, targets = known.texts_by_target(of[at], grams)
+        result[done + texts, targets] = True
+        done += many
+    return result
 
 
-def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
+def find_contamination(study: Study, evidence: Evidence, only: Collection[str] | None = None) -> dict[str, Any]:
     """The overlaps of all documents, and every candidate's rank again without what its sample shares with a target.
+    `only`: names of the candidates that are compared, default all.
 
     Returns a JSON value: `overlap` (see `overlaps`); by candidate and target `clean`: the share of sampled sequences
     that hold an n-gram of the target, alignment and cross-entropy of the whole sample and of the sequences without one
@@ -160,24 +261,24 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
     config, tokenizer = study.config, study.tokenizer
     study.say("reading every document again, for n-grams shared with the targets")
     lost: Counter = Counter()
-    known = target_ngrams(study, lost)
-    found = overlaps(study, known, lost)
+    known = Ngrams.of(target_ngrams(study, lost))
+    candidates = [c for c in config.candidates if only is None or c.name in only]
+    found = overlaps(study, known, candidates, lost)
     batches, rows = evidence.batches, evidence.rows
     size = config.sampling.batch_size
-    leaked = {
-        (c.name, t): leaked_sequences(_rows(batches[c.name]), tokenizer, known[t])
-        for c in config.candidates
-        for t in known
-    }
+    leaked: dict[tuple[str, str], np.ndarray] = {}
+    for c in candidates:
+        bad = leaked_sequences(_rows(batches[c.name]), tokenizer, known)
+        leaked |= {(c.name, t): bad[:, i] for i, t in enumerate(known.targets)}
     kept = {pair: _rebatched(_rows(batches[pair[0]])[~bad], size) for pair, bad in leaked.items() if bad.any()}
     study.say(f"embedding {sum(len(b) for b in kept.values())} batches without them")
     embed_batches(study, kept.values(), evidence.dtype)
-    clean: dict[str, dict[str, Any]] = {c.name: {} for c in config.candidates}
-    for t in known:
-        whole = {c.name: batches[c.name] for c in config.candidates}
+    clean: dict[str, dict[str, Any]] = {c.name: {} for c in candidates}
+    whole = {c.name: batches[c.name] for c in config.candidates}
+    for t in known.targets:
         left = {name: kept.get((name, t), mine) for name, mine in whole.items()}
-        places = [_places(drawn, batches[t], tokenizer, config) for drawn in (whole, left)]
-        for c in config.candidates:
+        places = _places(whole, left, batches[t], len(tokenizer), config)
+        for c in candidates:
             mine: np.ndarray | None = rows[c.name]
             if (c.name, t) in kept:
                 units = units_of(study.store, evidence.key, kept[c.name, t])
@@ -197,20 +298,39 @@ def find_contamination(study: Study, evidence: Evidence) -> dict[str, Any]:
                 "rank": places[0][c.name][0],
                 "rank_clean": places[1][c.name][0],
             }
-    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": [*_vanished(lost), *_warnings(found, clean)]}
+    warnings = [*_vanished(lost), *_warnings(found, clean)]
+    if len(candidates) < len(config.candidates):
+        words = "Only {} of {} candidates were compared with the targets: the others are ranked with what they share."
+        warnings.append(words.format(len(candidates), len(config.candidates)))
+    return {"words": WORDS, "overlap": found, "clean": clean, "warnings": warnings}
+
+
+Places = dict[str, tuple[int | None, float | None]]
 
 
 def _places(
-    batches: dict[str, np.ndarray], target: np.ndarray, tokenizer: Any, config: Config
-) -> dict[str, tuple[int | None, float | None]]:
-    """By candidate its place by cross-entropy and the value, under models of the same number of tokens as `align`'s;
-    None for both where too little is left for that: a value under smaller models is no measure of what leaked."""
-    enough = {name: rows for name, rows in batches.items() if len(rows) > 1}
-    if not enough:
-        return dict.fromkeys(batches, (None, None))
-    found = rank_by_cross_entropy(enough | {"": target}, [""], len(tokenizer), config.counted_tokens)
-    places: dict[str, tuple[int | None, float | None]] = dict.fromkeys(batches, (None, None))
-    return places | {row["candidate"]: (i, row["value"]) for i, row in enumerate(found["ranking"][""], start=1)}
+    whole: dict[str, np.ndarray], left: dict[str, np.ndarray], target: np.ndarray, vocabulary: int, config: Config
+) -> tuple[Places, Places]:
+    """By candidate its place by cross-entropy and the value, of all batches and of what is left of them, under models
+    of the same number of tokens as `align`'s; None for both where too little is left for that: a value under smaller
+    models is no measure of what leaked."""
+    known: dict[tuple[int, int], float] = {}  # a value by its batches and the models' size: most are the same in both
+
+    def places(drawn: dict[str, np.ndarray]) -> Places:
+        none: Places = dict.fromkeys(drawn, (None, None))
+        enough = {name: rows for name, rows in drawn.items() if len(rows) > 1}
+        if not enough:
+            return none
+        size = Size.of(config.counted_tokens, list(enough.values()))
+        values = {}
+        for name in (n for n, rows in enough.items() if size.batches(rows) <= len(rows)):
+            key = (id(drawn[name]), size.tokens)
+            if key not in known:
+                known[key] = float(cross_entropy_values(drawn[name], target, vocabulary, size).mean())
+            values[name] = known[key]
+        return none | {name: (i, values[name]) for i, name in enumerate(sorted(values, key=values.__getitem__), 1)}
+
+    return places(whole), places(left)
 
 
 def _worse(whole: np.ndarray, left: np.ndarray, target: np.ndarray, tokenizer: Any, config: Config) -> bool:

@@ -198,12 +198,19 @@ def noise(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 
 @app.command()
-def contamination(config: Path_, set_: Set = None) -> None:
+def contamination(
+    config: Path_,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Read only the first candidates of every target's ranking (after `align`)."),
+    ] = None,
+    set_: Set = None,
+) -> None:
     """Find text that candidates share with the targets, and what their ranks are without it.
 
-    Example: [b]align-ray contamination study.yaml[/b]
+    Example: [b]align-ray contamination study.yaml --top 20[/b]
     """
-    _stage("contamination", config, set_, _print)
+    _stage("contamination", config, set_, _print, top)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -164,15 +165,13 @@ def draw_corpora(
     tokens can be cut of them, but at least `least` documents, where the corpus has them.
 
     All corpora are read once, by the tasks of one Ray Data set of about 64 MiB each. A task keeps the smallest keys of
-    its part and makes tokens of them; the driver sees no text, and holds the sample of one corpus at a time.
+    its part and makes tokens of them, SURPLUS times its share of the sample; the driver sees no text, and holds about
+    the sample of one corpus at a time. Keys are as good as random, so that a task hardly ever has more of the sample
+    than that; one that may have is read again.
     """
-    sizes = {corpus.name: (tokens, _least(sampling, corpus, tokens, least)) for corpus, tokens, least in wanted}
-    for corpus, rows, counts, sketch in _draw(wanted, sampling, seed, portable(tokenizer), chat_template_of(tokenizer)):
-        documents: dict[bytes, Document] = {}
-        for key, data in rows:
-            length, ids = int.from_bytes(data[:8]), np.frombuffer(data[8:], "<i4").astype(np.int32)
-            documents.setdefault(key, Document(key, ids, length))
-        found = _enough([documents[key] for key in sorted(documents)], sampling, *sizes[corpus.name])
+    for corpus, found, counts, sketch in _draw(
+        wanted, sampling, seed, portable(tokenizer), chat_template_of(tokenizer)
+    ):
         yield corpus, Drawn(found, dict(counts), counts.rejects, sketch.settle())
 
 
@@ -184,9 +183,14 @@ def _enough(documents: Iterable[Document], sampling: Sampling, tokens: int, leas
         if held >= tokens and len(found) >= least:
             break
         found.append(document)
-        most = 1 if document.completes else DOCUMENT_SEQUENCES
-        held += min(len(document.ids), most * sampling.sequence_length)
+        held += _held([document], sampling)
     return found
+
+
+def _held(documents: list[Document], sampling: Sampling) -> int:
+    """Tokens of the sequences that can be cut of them."""
+    most = [1 if d.completes else DOCUMENT_SEQUENCES for d in documents]
+    return sum(min(len(d.ids), m * sampling.sequence_length) for d, m in zip(documents, most, strict=True))
 
 
 def _least(sampling: Sampling, corpus: Corpus, tokens: int, documents: int) -> int:
@@ -197,28 +201,41 @@ def _least(sampling: Sampling, corpus: Corpus, tokens: int, documents: int) -> i
     return max(documents, sequences * -(-tokens // sampling.sequence_length))
 
 
+SURPLUS = 3
+"""Times its share of the sample that a task hands over, and at least FEWEST documents: of n that are expected of it,
+more than that are there once in 10^4 at n = 4, and less often at any other."""
+FEWEST = 12
+
+
 def _draw(
     wanted: list[tuple[Corpus, int, int]], sampling: Sampling, seed: int, tokenizer: Any, chat_template: str | None
 ) -> Iterator[tuple[Corpus, Any, Counts, Sketch]]:
-    """By corpus: (key, UTF-8 or tokens) of every task's documents, smallest keys first, duplicates once where they
-    are text; and the counts."""
-    characters = {corpus.name: tokens * CHARACTERS_PER_TOKEN for corpus, tokens, _ in wanted}
-    least = {corpus.name: _least(sampling, corpus, tokens, documents) for corpus, tokens, documents in wanted}
+    """By corpus: the drawn documents, or without a tokenizer the (key, text) of `smallest`; and the counts."""
     asked = {corpus.name: tokens for corpus, tokens, _ in wanted}
+    least = {corpus.name: _least(sampling, corpus, tokens, documents) for corpus, tokens, documents in wanted}
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, list]:
         counts, sketch = Counts(), Sketch()
         corpus, fragments = read_task(batch)
+        share, below = float(batch["share"][0]), bytes.fromhex(str(batch["below"][0]))
+        tokens, number = asked[corpus.name], least[corpus.name]
+        if share < 1:
+            tokens, number = math.ceil(share * tokens), max(FEWEST, math.ceil(share * number))
+        seen = 0
 
         def keyed() -> Iterator[tuple[bytes, str]]:
+            nonlocal seen
             for text in documents(corpus, fragments, counts):
                 sketch.add(text)
                 key = document_key(seed, text)
+                if below and key > below:
+                    continue
+                seen += 1
                 yield key, excerpt(key, text, sampling)
 
         kept, error = [], ""
         try:
-            kept = smallest(keyed(), characters[corpus.name], least[corpus.name])
+            kept = smallest(keyed(), tokens * CHARACTERS_PER_TOKEN, number)
         except CorpusError as reason:  # returned, not raised: Ray would wrap it in the worker's traceback
             error = named(reason)
         if tokenizer is None:
@@ -226,13 +243,14 @@ def _draw(
         else:
             made = (tokenised(key, text, tokenizer) for key, text in kept)
             data = [
-                d.bytes.to_bytes(8) + d.ids.astype("<i4").tobytes()
-                for d in _enough(made, sampling, asked[corpus.name], least[corpus.name])
+                d.bytes.to_bytes(8) + d.ids.astype("<i4").tobytes() for d in _enough(made, sampling, tokens, number)
             ]
+        keys = [key for key, _ in kept[: len(data)]]
         return {
             "corpus": [corpus.name],
-            "keys": [[key for key, _ in kept[: len(data)]]],
+            "keys": [keys],
             "data": [data],
+            "until": [keys[-1].hex() if keys and share < 1 and len(keys) < seen else ""],
             "counts": [json.dumps(counts)],
             "rejects": [json.dumps(counts.rejects)],
             "sketch": [sketch.settle().astype("<u8").tobytes()],
@@ -240,26 +258,84 @@ def _draw(
         }
 
     by_name = {corpus.name: corpus for corpus, *_ in wanted}
-    tasks = read_tasks(list(by_name.values()), chat_template)
-    done = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
-    for name, part in itertools.groupby(done, key=lambda row: row["corpus"]):  # rows keep their order
+    tasks = [dict(task, below="") for task in with_shares(read_tasks(list(by_name.values()), chat_template))]
+    rows = counted(on_tasks(tasks, read).iter_rows(), "parts of corpora read", len(tasks))
+    for name, part in itertools.groupby(zip(tasks, rows, strict=True), key=lambda pair: pair[1]["corpus"]):
         counts, sketch = Counts(), Sketch()
-        rows: Any = list(_documents_of(part, counts, sketch))
-        if tokenizer is None:
-            texts = ((key, data.decode()) for key, data in rows)
-            rows = smallest(texts, characters[name], least[name])
-        yield by_name[name], rows, counts, sketch
+        sample = _Sample(sampling, asked[name], least[name], tokenizer is None)
+        cut = []  # tasks that may hold more of the sample, and the key up to which all of theirs is there
+        for task, row in part:  # rows keep the order of the tasks
+            if row["error"]:
+                raise mistake(row["error"])
+            counts.update(json.loads(row["counts"]))
+            counts.rejects += json.loads(row["rejects"])
+            sketch.settle(np.frombuffer(row["sketch"], "<u8"))
+            sample.add(zip(row["keys"], row["data"], strict=True))
+            cut += [(task, bytes.fromhex(row["until"]))] if row["until"] else []
+        last = sample.settle()
+        again = [dict(task, share=1.0, below=last.hex()) for task, until in cut if not last or until < last]
+        for row in on_tasks(again, read).iter_rows() if again else []:
+            if row["error"]:
+                raise mistake(row["error"])
+            sample.add(zip(row["keys"], row["data"], strict=True))
+        sample.settle()
+        yield by_name[name], sample.found, counts, sketch
 
 
-def _documents_of(part: Iterable[dict], counts: Counts, sketch: Sketch) -> Iterator[tuple[bytes, bytes]]:
-    """(key, data) of the rows of one corpus; adds up the tasks' counts. Raises CorpusError where a task met one."""
-    for row in part:
-        if row["error"]:
-            raise mistake(row["error"])
-        counts.update(json.loads(row["counts"]))
-        counts.rejects += json.loads(row["rejects"])
-        sketch.settle(np.frombuffer(row["sketch"], "<u8"))
-        yield from zip(row["keys"], row["data"], strict=True)
+def with_shares(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tasks with `share`: the part of its corpus' sample that each hands over, 1 where sizes are not known."""
+    sizes = [(task["corpus"], [f["bytes"] for f in json.loads(task["fragments"])]) for task in tasks]
+    totals: Counter = Counter()
+    unknown = {corpus for corpus, parts in sizes if not all(parts)}
+    for corpus, parts in sizes:
+        totals[corpus] += sum(parts)
+    shares = [
+        1.0 if corpus in unknown else min(1.0, SURPLUS * sum(parts) / max(1, totals[corpus])) for corpus, parts in sizes
+    ]
+    return [dict(task, share=share) for task, share in zip(tasks, shares, strict=True)]
+
+
+@dataclasses.dataclass
+class _Sample:
+    """The documents with the smallest keys of what was added, pruned whenever it has doubled."""
+
+    sampling: Sampling
+    tokens: int
+    least: int
+    texts: bool
+    found: list[Any] = dataclasses.field(default_factory=list)
+    """Documents, or (key, text)."""
+    last: bytes = b""
+    """The largest key of the sample, once it is full: what lies above is not taken up any more."""
+    waiting: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+
+    def add(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        for key, data in rows:
+            if not self.last or key <= self.last:
+                self.waiting[key] = data
+        if sum(map(len, self.waiting.values())) > 8 * self.tokens + 2**20:  # 4 bytes a token
+            self.settle()
+
+    def settle(self) -> bytes:
+        """Takes up what was added; `last`."""
+        if self.texts:
+            texts = ((key, data.decode()) for key, data in self.waiting.items())
+            characters = self.tokens * CHARACTERS_PER_TOKEN
+            self.found = smallest(itertools.chain(self.found, texts), characters, self.least)
+            full = sum(len(text) for _, text in self.found) >= characters and len(self.found) >= self.least
+        else:
+            known = {d.key: d for d in self.found}
+            for key, data in self.waiting.items():
+                if key not in known:
+                    ids = np.frombuffer(data[8:], "<i4").astype(np.int32)
+                    known[key] = Document(key, ids, int.from_bytes(data[:8]))
+            self.found = _enough([known[key] for key in sorted(known)], self.sampling, self.tokens, self.least)
+            full = _held(self.found, self.sampling) >= self.tokens and len(self.found) >= self.least
+        self.waiting = {}
+        if full:
+            last: Any = self.found[-1]
+            self.last = last[0] if self.texts else last.key
+        return self.last
 
 
 @dataclasses.dataclass

@@ -32,7 +32,7 @@ def embed_until_settled(study: Study) -> dict[str, Any]:
         for count in ("computed", "tokens", "actor_seconds"):
             done[count] += total.get(count, 0)
         total = done
-        rows = read_evidence(study, done | {"used": used}).rows
+        rows = read_evidence(study, done | {"used": used}, keep=False).rows
         waiting = open_corpora(rows, [t.name for t in config.targets], len(looks), config.embedding.epsilon)
         embedded = sum(map(len, rows.values()))
         study.say(f"look {look + 1}: {embedded} batches, rank not settled: {', '.join(sorted(waiting)) or 'none'}")

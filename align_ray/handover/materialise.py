@@ -8,6 +8,7 @@ on any cluster, whatever the files' order and blocks.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from align_ray.store import Store
 BINS = 2**14
 """Bins of the hash, to find the share of a corpus that holds the tokens wanted: a budget is met within tokens / BINS
 of each corpus, or one document."""
+HELD = 2**23
+"""Characters of documents that a task hands on together."""
 MOST_EPOCHS = 16
 """A corpus is not repeated more often: the gain of a repetition is gone long before (see `search.max_epochs`)."""
 
@@ -74,10 +77,10 @@ def materialise(
     store.write_json("manifest.json", {**head, "files": []})  # from here on the folder is this mixture's
     folder = store.uri
 
-    def read(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def read(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         corpus, fragments = read_task(batch)
         tokenizer = load_tokenizer(located)
-        rows: dict[str, list] = {k: [] for k in ("shard", "place", "corpus", "epoch", "text", "tokens")}
+        rows, held = _no_rows(), 0
         for text in map(unmarked, documents(corpus, fragments, Counter())):
             tokens = None
             for epoch, share in passes[corpus.name]:
@@ -96,7 +99,11 @@ def materialise(
                 )
                 for column, value in zip(rows, values, strict=True):
                     rows[column].append(value)
-        return {k: np.array(v, dtype=object if k in ("corpus", "text") else np.int64) for k, v in rows.items()}
+                held += len(text)
+            if held >= HELD:  # handed on: a task holds no more of its text, however often it is repeated
+                yield _arrays(rows)
+                rows, held = _no_rows(), 0
+        yield _arrays(rows)
 
     def write(group: dict[str, np.ndarray]) -> dict[str, Any]:
         order = np.array(sorted(range(len(group["place"])), key=lambda i: (group["place"][i], group["text"][i])))
@@ -126,6 +133,14 @@ def materialise(
     }
     store.write_json("manifest.json", manifest)
     return manifest
+
+
+def _no_rows() -> dict[str, list]:
+    return {column: [] for column in ("shard", "place", "corpus", "epoch", "text", "tokens")}
+
+
+def _arrays(rows: dict[str, list]) -> dict[str, np.ndarray]:
+    return {k: np.array(v, dtype=object if k in ("corpus", "text") else np.int64) for k, v in rows.items()}
 
 
 def _count(corpora: list[Corpus], located: Located, seed: int, template: str | None) -> dict[str, dict[str, Any]]:

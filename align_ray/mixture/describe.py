@@ -23,7 +23,7 @@ def comparison_mixtures(goal: Goal, constraints: Constraints, tokens: dict[str, 
     of corpora."""
     k = len(constraints.names)
     available = np.array(list(tokens.values()), dtype=np.float64)
-    single = goal.values(np.eye(k))
+    single = goal.singles(k)
     capped = dataclasses.replace(
         unconstrained(constraints), upper=np.minimum(constraints.caps, 1.0), most=constraints.most
     )

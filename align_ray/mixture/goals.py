@@ -18,28 +18,29 @@ from align_ray.config import Config
 from align_ray.context import target_weights
 from align_ray.mixture.objectives import (
     Objective,
-    hellinger_objective,
-    kl_objective,
+    hellinger_objectives,
+    kl_objectives,
     linear_objective,
     log_mixture_objective,
-    scaled_cosine_objective,
+    log_mixture_objectives,
+    scaled_cosine_objectives,
 )
 from align_ray.mixture.solver import Goal
 
 Builder = Callable[[np.random.Generator | None], Goal]
 
-FISHER = {"scaled-cosine": scaled_cosine_objective, "hellinger": hellinger_objective, "kl": kl_objective}
+FISHER = {"scaled-cosine": scaled_cosine_objectives, "hellinger": hellinger_objectives, "kl": kl_objectives}
 
 
 def fisher_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
     """Similarity of the mixture's pooled embedding with the targets'."""
-    scaled_cosine = partial(scaled_cosine_objective, absolute=config.embedding.epsilon)
-    objective = (FISHER | {"scaled-cosine": scaled_cosine})[config.search.objective]
+    scaled_cosine = partial(scaled_cosine_objectives, absolute=config.embedding.epsilon)
+    objectives = (FISHER | {"scaled-cosine": scaled_cosine})[config.search.objective]
 
     def build(rng: np.random.Generator | None) -> Goal:
         pooled = {name: r[chosen(len(r), rng)].mean(0, dtype=np.float64) for name, r in rows.items()}
         mixed = np.stack([pooled[c.name] for c in config.candidates])
-        return Goal([objective(mixed, pooled[t.name]) for t in config.targets], target_weights(config))
+        return Goal(objectives(mixed, np.stack([pooled[t.name] for t in config.targets])), target_weights(config))
 
     return build
 
@@ -82,10 +83,8 @@ def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabu
         held = {name: c[chosen(len(c), rng)] for name, c in counts.items()}
         parts = equal_counts([held[c.name] for c in config.candidates])  # [models, K, V]
         models = np.concatenate([_distributions(part) for part in parts], axis=1)
-        return Goal(
-            [log_mixture_objective(models, np.tile(held[t.name].sum(0), len(parts))) for t in config.targets],
-            target_weights(config),
-        )
+        wanted = np.stack([np.tile(held[t.name].sum(0), len(parts)) for t in config.targets])
+        return Goal(log_mixture_objectives(models, wanted), target_weights(config))
 
     return build
 

@@ -168,7 +168,7 @@ def search_mixture(
         "gap_of_search": gap,
         "standard_error": noise["error"],
         "slack": noise["slack"],
-        "single": dict(zip(constraints.names, goal.values(np.eye(len(constraints.names))).tolist(), strict=True)),
+        "single": dict(zip(constraints.names, goal.singles(len(constraints.names)).tolist(), strict=True)),
         "lead_over_single": noise["lead"],
         "pareto": pareto(config, goal, constraints),
         "warnings": mixture_warnings(config, constraints, tokens, optimum, noise),
@@ -181,9 +181,9 @@ def _halves(config: Config, build: Builder, goal: Goal, constraints: Constraints
     it falls behind each half's own optimum (`slack`: root mean square, the standard error of its lead over other
     mixtures). Intervals: see `around`."""
     weights, values, behind, lead = [], [], [], []
-    singles = np.eye(len(constraints.names))
-    feasible = [w for w in singles if (w <= constraints.upper + 1e-9).all() and (w >= constraints.lower - 1e-9).all()]
-    single = max(feasible, key=lambda w: goal.values(w[None])[0], default=None)
+    singles, alone = np.eye(len(constraints.names)), goal.singles(len(constraints.names))
+    within = (singles <= constraints.upper + 1e-9).all(1) & (singles >= constraints.lower - 1e-9).all(1)
+    single = singles[int(np.argmax(np.where(within, alone, -np.inf)))] if within.any() else None
     for r in range(config.search.resamples):
         half = dataclasses.replace(build(np.random.default_rng([config.seed, r])), strength=goal.strength)
         again = solve(half, constraints, optimum.weights)

@@ -6,11 +6,14 @@ good within one standard error.
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
 
+from align_ray.mixture import newton
 from align_ray.mixture.certificate import Certificate, certify
 from align_ray.mixture.choice import MANY, Face, count, every_choice, exchanged
 from align_ray.mixture.constraints import (
@@ -24,34 +27,19 @@ from align_ray.mixture.constraints import (
     restricted,
     support,
 )
-from align_ray.mixture.objectives import Objective
+from align_ray.mixture.objectives import MANY_CORPORA, Goal, Objective
 
 CHAINS = 32
 """Walkers of the near-optimal set."""
+WALKED = 100
+"""Of MANY_CORPORA, those among which they walk: the walk's length and the price of a step do not grow with K."""
+FRONT = 64
+"""Directions of the Pareto front."""
 ROUGH = 3e-7
 """A share of the spread over single corpora: with a larger residual the climb is gone on with, in that unit."""
 FEW = 3
 """Exchanges of corpora that are solved in a round where a start is given, as in every resample: those that look
 best."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Goal:
-    """The objectives of M targets; `weights` [M] sum to 1, or None for the worst target."""
-
-    objectives: list[Objective]
-    weights: np.ndarray | None
-    strength: float = 0.0
-    """The factor of the penalty strength * KL(w, prior), in the unit of the objective (`with_prior`)."""
-
-    def values(self, w: np.ndarray) -> np.ndarray:
-        """Values of many mixtures, [n, K] to [n], without the prior's penalty."""
-        by_target = np.stack([o.values(w) for o in self.objectives])
-        return by_target.min(0) if self.weights is None else self.weights @ by_target
-
-    def penalised(self, constraints: Constraints, w: np.ndarray) -> np.ndarray:
-        """With it: what is maximised, F, [n, K] to [n]."""
-        return self.values(w) - self.strength * divergence(constraints, w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +68,13 @@ class Optimum:
 def with_prior(goal: Goal, constraints: Constraints, prior_strength: float) -> Goal:
     """The goal with the prior's penalty. `prior_strength` is the configuration's: in units of the difference between
     the best and the worst single corpus, so that one strength means the same for nats and for similarities."""
-    return dataclasses.replace(goal, strength=prior_strength * spread(goal, constraints))
+    strength = prior_strength * spread(goal, constraints) if prior_strength else 0.0
+    return dataclasses.replace(goal, strength=strength)
 
 
 def spread(goal: Goal, constraints: Constraints) -> float:
     """The spread of the objective over single corpora."""
-    return float(np.ptp(goal.values(np.eye(len(constraints.names)))))
+    return float(np.ptp(goal.singles(len(constraints.names))))
 
 
 def solve(goal: Goal, constraints: Constraints, start: np.ndarray | None = None) -> Optimum:
@@ -124,21 +113,29 @@ def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np
     only = only_mixture(constraints)
     if only is not None:
         return only
-    k = len(constraints.names)
+    k, many = len(constraints.names), _many(goal, constraints)
     starts = (
         [nearest(start, constraints)]
         if start is not None
         else [nearest(constraints.prior, constraints), nearest(np.ones(k), constraints)]
     )
     if start is None:
-        best = int(np.argmax(goal.values(np.eye(k))))
+        best = int(np.argmax(goal.singles(k)))
         starts.append(nearest(np.eye(k)[best] + 0.01, constraints))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
-    return max((_ascend(goal, constraints, w) for w in unique), key=lambda w: _penalised(goal, constraints, w)[0])
+    found = [_ascend(goal, constraints, w) for w in unique]
+    value = newton.penalised if many else lambda goal, constraints, w: _penalised(goal, constraints, w)[0]
+    return max(found, key=lambda w: value(goal, constraints, w))
+
+
+def _many(goal: Goal, constraints: Constraints) -> bool:
+    return len(constraints.names) >= MANY_CORPORA and newton.fits(goal)
 
 
 def _smaller(goal: Goal, constraints: Constraints, part: np.ndarray) -> tuple[Goal, Constraints]:
     """The problem in the weights of the corpora `part`, int [k], alone: the others' are exactly zero."""
+    if len(part) == len(constraints.names):
+        return goal, constraints
 
     def whole(w: np.ndarray) -> np.ndarray:
         every = np.zeros((*w.shape[:-1], len(constraints.names)))
@@ -150,7 +147,15 @@ def _smaller(goal: Goal, constraints: Constraints, part: np.ndarray) -> tuple[Go
             value, slope = objective.gradient(whole(w))
             return value, slope[part]
 
+        if objective.pooled is not None:
+            return Objective.of(dataclasses.replace(objective.pooled, rows=rows_of(objective.pooled.rows)))
         return Objective(lambda w: objective.values(whole(w)), gradient)
+
+    kept: dict[int, np.ndarray] = {}
+
+    def rows_of(rows: np.ndarray) -> np.ndarray:
+        """Once for all targets that are compared with the same evidence."""
+        return kept.setdefault(id(rows), rows[part])
 
     fields = {name: getattr(constraints, name)[part] for name in ("lower", "upper", "caps", "prior")}
     names = tuple(constraints.names[i] for i in part)
@@ -175,6 +180,8 @@ def _fewer(face: Face, constraints: Constraints, w: np.ndarray) -> np.ndarray:
 
 def _ascend(goal: Goal, constraints: Constraints, start: np.ndarray, unit: float = 1.0) -> np.ndarray:
     """From one mixture [K] to the best around it, until F gains less than 1e-13 `unit`."""
+    if _many(goal, constraints):
+        return _tidy(newton.ascend(goal, constraints, start), constraints)
     k, options = len(start), {"maxiter": 500, "ftol": 1e-13 * unit}
     bounds = list(zip(constraints.lower, constraints.upper, strict=True))
     simplex = {"type": "eq", "fun": lambda x: x[:k].sum() - 1, "jac": lambda x: np.r_[np.ones(k), np.zeros(len(x) - k)]}
@@ -236,7 +243,8 @@ def _described(
     """The mixture [K] with its certificate: among those of its own corpora where they were chosen."""
     part = np.arange(len(w)) if choice is None else np.flatnonzero((w > 0) | (constraints.lower > 0))
     smaller, bounds = _smaller(goal, constraints, part)
-    found, unit = w[part], spread(goal, constraints)
+    found, many = w[part], _many(goal, constraints)
+    unit = float(np.ptp(newton.slopes(goal, w).slopes)) if many else spread(goal, constraints)
     known = _certified(smaller, bounds, found)
     if known.gap > ROUGH * unit > 0:
         finer = _ascend(smaller, bounds, found, 1e-3 * unit)
@@ -244,13 +252,19 @@ def _described(
             found, known = finer, better
     weights, shadow, price = np.zeros((3, len(w)))
     weights[part], shadow[part], price[part] = found, known.shadow, known.price
-    by_target = np.array([o.gradient(weights)[0] for o in goal.objectives])
+    by_target = (
+        newton.slopes(goal, weights).values if many else np.array([o.gradient(weights)[0] for o in goal.objectives])
+    )
     value = float(by_target.min() if goal.weights is None else goal.weights @ by_target)
     cost = _penalty(goal, constraints, weights)[0]
     return Optimum(weights, value, value - cost, None if choice else known.gap, known.gap, choice, shadow, price)
 
 
 def _certified(goal: Goal, constraints: Constraints, w: np.ndarray) -> Certificate:
+    if _many(goal, constraints):
+        at = newton.slopes(goal, w)
+        values = at.values if goal.weights is None else np.array([goal.weights @ at.values])
+        return certify(values, at.slopes, w, constraints, goal.strength)
     parts = [o.gradient(w) for o in goal.objectives]
     values, slopes = np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
     if goal.weights is not None:
@@ -264,22 +278,33 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
 
     By hit-and-run: CHAINS walkers start between the optimum and random feasible mixtures, inside the set; a step takes
     a random direction within the simplex and a uniform point of the line's part that lies in the set, found by
-    shrinking. Mixtures are evaluated together.
+    shrinking. Mixtures are evaluated together. Of many corpora the walk is among the WALKED that the set gives most
+    room, in the model of second order around the optimum, and its mean is drawn back into the set.
     """
     w, k = optimum.weights, len(optimum.weights)
     free = np.flatnonzero((constraints.upper > constraints.lower) & ((w > 0) | (constraints.most is None)))
+    least = optimum.penalised - slack
+    value: Callable[[np.ndarray], np.ndarray] = partial(goal.penalised, constraints)
+    many = slack > 0 and len(free) >= MANY_CORPORA and _many(goal, constraints)
+    if many:
+        near = newton.around(goal, constraints, w, free, slack, WALKED)
+        free, value, least = near.part, near.penalised, near.penalised(w[None])[0] - slack
     # where their number is limited the mean over several choices of corpora would have the corpora of all
-    inner = restricted(dataclasses.replace(constraints, most=None), np.isin(np.arange(k), free) | (w > 0))
+    kept = np.isin(np.arange(k), free) | (w > 0)
+    inner = restricted(dataclasses.replace(constraints, most=None), kept)
+    if many:  # those that have a weight but are not walked keep it
+        held = ~np.isin(np.arange(k), free)
+        lower, upper = (np.where(held, w, bound) for bound in (inner.lower, inner.upper))
+        inner = dataclasses.replace(inner, lower=lower, upper=upper)
     if slack <= 0 or only_mixture(inner) is not None:
         return w
     rng = np.random.default_rng(seed)
-    least = optimum.penalised - slack
     lower, upper = inner.lower[free], inner.upper[free]
     away = np.stack([from_unit_cube(rng.random(k), inner) for _ in range(CHAINS)]) - w
     share = np.ones(CHAINS)
     for _ in range(60):
         at = w + share[:, None] * away
-        outside = goal.penalised(constraints, at) < least
+        outside = value(at) < least
         if not outside.any():
             break
         share = np.where(outside, share / 1.5, share)
@@ -300,7 +325,7 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
             trial = at.copy()
             trial[:, free] = np.clip(at[:, free] + share[:, None] * direction, lower, upper)
             index = np.flatnonzero(waiting)
-            inside = goal.penalised(constraints, trial[index]) >= least
+            inside = value(trial[index]) >= least
             at[index[inside]] = trial[index[inside]]
             waiting[index[inside]] = False
             if not waiting.any():
@@ -308,23 +333,42 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
             low, high = np.where(share < 0, share, low), np.where(share >= 0, share, high)
         if step >= steps // 3:
             total, count = total + at.sum(0), count + CHAINS
-    return nearest(total / count, inner)
+    mean = nearest(total / count, inner)
+    return _drawn_back(goal, constraints, mean, optimum, slack) if many else mean
+
+
+def _drawn_back(goal: Goal, constraints: Constraints, w: np.ndarray, optimum: Optimum, slack: float) -> np.ndarray:
+    """As much of the way from the optimum to the mixture [K] as is within the slack."""
+    for _ in range(50):
+        if newton.penalised(goal, constraints, w) >= optimum.penalised - slack:
+            return w
+        w = optimum.weights + 0.9 * (w - optimum.weights)
+    return optimum.weights
 
 
 def pareto_front(
-    objectives: list[Objective], constraints: Constraints, points: int = 11
+    objectives: list[Objective], constraints: Constraints, points: int = 11, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Best mixtures for trade-offs between targets: (target weights [M], mixture [K]), the corners and what lies
-    between each pair of targets in equal steps."""
-    m = len(objectives)
-    shares = [
-        np.eye(m)[i] * (1 - t) + np.eye(m)[j] * t
-        for i in range(m)
-        for j in range(i + 1, m)
-        for t in np.linspace(0, 1, points)
-    ]
-    unique = [s for i, s in enumerate(shares) if not any(np.allclose(s, other) for other in shares[:i])]
-    return [(s, solve(Goal(objectives, s), constraints).weights) for s in unique]
+    between each pair of targets in equal steps; of more than FRONT, a random part."""
+    m, steps = len(objectives), np.linspace(0, 1, points)
+    ends = {0: 0, points - 1: 1}  # of a pair, at which a direction is a corner, the same for all pairs
+    pairs = [(i, j) for i in range(m) for j in range(i + 1, m)]
+    if m + len(pairs) * (points - 2) <= FRONT:
+        asked = [(i, j, t) for i, j in pairs for t in range(points)]
+    else:
+        rng = np.random.default_rng(seed)
+        some = rng.permutation(len(pairs) * points)[: 4 * FRONT]
+        asked = [(*pairs[n // points], int(n % points)) for n in some]
+    unique: dict[tuple[int, ...], tuple[int, int, int]] = {}
+    for i, j, t in asked:
+        unique.setdefault(((i, j)[ends[t]],) if t in ends else (i, j, t), (i, j, t))
+    front: list[tuple[np.ndarray, np.ndarray]] = []
+    for i, j, t in list(unique.values())[:FRONT]:
+        share = np.eye(m)[i] * (1 - steps[t]) + np.eye(m)[j] * steps[t]
+        start = front[-1][1] if front and len(constraints.names) >= MANY_CORPORA else None
+        front.append((share, solve(Goal(objectives, share), constraints, start).weights))
+    return front
 
 
 def effective_corpora(w: np.ndarray) -> float:

@@ -83,3 +83,26 @@ def test_a_sequential_study_saves_batches_and_its_error_rate_holds(studies):
         used.append(counts.sum() / (6 * 64))
     assert wrong / studies <= 0.05
     assert np.mean(used) < 0.6
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 7, 40])
+def test_the_largest_of_all_comparisons_is_what_taking_each_gives(candidates):
+    rng = np.random.default_rng(candidates)
+    means, own = rng.normal(0.5, 0.01, candidates), rng.gamma(1, 0.02, candidates)
+    c = cp.contrasts([matrices(rng, [m], own=o)[0] for m, o in zip(means, own, strict=True)])
+    noise, scale = cp._simulate(c, 0), np.sqrt(np.maximum(cp.variances(c), 1e-300))
+    wanted = np.max([((noise[:, [i]] - noise) / scale[i]).max(1) for i in range(candidates)], axis=0)
+    np.testing.assert_array_equal(cp._largest_t(noise, scale), wanted)
+
+
+def test_a_ranking_shows_of_all_comparisons_those_with_the_next_one():
+    rng = np.random.default_rng(4)
+    values = {f"c{i}": matrices(rng, [rng.normal(0.5, 0.02)])[0] for i in range(9)}
+    c = cp.contrasts(list(values.values()))
+    above, adjusted, best = cp.p_above(c), cp.p_above_adjusted(c), cp.p_best(c)
+    rows = cp.ranking(values)
+    order = [list(values).index(row["candidate"]) for row in rows]
+    assert (np.diff(c.values[order]) <= 0).all() and [row["p_best"] for row in rows] == best[order].tolist()
+    for row, i, j in zip(rows, order, order[1:], strict=False):
+        assert row["p_above_next"] == above[i, j] and row["adjusted"] == adjusted[i, j]
+    assert rows[-1]["p_above_next"] is rows[-1]["adjusted"] is None

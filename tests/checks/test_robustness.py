@@ -74,7 +74,7 @@ def test_agreement_over_rows_finds_the_block_that_ranks_otherwise():
     for c, k in zip(config.candidates, order, strict=True):
         noise = [np.exp(0.1 * (1 + level) * rng.normal(size=60)) for level in (k, len(order) - k)]
         embeddings[c.name] = [unit(base[0] * noise[0], base[1] * noise[1])] * 2
-    evidence = Evidence({}, embeddings, {}, "key", "float32")
+    evidence = Evidence({}, embeddings, {}, {}, "key", "float32")
     scores = {label: _scores(config, _matrices(evidence, blocks)) for label, blocks in _row_sets(evidence).items()}
     assert set(scores) == {"trunk", "head", "trunk and head"}
     found = _agreement({label: scores[label] for label in ("trunk", "head")})

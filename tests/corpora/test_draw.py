@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from align_ray.config import Config, Sampling
-from align_ray.corpora import tasks
+from align_ray.config import Config, Corpus, Sampling
+from align_ray.corpora import draw, tasks
 from align_ray.corpora.draw import (
     DOCUMENT_SEQUENCES,
     cut_rows,
@@ -259,3 +259,40 @@ def test_corpora_of_terabytes_are_read_in_thousands_of_tasks_together(monkeypatc
     groups = [group for of_corpus in grouped_fragments([None, None, None]) for group in of_corpus]
     assert MOST_TASKS // 2 < len(groups) <= 2 * MOST_TASKS
     assert sum(map(len, groups)) == 150_000
+
+
+@pytest.mark.parametrize("surplus", [draw.SURPLUS, 0.2])
+@pytest.mark.parametrize("tokens, least", [(3_000, 0), (3_000, 400), (10**6, 0)])
+def test_what_is_drawn_by_many_tasks_is_what_one_draws_though_each_hands_over_its_share_alone(
+    tmp_path, monkeypatch, surplus, tokens, least
+):
+    """With too small a surplus tasks hold more of the sample than they gave, and are read again."""
+    rng, read = np.random.default_rng(0), []
+    texts = [chr(97 + i % 26) * int(n) + f" {i}" for i, n in enumerate(rng.integers(1, 60, 4000))]
+    for i in range(40):
+        write_jsonl(tmp_path / f"{i:02}.jsonl", texts[i * 100 : (i + 1) * 100] + texts[:2])
+    corpus = Corpus(name="a", source=str(tmp_path))
+
+    class Rows(list):
+        def iter_rows(self):
+            return iter(self)
+
+    def here(rows, function):
+        read.append(len(rows))
+        made = [function({k: np.array([v], object) for k, v in row.items()}) for row in rows]
+        return Rows({k: v[0] for k, v in row.items()} for row in made)
+
+    monkeypatch.setattr(draw, "on_tasks", here)
+    monkeypatch.setattr(draw, "SURPLUS", surplus)
+    monkeypatch.setattr(draw, "FEWEST", 1)
+    found = []
+    for size in (2**30, 4_000, 20_000):
+        monkeypatch.setattr(tasks, "TASK_BYTES", size)
+        read.clear()
+        ((_, drawn),) = draw.draw_corpora([(corpus, tokens, least)], SAMPLING, 3, Characters())
+        found.append([(d.key, d.ids.tolist(), d.bytes) for d in drawn.documents] + [drawn.counts])
+        ((_, kept, *_),) = draw.draw_texts([(corpus, tokens, least)], SAMPLING, 3, None)
+        found[-1].append(kept)
+        assert read[0] == {2**30: 1, 4_000: 40}.get(size, read[0])
+        assert surplus > 1 or size == 2**30 or len(read) > 2, "some were read again"
+    assert found[0] == found[1] == found[2]

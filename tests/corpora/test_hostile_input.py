@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from align_ray import pipeline, stages
-from align_ray.checks.contamination import ngram_hashes, shared
+from align_ray.checks.contamination import Ngrams, ngram_hashes
 from align_ray.cli.main import app
 from align_ray.config import Config, Corpus, Sampling
 from align_ray.config_file import load_config
@@ -346,12 +346,12 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_planted_leak_is_found_in_any_script(script):
-    known = np.unique(ngram_hashes(SCRIPTS[script]))
+    known = Ngrams.of({"target": np.unique(ngram_hashes(SCRIPTS[script]))})
     hidden = f"前面的话 {SCRIPTS[script]}。 and words after it"
-    assert len(known) >= 6
-    assert len(shared(ngram_hashes(hidden), known)) == len(known)
+    assert len(known.keys) >= 6
+    assert len(known.find(ngram_hashes(hidden))[0]) == len(known.keys)
     others = " ".join(text for name, text in SCRIPTS.items() if name != script)
-    assert len(shared(ngram_hashes(others), known)) == 0
+    assert len(known.find(ngram_hashes(others))[0]) == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -48,6 +48,20 @@ def test_the_best_mixture_keeps_to_every_constraint_exactly_and_nothing_beats_it
         assert best.gap_within <= TOLERANCE * spread, seed
 
 
+@seeds(30, 400)
+def test_newtons_method_for_many_corpora_finds_what_sequential_least_squares_does(seeds, monkeypatch):
+    for seed in seeds:
+        problem = instance(seed, limited=False)
+        goal = goal_of(problem)
+        few = solve(goal, problem.constraints)
+        with monkeypatch.context() as patch:
+            patch.setattr(solver, "MANY_CORPORA", 0)
+            many = solve(goal, problem.constraints)
+        kept_to(many.weights, problem.constraints, seed)
+        assert few.penalised - many.penalised <= TOLERANCE * problem.spread and many.gap <= TOLERANCE * problem.spread
+        np.testing.assert_allclose(many.weights, few.weights, atol=1e-3, err_msg=str(seed))
+
+
 @seeds(8, 100)
 def test_whatever_is_derived_from_the_best_mixture_keeps_to_the_number_of_corpora(seeds):
     for seed in seeds:

@@ -14,9 +14,19 @@ from align_ray.mixture.objectives import (
     kl_objective,
     linear_objective,
     log_mixture_objective,
+    log_mixture_objectives,
     scaled_cosine_objective,
+    scaled_cosine_objectives,
 )
-from align_ray.mixture.solver import Goal, effective_corpora, near_optimal_average, pareto_front, solve
+from align_ray.mixture.solver import (
+    FRONT,
+    Goal,
+    effective_corpora,
+    near_optimal_average,
+    pareto_front,
+    solve,
+    with_prior,
+)
 from align_ray.training.rows import split_tokens
 
 NAMES = ("a", "b", "c", "d")
@@ -320,3 +330,79 @@ def test_many_corpora_are_chosen_by_exchanges():
     noisy = wanted @ pooled * np.random.default_rng(0).gamma(5, 0.2, pooled.shape[1])
     best = solve(Goal([scaled_cosine_objective(pooled, noisy)], np.ones(1)), bounds)
     assert best.choice == "exchange" and set(np.flatnonzero(best.weights)) == {2, 5, 7, 11}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives_are_those_of_the_gradient(kind):
+    pooled = objectives()[kind].pooled
+    h, step = np.array([0.4, 0.3, 0.2, 0.1]) @ pooled.rows, 1e-5
+    diagonal, factors, core = pooled.bend(h)
+    hessian = np.diag(diagonal) + factors @ core @ factors.T
+    for i in range(0, len(h), 50):
+        e = np.zeros(len(h))
+        e[i] = step * h[i]
+        if kind != "scaled-cosine":  # whose gradient takes the epsilon as constant
+            wanted = (pooled.slope(h + e)[1] - pooled.slope(h - e)[1]) / (2 * step * h[i])
+        else:
+            fixed = scaled_cosine_objective(corpora(), corpora(1, seed=9)[0], 1e-6).pooled
+            diagonal, factors, core = fixed.bend(h)
+            hessian = np.diag(diagonal) + factors @ core @ factors.T
+            wanted = (fixed.slope(h + e)[1] - fixed.slope(h - e)[1]) / (2 * step * h[i])
+        np.testing.assert_allclose(hessian[i], wanted, rtol=1e-3, atol=1e-7 * np.abs(hessian).max())
+
+
+def many(kind, k, targets=1, rows=300):
+    """Corpora that are blends of a few topics, and targets inside."""
+    rng = np.random.default_rng(5)
+    pooled = rng.dirichlet(np.full(k // 5, 0.1), k) @ corpora(k // 5, rows=rows)
+    pooled *= np.exp(0.2 * rng.normal(size=pooled.shape))
+    wanted = rng.dirichlet(np.full(k, 10 / k), targets) @ pooled * rng.gamma(8, 1 / 8, (targets, rows))
+    if kind == "scaled-cosine":
+        return scaled_cosine_objectives(pooled, wanted)
+    return log_mixture_objectives(pooled / pooled.sum(1, keepdims=True), wanted)
+
+
+@pytest.mark.parametrize("kind", ["scaled-cosine", "log-mixture"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"prior_strength": 0.1}, {"max_epochs": 0.002, "weights": {"c3": {"min": 0.005}}}]
+)
+@pytest.mark.parametrize("worst", [False, True])
+def test_of_many_corpora_newtons_method_finds_the_best_and_the_certificate_says_so(kind, fields, worst):
+    k, targets = 120, many(kind, 120, 3 if worst else 1)
+    bounds = constraints_of(Search(token_budget=1000, **fields), {f"c{i}": 10_000 for i in range(k)})
+    wanted = with_prior(Goal(targets, None if worst else np.ones(1)), bounds, fields.get("prior_strength", 0.0))
+    best, unit = solve(wanted, bounds), np.ptp(wanted.singles(k))
+    assert best.gap <= 1e-6 * unit
+    assert best.weights.sum() == pytest.approx(1, abs=1e-12)
+    assert (best.weights <= bounds.upper).all() and (best.weights >= bounds.lower).all()
+    rng = np.random.default_rng(0)
+    tried = [best.weights] + [nearest(best.weights * rng.gamma(s, 1 / s, k), bounds) for s in (1, 10, 100, 1000)]
+    assert wanted.penalised(bounds, np.array(tried)).argmax() == 0
+
+
+def test_of_many_corpora_the_near_optimal_average_is_feasible_near_optimal_and_the_same_again():
+    bounds = constraints_of(Search(token_budget=1000, max_epochs=0.01), {f"c{i}": 10_000 for i in range(120)})
+    wanted = Goal(many("log-mixture", 120), np.ones(1))
+    best = solve(wanted, bounds)
+    slack = 0.01 * float(np.ptp(wanted.singles(120)))
+    mean = near_optimal_average(wanted, bounds, best, slack, 0)
+    assert mean.sum() == pytest.approx(1) and (mean <= bounds.upper + 1e-9).all() and (mean >= 0).all()
+    assert best.value - slack <= wanted.values(mean[None])[0] < best.value
+    assert effective_corpora(mean) > effective_corpora(best.weights)
+    np.testing.assert_array_equal(mean, near_optimal_average(wanted, bounds, best, slack, 0))
+
+
+def test_the_front_of_a_few_targets_is_every_pair_in_equal_steps_each_direction_once():
+    pooled = corpora()
+    targets = log_mixture_objectives(pooled, np.random.default_rng(0).dirichlet(np.ones(4), 4) @ pooled)
+    found = np.array([s for s, _ in pareto_front(targets, constraints(), 3)])
+    every = [np.eye(4)[i] * (1 - t) + np.eye(4)[j] * t for i in range(4) for j in range(i + 1, 4) for t in (0, 0.5, 1)]
+    np.testing.assert_allclose(found, [s for n, s in enumerate(every) if not any(np.allclose(s, o) for o in every[:n])])
+
+
+def test_the_front_of_many_targets_is_a_sample_without_repetition():
+    pooled = corpora()
+    targets = np.random.default_rng(0).dirichlet(np.ones(4), 30) @ pooled
+    front = pareto_front(log_mixture_objectives(pooled, targets), constraints(), 3)
+    assert len(front) == FRONT == len({s.tobytes() for s, _ in front})
+    assert all(s.sum() == pytest.approx(1) and w.sum() == pytest.approx(1) for s, w in front)
