@@ -197,6 +197,21 @@ class Capacity:
         return self.resources["num_gpus"] > 0
 
 
+def machines() -> str | None:
+    """What the cluster is now, in words: "3 nodes, 48 CPUs, 8 GPUs (H100)"; None where it does not answer."""
+    import ray
+
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = ray.cluster_resources()
+    except Exception:  # the cluster may be what failed
+        return None
+    kinds = sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))
+    gpus, of = int(total.get("GPU", 0)), f" ({', '.join(kinds)})" if kinds else ""
+    parts = [(len(nodes), "node", ""), (int(total.get("CPU", 0)), "CPU", ""), (gpus, "GPU", of)]
+    return ", ".join(f"{n} {what}{'s' if n > 1 else ''}{more}" for n, what, more in parts if n)
+
+
 def capacity(cluster: Cluster) -> Capacity:
     """Workers the cluster can hold: one per GPU, else one per CPU but one.
 

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, RootModel
 
 from align_ray.reporting.result import Result, estimate_columns, texts_of
 from align_ray.reporting.values import (
+    AtBudget,
     Bounded,
     Checked,
     Clean,
@@ -146,7 +147,7 @@ class Mixture(Result):
         "optimum_low": ".1%",
         "epochs": ".2f",
         "limited_by": "",
-        "gain_per_million_tokens": ".4f",
+        "gain_of_more": ".4f",
     }
     DRAWN = ("corpus", "optimum")
     AXIS = "weight at the optimum (share of tokens), 95%"
@@ -171,6 +172,8 @@ class Mixture(Result):
     single: dict[str, float] = {}
     lead_over_single: Lead | None = None
     pareto: list[FrontPoint] = []
+    budgets: list[AtBudget] = []
+    """The optimum at other token budgets, smallest first."""
     warnings: list[str] = []
     trials: list[Trial] = []
     check: dict[str, dict[str, Checked]] = {}
@@ -194,7 +197,7 @@ class Mixture(Result):
                 "cap": self.caps[name],
                 "epochs": best.epochs[name],
                 "limited_by": found.binds,
-                "gain_per_million_tokens": found.gain_per_million_tokens or None,
+                "gain_of_more": found.gain_of_more or None,
             }
             for name, found in self.weights.items()
         ]
@@ -231,7 +234,7 @@ class Mixture(Result):
             *(self.prediction.lines() if self.prediction else []),
             weight,
             f"optimum: of the objective ({objective}), 95% from halves of the batches",
-            "gain: of that objective, where repetition limits a corpus",
+            "gain of more: of that objective, with a tenth more text of a corpus that repetition limits",
             "value: of that objective, higher is better; alignment: pooled",
             f"effective number of corpora: {self.effective_corpora:.1f}",
             *self._certificate(),
