@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import ConfigDict, RootModel
 
+from align_ray.reporting.names import called
 from align_ray.reporting.result import Result, estimate_columns, texts_of
 from align_ray.reporting.values import (
     AtBudget,
@@ -204,13 +205,16 @@ class Mixture(Result):
         return pd.DataFrame(rows).sort_values("weight", ascending=False, ignore_index=True)
 
     def comparison(self) -> pd.DataFrame:
-        """One row a mixture (recommended, uniform, proportional, ...): `value` of the objective, its mean alignment
-        with the targets with interval, and the epochs of the corpus that is repeated most."""
+        """One row a mixture (`mixture`: its name in the results, `called`: what a person reads): `value` of the
+        objective and that less the uniform mixture's (`gain`), its mean alignment with the targets with interval, the
+        epochs of the corpus that is repeated most, and whether it is `feasible` within the constraints."""
+        uniform = self.mixtures["uniform"].value
         return pd.DataFrame(
             [
                 {
-                    "mixture": name, "value": m.value, **estimate_columns("alignment", m.alignment),
-                    "most_epochs": max(m.epochs.values()),
+                    "mixture": name, "called": called(name), "value": m.value, "gain": m.value - uniform,
+                    **estimate_columns("alignment", m.alignment), "most_epochs": max(m.epochs.values()),
+                    "feasible": m.feasible,
                 }
                 for name, m in self.mixtures.items()
             ]
@@ -218,8 +222,10 @@ class Mixture(Result):
 
     def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
         yield from super()._shown()
-        shown = {"mixture": "", "value": ".4f", "alignment": ".4f", "alignment_low": ".4f", "most_epochs": ".2f"}
-        yield "Beside it", texts_of(self.comparison(), shown)
+        frame = self.comparison().sort_values("gain", ascending=False, kind="stable").rename(columns={"called": "name"})
+        frame["within_limits"] = frame["feasible"].map({True: "yes", False: "no"})
+        shown = {"name": "", "within_limits": "", "gain": "+.4f", "alignment": ".4f", "alignment_low": ".4f"}
+        yield "Beside it, best by the objective first", texts_of(frame, {**shown, "most_epochs": ".2f"})
 
     def notes(self) -> list[str]:
         weight, objective = (
@@ -235,7 +241,8 @@ class Mixture(Result):
             weight,
             f"optimum: of the objective ({objective}), 95% from halves of the batches",
             "gain of more: of that objective, with a tenth more text of a corpus that repetition limits",
-            "value: of that objective, higher is better; alignment: pooled",
+            "gain: of that objective, above the uniform mixture's; it is not a gain of the loss. alignment: pooled",
+            "most epochs: of the corpus that is repeated most; within limits: of repetition, and your own bounds",
             f"effective number of corpora: {self.effective_corpora:.1f}",
             *self._certificate(),
         ]
