@@ -149,12 +149,12 @@ STEPS = 4
 
 
 def what_if(config: Config, goal: Goal, tokens: dict[str, int], start: np.ndarray) -> list[dict[str, Any]]:
-    """The optimum at other token budgets, smallest first: its weights, its objective (`value`) and that less the
-    uniform mixture's (`gain`), the corpora that repetition limits, and whether the constraints leave that mixture
-    `only`. `start` [K]: the optimum at the study's budget. Budgets that no mixture can fill are left out."""
-    budget, k = config.search.token_budget, len(tokens)
+    """The optimum at other token budgets, smallest first: its weights, its objective (`value`), that less UniMax's
+    under the same constraints (`gain`: what it is worth to choose), the corpora that repetition limits, and whether the
+    constraints leave that mixture `only`. `start` [K]: the optimum at the study's budget. Budgets that no mixture can
+    fill are left out."""
+    budget = config.search.token_budget
     most = int(config.search.max_epochs * sum(tokens.values()))
-    uniform = float(goal.values(np.full((1, k), 1 / k))[0])
     points = []
     for at in sorted({most, *(int(budget * 2.0**i) for i in range(-STEPS, STEPS + 1))}):
         if at < 1 or at > most:
@@ -164,13 +164,14 @@ def what_if(config: Config, goal: Goal, tokens: dict[str, int], start: np.ndarra
         except ConfigError:  # a smallest weight that the corpus cannot fill at this budget
             continue
         found = solve(goal, constraints, start)
+        even = float(goal.values(nearest(np.ones(len(tokens)), constraints)[None])[0])
         capped = (found.weights > constraints.caps - 1e-6) & (constraints.caps < 1)
         points.append(
             {
                 "token_budget": at,
                 "weights": dict(zip(constraints.names, found.weights.tolist(), strict=True)),
                 "value": found.value,
-                "gain": found.value - uniform,
+                "gain": found.value - even,
                 "capped": [n for n, c in zip(constraints.names, capped, strict=True) if c],
                 "only": only_mixture(constraints) is not None,
             }

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
@@ -180,7 +181,7 @@ def weights_figure(search: Mixture) -> Figure:
 
 
 def budgets_figure(search: Mixture) -> Figure | None:
-    """The optimum's weights and its gain over the uniform mixture, by token budget; None for fewer than two."""
+    """The optimum's weights and its gain over UniMax, by token budget; None for fewer than two."""
     points = search.budgets
     if len(points) < 2:
         return None
@@ -200,11 +201,14 @@ def budgets_figure(search: Mixture) -> Figure | None:
     left.yaxis.set_major_formatter("{x:.0%}")
     left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     right.plot(budgets, [p.gain for p in points], "-o", color=SERIES[0], markersize=4)
-    right.set_ylabel("objective, above the uniform mixture's")
+    right.set_ylabel("objective above UniMax's")
+    right.set_ylim(bottom=0)
+    left.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("token budget")
-        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
         only = [p.token_budget for p in points if p.only]
         if only:

@@ -186,7 +186,7 @@ class FrontPoint(Value):
 
 
 class AtBudget(Value):
-    """The optimum at another token budget: its objective (`value`), that less the uniform mixture's (`gain`), the
+    """The optimum at another token budget: its objective (`value`), that less UniMax's at that budget (`gain`), the
     corpora that repetition limits, and whether the constraints leave it `only`."""
 
     token_budget: int
