@@ -57,22 +57,23 @@ def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
             {"name": name, "value": loss.change, "low": loss.change_low, "high": loss.change_high}
             for name, loss in found.items()
         ]
-        axis = "change of the held-out loss (nats per token)"
+        title, axis = "What was measured", "change of the held-out loss (nats per token)"
     elif "choice" in results:
         standing = results["choice"].targets[target]
         rows = [
             {"name": name, **{end: getattr(found, end) - standing.before for end in ("value", "low", "high")}}
             for name, found in standing.candidates.items()
         ]
-        axis = "change of the loss, as believed (nats per token)"
+        title, axis = "Candidates by training", "change of the loss, as believed (nats per token)"
     else:
         rows = [
             {"name": r.candidate, "value": r.value, "low": r.low, "high": r.high}
             for r in results["alignment"].predicted.ranking[target]
         ]
-        axis = "cross-entropy by words (nats per token)"
+        title, axis = "Candidates by words", "cross-entropy by words (nats per token)"
     return {
-        "measured": axis.startswith("change"),
+        "measured": title != "Candidates by words",
+        "title": title,
         "axis": axis,
         "rows": sorted(rows, key=lambda row: row["value"]),
     }

@@ -221,7 +221,8 @@ class Mixture(Result):
         )  # fmt: skip
 
     def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        yield from super()._shown()
+        for title, part in super()._shown():
+            yield title, part.assign(**{"95%": [_interval(self.weights[name]) for name in part["corpus"]]})
         frame = self.comparison().sort_values("gain", ascending=False, kind="stable").rename(columns={"called": "name"})
         frame["within_limits"] = frame["feasible"].map({True: "yes", False: "no"})
         shown = {"name": "", "within_limits": "", "gain": "+.4f", "alignment": ".4f", "alignment_low": ".4f"}
@@ -254,6 +255,14 @@ class Mixture(Result):
         exchanged = "chosen by exchanges, another choice may be better"
         how = "every choice was tried" if self.choice == "exhaustive" else exchanged
         return [f"corpora limited, so no KKT certificate: {how}"]
+
+
+def _interval(found: Bounded) -> str:
+    """The interval of a weight; where a limit holds the weight at its upper end, that is said in its place."""
+    if found.binds and found.high - found.low < 5e-4:
+        return "held"
+    high = "limit" if found.binds and found.high <= found.weight + 1e-6 else f"{found.high:.1%}"
+    return f"[{found.low:.1%}, {high}]"
 
 
 class Finetuned(Result):

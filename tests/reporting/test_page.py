@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from align_ray.config import Config
+from align_ray.reporting.choices import Choice
 from align_ray.reporting.derived import compared, derived
 from align_ray.reporting.figures import samples_figure
 from align_ray.reporting.page import render_report
@@ -560,3 +561,26 @@ def test_estimated_totals_are_of_what_ran(stored):
     assert set(results["estimate"]["stages"]) == {"embed", "search"} and "search" not in results["cost"]
     more = derived(*typed(config, results))
     assert more["estimated"] == {k: results["estimate"]["stages"]["embed"][k] for k in more["estimated"]}
+
+
+def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were_trained_to_the_end(stored):
+    config, results = stored
+    config, found, costs = typed(config, {n: v for n, v in results.items() if n != "validation"})
+    believed = {
+        n: {"value": 4.0 + 0.1 * i, "error": 0.1, "low": 3.9 + 0.1 * i, "high": 4.3 + 0.1 * i, "tokens": 512}
+        | {"p_best": 0.5, "p_within": 0.6, "regret": 0.1 * i}
+        for i, n in enumerate(CANDIDATES)
+    }
+    standings = {"state": "settled", "why": "it is clear", "before": 4.4, "candidates": believed}
+    choice = {"targets": dict.fromkeys(TARGETS, standings), "tokens": 512, "spent": 900, "exhaustive": 2560}
+    found["choice"] = Choice.parse({**choice, "learning_rate": 1e-4, "delta": 0.01})
+    few = {n: found["finetune"].runs[n] for n in ("textbook", "uniform", "mixture")}
+    found["finetune"] = found["finetune"].model_copy(update={"runs": few})
+    more = derived(config, found, costs)
+    for target in TARGETS:
+        rows, trust = more["bars"][target]["rows"], more["trust"][target]
+        assert [row["name"] for row in rows] == list(CANDIDATES) and more["bars"][target]["measured"]
+        assert (rows[0]["value"], rows[0]["low"], rows[0]["high"]) == pytest.approx((-0.4, -0.5, -0.1))
+        assert trust["judge"] == "choice" and [row["choice"] for row in trust["rows"]] == [1, 2, 3, 4, 5]
+        assert set(trust["measures"]) == {"words", "alignment"}
+    assert "Candidates by training: proofs" in render_report(config, found, costs)
