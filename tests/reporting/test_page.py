@@ -3,6 +3,7 @@ screen reader."""
 
 import re
 import shutil
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -39,6 +40,12 @@ def address(stored, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(*typed(*stored)), encoding="utf-8")
     return path.as_uri()
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing them is most of the time that a page takes, and not the point of tests that read its text."""
+    monkeypatch.setattr("align_ray.reporting.page.all_figures", lambda *_: defaultdict(str))
 
 
 def opener(browser, address):
@@ -234,7 +241,7 @@ def test_the_head_says_when_where_and_with_what(page):
         ((), "Not tested", "no training on the mixture"),
     ],
 )
-def test_a_study_has_one_verdict_and_without_trainings_none(stored, left, state, why):
+def test_a_study_has_one_verdict_and_without_trainings_none(stored, no_figures, left, state, why):
     config, results = stored
     kept = {name: value for name, value in results.items() if name in left or name not in ("validation", "finetune")}
     html = render_report(*typed(config, kept))
@@ -469,7 +476,7 @@ def test_the_first_tab_stop_skips_to_the_answer(opened):
     assert page.evaluate("document.activeElement.id") == "main"
 
 
-def test_without_search_and_trainings_the_ranking_is_the_answer(stored):
+def test_without_search_and_trainings_the_ranking_is_the_answer(stored, no_figures):
     config, results = stored
     html = render_report(*typed(config, {name: results[name] for name in ("corpora", "alignment", "cost")}))
     assert (
@@ -545,7 +552,7 @@ def test_a_mixture_that_only_finetune_measured_has_that_loss(stored):
     assert rows["best_single"] == pytest.approx(mean[alone]) and rows["dsir" if "dsir" in rows else "bad"] is None
 
 
-def test_without_trainings_the_bars_are_by_words_and_no_measure_is_judged(stored):
+def test_without_trainings_the_bars_are_by_words_and_no_measure_is_judged(stored, no_figures):
     config, results = stored
     kept = {n: v for n, v in results.items() if n not in ("finetune", "validation")}
     more = derived(*typed(config, kept))
@@ -563,7 +570,7 @@ def test_estimated_totals_are_of_what_ran(stored):
     assert more["estimated"] == {k: results["estimate"]["stages"]["embed"][k] for k in more["estimated"]}
 
 
-def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were_trained_to_the_end(stored):
+def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were_trained_to_the_end(stored, no_figures):
     config, results = stored
     config, found, costs = typed(config, {n: v for n, v in results.items() if n != "validation"})
     believed = {
