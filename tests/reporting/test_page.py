@@ -12,7 +12,7 @@ import yaml
 from align_ray.config import Config
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.derived import compared, derived
-from align_ray.reporting.figures import samples_figure
+from align_ray.reporting.figures import SERIES, parallel_figure, samples_figure
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import Mixture, Samples
 from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study, typed
@@ -591,3 +591,15 @@ def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were
         assert trust["judge"] == "choice" and [row["choice"] for row in trust["rows"]] == [1, 2, 3, 4, 5]
         assert set(trust["measures"]) == {"words", "alignment"}
     assert "Candidates by training: proofs" in render_report(config, found, costs)
+
+
+def test_mixtures_that_were_trained_on_are_a_line_each_the_best_one_in_a_colour_of_its_own():
+    rng = np.random.default_rng(0)
+    weights = [dict(zip("abc", w, strict=True)) for w in rng.dirichlet(np.ones(3), 6)]
+    tried = [{"weights": w, "loss": 3 + w["a"]} for w in weights]
+    axes, by_loss = parallel_figure(tried).axes
+    best = min(tried, key=lambda t: t["loss"])
+    lines = {line.get_color(): list(line.get_ydata()) for line in axes.lines}
+    assert len(axes.lines) == 6 and lines.pop(SERIES[1]) == list(best["weights"].values())
+    assert sorted(y for line in by_loss.lines for y in line.get_ydata()) == sorted(t["loss"] for t in tried)
+    assert parallel_figure(tried[:4]) is None, "too few for a picture"
