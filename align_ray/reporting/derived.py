@@ -82,7 +82,7 @@ def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
 def compared(config: Config, results: dict[str, Any]) -> list[dict[str, Any]]:
     """Every mixture: what it is called, its measured `loss` by target and where that stands (`path`), its objective
     above the uniform one's (`gain`), whether it keeps to the limits. Lowest measured loss first, then those without by
-    `gain`; what breaks the limits after what keeps to them in both."""
+    `gain`."""
     search, validation, finetune = results["search"], results.get("validation"), results.get("finetune")
     share = reported(config)
     rows = []

@@ -223,7 +223,7 @@ def parallel_figure(tried: list[dict[str, Any]]) -> Figure | None:
     names = list(tried[0]["weights"])
     losses = np.array([t["loss"] for t in tried])
     worse = (losses - losses.min()) / (np.ptp(losses) or 1.0)
-    figure, (axes, by_loss) = Figure(figsize=(WIDE, 3.6), layout="constrained"), (None, None)
+    figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
     axes, by_loss = figure.subplots(1, 2, width_ratios=[max(3, len(names)), 2])
     order = np.argsort(-losses)
     for i in order:

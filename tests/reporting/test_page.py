@@ -603,3 +603,13 @@ def test_mixtures_that_were_trained_on_are_a_line_each_the_best_one_in_a_colour_
     assert len(axes.lines) == 6 and lines.pop(SERIES[1]) == list(best["weights"].values())
     assert sorted(y for line in by_loss.lines for y in line.get_ydata()) == sorted(t["loss"] for t in tried)
     assert parallel_figure(tried[:4]) is None, "too few for a picture"
+
+
+def test_a_mixture_that_only_validate_knows_has_its_loss_and_weights_too(stored, no_figures):
+    config, results = stored
+    validation = results["validation"]
+    mixtures = {**validation["mixtures"], "mixmin": {**validation["mixtures"]["bad"], "same_as": None}}
+    html = render_report(*typed(config, {**results, "validation": {**validation, "mixtures": mixtures}}))
+    for name in CANDIDATES:
+        assert f'data-path="validation/mixtures/mixmin/weights/{name}"' in html
+    assert 'data-path="validation/mixtures/mixmin/loss/proofs/value"' in html and ">MixMin</th>" in html
