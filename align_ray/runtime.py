@@ -152,6 +152,10 @@ LEAST_ROOM = 20_000_000
 """Bytes: with less for its logs Ray's processes end without a word."""
 
 
+LOGICAL = "logical_cpu"
+"""A resource of a local Ray: CPUs that it counts and the machine does not have."""
+
+
 def _start_local() -> None:
     """A Ray of this process, beside others that may run on this machine; its address must be known before the start
     (see `_workers_environment`)."""
@@ -178,7 +182,8 @@ def _start_local() -> None:
         # placement groups.
         ray.init(
             "local", num_cpus=max(1, int(get_num_cpus(override_docker_cpu_warning=True))) + 1, include_dashboard=True,
-            dashboard_host="127.0.0.1", runtime_env=told, logging_level=logging.ERROR, log_to_driver=False,
+            resources={LOGICAL: 1.0}, dashboard_host="127.0.0.1", runtime_env=told, logging_level=logging.ERROR,
+            log_to_driver=False,
         )  # fmt: skip
     finally:
         del os.environ["RAY_GCS_SERVER_PORT"]
@@ -195,6 +200,22 @@ class Capacity:
     @property
     def use_gpu(self) -> bool:
         return self.resources["num_gpus"] > 0
+
+
+def machines() -> str | None:
+    """What the cluster is now, in words: "3 nodes, 48 CPUs, 8 GPUs (H100)"; None where it does not answer."""
+    import ray
+
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = ray.cluster_resources()
+    except Exception:  # the cluster may be what failed
+        return None
+    kinds = sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))
+    cpus = int(total.get("CPU", 0) - total.get(LOGICAL, 0))
+    gpus, of = int(total.get("GPU", 0)), f" ({', '.join(kinds)})" if kinds else ""
+    parts = [(len(nodes), "node", ""), (cpus, "CPU", ""), (gpus, "GPU", of)]
+    return ", ".join(f"{n} {what}{'s' if n > 1 else ''}{more}" for n, what, more in parts if n)
 
 
 def capacity(cluster: Cluster) -> Capacity:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
+from align_ray import __version__
 from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.errors import UserError
 from align_ray.fisher.settings import PROCEDURE
 from align_ray.reporting.result import Result
 from align_ray.reporting.tracking import Tracker, start_tracking
-from align_ray.runtime import capacity, connect
+from align_ray.runtime import capacity, connect, machines
 from align_ray.spending import costs, price, spending
 from align_ray.store import Store
 
@@ -199,7 +200,8 @@ def _held(study: Study, before: int) -> int:
 def record(study: Study, work: str, seconds: float, workers: int, made: dict[str, Any]) -> None:
     """Write to cost.json what work cost and, where it has a result, what is kept of that (`made`).
 
-    `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed."""
+    `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed; `ended`, `machine`
+    and `version` say when, where and by what."""
     found = costs(study.store)
     before = found.get(work, {})
     held = seconds * workers
@@ -208,6 +210,9 @@ def record(study: Study, work: str, seconds: float, workers: int, made: dict[str
         "worker_seconds": held,
         "cost": price(study.config, held),
         "spent": before.get("spent", 0.0) + held,
+        "ended": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "machine": machines() if workers else None,
+        "version": __version__,
     }
     if made:
         made = {**made, "rate": made.get("rate") or before.get("rate")}

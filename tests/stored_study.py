@@ -85,7 +85,8 @@ def study():
             "stages": {s: {"tokens": 7168 * k, "worker_seconds": 12.5 * k, "cost": 0.0043 * k} for k, s in enumerate(("embed", "search"), 1)},
         },
         "cost": {
-            "embed": {"seconds": 21.25, "planned": 56, "computed": 56, "tokens": 7168, "actor_seconds": 30.0, "worker_seconds": 31.0, "cost": 0.01},
+            "embed": {"seconds": 21.25, "planned": 56, "computed": 56, "tokens": 7168, "actor_seconds": 30.0, "worker_seconds": 31.0, "cost": 0.01,
+                      "ended": "2026-01-02 03:04 UTC", "machine": "1 node, 2 CPUs", "version": "9.9.9"},
             "align": {"seconds": 1.5},
         },
     }  # fmt: skip

@@ -121,3 +121,24 @@ def test_a_start_is_silent_and_what_else_is_written_meanwhile_is_not_lost(capfd)
             2, b"[x] logging.cc:303: Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\nother\n"
         )
     assert capfd.readouterr().err == "other\n"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "total", "words"),
+    [
+        (1, {"CPU": 3.0, runtime.LOGICAL: 1.0}, "1 node, 2 CPUs"),
+        (3, {"CPU": 48.0, "GPU": 8.0, "accelerator_type:H100": 2.0}, "3 nodes, 48 CPUs, 8 GPUs (H100)"),
+    ],
+    ids=["started here, with a CPU that is not there", "a cluster"],
+)
+def test_the_machine_is_named_by_what_it_has(monkeypatch, nodes, total, words):
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": {}}] * nodes + [{"Alive": False, "Resources": {}}]
+    )
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    assert runtime.machines() == words
+
+
+def test_a_cluster_that_does_not_answer_has_no_name(monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: 1 / 0)
+    assert runtime.machines() is None

@@ -196,9 +196,9 @@ def test_a_result_of_another_configuration_is_not_used(finished):
     partial = align_ray("report", config, "--set", "search.trials=7")
     assert partial.exit_code == 0 and "'search' belongs to this configuration" in partial.stdout
     html = (out / "report.html").read_text()
-    assert "Candidates for" in html and "<h2>Mixture weights</h2>" not in html
+    assert "Candidates for" in html and "<h2>Mixtures</h2>" not in html
     assert align_ray("report", config).exit_code == 0
-    assert "<h2>Mixture weights</h2>" in (out / "report.html").read_text()
+    assert "<h2>Mixtures</h2>" in (out / "report.html").read_text()
 
 
 def test_text_from_the_configuration_cannot_become_markup_in_the_report(finished):

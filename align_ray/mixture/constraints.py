@@ -154,6 +154,12 @@ def nearest(w: np.ndarray, constraints: Constraints) -> np.ndarray:
     return np.clip(found / found.sum(), constraints.lower, constraints.upper)
 
 
+def satisfied(constraints: Constraints, w: np.ndarray) -> bool:
+    """Whether weights [K] keep to the bounds and to the number of corpora, a millionth aside."""
+    few = constraints.most is None or (w > 1e-6).sum() <= constraints.most
+    return bool(few and (w >= constraints.lower - 1e-6).all() and (w <= constraints.upper + 1e-6).all())
+
+
 def filled(w: np.ndarray, constraints: Constraints) -> np.ndarray:
     """Weights [K] within the bounds that sum to 1 but for rounding, with what is missing shared out among those
     above their lower bounds: a quotient by the sum would leave the bounds in the last digit."""

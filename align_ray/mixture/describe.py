@@ -13,8 +13,18 @@ from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
 from align_ray.context import reported_weights
 from align_ray.corpora.overlap import SHARED
-from align_ray.mixture.constraints import Constraints, nearest, restricted, support, unconstrained
-from align_ray.mixture.solver import Goal, Optimum, pareto_front
+from align_ray.errors import ConfigError
+from align_ray.mixture.constraints import (
+    Constraints,
+    constraints_of,
+    nearest,
+    only_mixture,
+    restricted,
+    satisfied,
+    support,
+    unconstrained,
+)
+from align_ray.mixture.solver import Goal, Optimum, pareto_front, solve
 
 
 def comparison_mixtures(goal: Goal, constraints: Constraints, tokens: dict[str, int]) -> dict[str, np.ndarray]:
@@ -45,13 +55,14 @@ def describe(
     rows: Mapping[str, np.ndarray],
     mixtures: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Weights, value, pooled alignment and repetition of every mixture."""
+    """Weights, value, pooled alignment and repetition of every mixture, and whether it keeps to the constraints."""
     available = np.array(list(tokens.values()), dtype=np.float64)
     share = reported_weights(config)
     return {
         name: {
             "weights": dict(zip(constraints.names, w.tolist(), strict=True)),
             "value": float(goal.values(w[None])[0]),
+            "feasible": satisfied(constraints, w),
             "alignment": mixture_alignment(
                 w,
                 [rows[n] for n in constraints.names],
@@ -106,9 +117,11 @@ def mixture_alignment(
     return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
 
 
-def weight_table(constraints: Constraints, optimum: Optimum, noise: dict[str, Any]) -> dict[str, Any]:
-    """By corpus: the optimum's weight with its interval, what bounds it, and the gain per million more unique
-    tokens."""
+def weight_table(
+    constraints: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
+) -> dict[str, Any]:
+    """By corpus: the optimum's weight with its interval, what bounds it, and, where that is repetition, what a tenth
+    more of its text would add to the objective: a shadow price holds near the optimum alone."""
     result = {}
     for k, name in enumerate(constraints.names):
         w = optimum.weights[k]
@@ -116,19 +129,54 @@ def weight_table(constraints: Constraints, optimum: Optimum, noise: dict[str, An
         binds = "lower" if w < constraints.lower[k] + 1e-6 and constraints.lower[k] > 0 else None
         if w > constraints.upper[k] - 1e-6 and constraints.upper[k] < 1:
             binds = "repetition" if repetition else "upper"
+        more = tokens[name] // 10 + 1 if binds == "repetition" else 0
         result[name] = {
             "weight": float(w),
             "low": float(noise["low"][k]),
             "high": float(noise["high"][k]),
             "binds": binds,
-            "gain_per_million_tokens": float(optimum.shadow[k] * constraints.per_token * 1e6)
-            if binds == "repetition"
-            else 0.0,
+            "more_tokens": more,
+            "gain_of_more": float(optimum.shadow[k] * constraints.per_token * more),
             "price_of_bound": float(
                 optimum.shadow[k] if binds == "upper" else optimum.price[k] if binds == "lower" else 0.0
             ),
         }
     return result
+
+
+STEPS = 4
+"""Doublings of the budget, and halvings, at which it is asked what the optimum would be."""
+
+
+def what_if(config: Config, goal: Goal, tokens: dict[str, int], start: np.ndarray) -> list[dict[str, Any]]:
+    """The optimum at other token budgets, smallest first: its weights, its objective (`value`), that less UniMax's
+    under the same constraints (`gain`: what it is worth to choose), the corpora that repetition limits, and whether the
+    constraints leave that mixture `only`. `start` [K]: the optimum at the study's budget. Budgets that no mixture can
+    fill are left out."""
+    budget = config.search.token_budget
+    most = int(config.search.max_epochs * sum(tokens.values()))
+    points = []
+    for at in sorted({most, *(int(budget * 2.0**i) for i in range(-STEPS, STEPS + 1))}):
+        if at < 1 or at > most:
+            continue
+        try:
+            constraints = constraints_of(config.search.model_copy(update={"token_budget": at}), tokens)
+        except ConfigError:  # a smallest weight that the corpus cannot fill at this budget
+            continue
+        found = solve(goal, constraints, start)
+        even = float(goal.values(nearest(np.ones(len(tokens)), constraints)[None])[0])
+        capped = (found.weights > constraints.caps - 1e-6) & (constraints.caps < 1)
+        points.append(
+            {
+                "token_budget": at,
+                "weights": dict(zip(constraints.names, found.weights.tolist(), strict=True)),
+                "value": found.value,
+                "gain": found.value - even,
+                "capped": [n for n, c in zip(constraints.names, capped, strict=True) if c],
+                "only": only_mixture(constraints) is not None,
+            }
+        )
+    return points
 
 
 def pareto(config: Config, goal: Goal, constraints: Constraints) -> list[dict[str, Any]]:
@@ -170,11 +218,26 @@ def repeated_together(
     return lines
 
 
+LITTLE = 1.25
+"""Times the budget that all text comes to, repetition included, below which little is left to choose."""
+
+
 def mixture_warnings(
-    config: Config, constraints: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
+    config: Config, constraints: Constraints, tokens: dict[str, int], noise: dict[str, Any]
 ) -> list[str]:
-    """What a user must know before using the mixture, one sentence each."""
+    """What a user must know before using the mixture, one sentence each. What limits each corpus is in `weights`."""
     lines = []
+    room = config.search.max_epochs * sum(tokens.values()) / config.search.token_budget
+    if only_mixture(constraints) is not None:
+        lines.append(
+            "The budget and the limits leave no choice: this is the only mixture that keeps to them; lower "
+            "search.token_budget, raise search.max_epochs or add text."
+        )
+    elif room < LITTLE:
+        lines.append(
+            f"The budget leaves little choice: it takes {1 / room:.0%} of all the text there is at search.max_epochs "
+            f"({config.search.max_epochs:g}), so most weights follow from how much each corpus holds."
+        )
     if config.search.max_epochs > 4:
         lines.append(
             f"search.max_epochs is {config.search.max_epochs:g}: beyond about 4 epochs repeated text is worth less "
@@ -185,17 +248,4 @@ def mixture_warnings(
             f"The best single corpus, {noise['lead']['corpus']}, is within noise of the mixture: the difference is "
             f"{noise['lead']['value']:+.4f} [{noise['lead']['low']:+.4f}, {noise['lead']['high']:+.4f}]."
         )
-    for name, gain in ((n, s) for n, s in zip(constraints.names, optimum.shadow, strict=True) if s > 0):
-        k = constraints.names.index(name)
-        if (
-            constraints.caps[k] <= constraints.upper[k] + 1e-12
-            and constraints.caps[k] < 1
-            and optimum.weights[k] > constraints.upper[k] - 1e-6
-        ):
-            lines.append(
-                f"Repetition limits {name} to {constraints.caps[k]:.1%} of the budget; {tokens[name] // 10 + 1:,} "
-                "more unique "
-                f"tokens of it would raise the objective by "
-                f"{gain * constraints.per_token * (tokens[name] // 10 + 1):.4f}."
-            )
     return lines

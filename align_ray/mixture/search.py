@@ -21,6 +21,7 @@ from align_ray.mixture.describe import (
     pareto,
     repeated_together,
     weight_table,
+    what_if,
 )
 from align_ray.mixture.dsir import dsir_mixture
 from align_ray.mixture.goals import Builder, goal_builder
@@ -134,7 +135,7 @@ def search_mixture(
     interval) and `epochs` of every corpus at the token budget. Names: `recommended` (the mean of the near-optimal set),
     `closed_form` or `search` (the optimum), `unconstrained`, `uniform`, `proportional`, `unimax` (uniform within the
     caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the optimum's weight, what limits it
-    and prices.
+    and prices. `budgets`: the optimum at other token budgets (`what_if`).
     """
     constraints, plain = constraints_of(config.search, tokens), build(None)
     goal = with_prior(plain, constraints, config.search.prior_strength)
@@ -159,7 +160,7 @@ def search_mixture(
         "objective": config.search.objective,
         "optimum": found,
         "mixtures": describe(config, goal, constraints, tokens, rows, mixtures),
-        "weights": weight_table(constraints, optimum, noise),
+        "weights": weight_table(constraints, tokens, optimum, noise),
         "caps": dict(zip(constraints.names, constraints.caps.tolist(), strict=True)),
         "effective_corpora": effective_corpora(recommended),
         "kkt_residual": optimum.gap,
@@ -171,7 +172,8 @@ def search_mixture(
         "single": dict(zip(constraints.names, goal.singles(len(constraints.names)).tolist(), strict=True)),
         "lead_over_single": noise["lead"],
         "pareto": pareto(config, goal, constraints),
-        "warnings": mixture_warnings(config, constraints, tokens, optimum, noise),
+        "budgets": what_if(config, goal, tokens, optimum.weights),
+        "warnings": mixture_warnings(config, constraints, tokens, noise),
         "trials": trials,
     }
 

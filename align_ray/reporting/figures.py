@@ -1,152 +1,286 @@
-"""The report's figures as plotly JSON, without colours of their own: report.js gives them the page's, light or dark."""
+"""The report's figures, as SVG by matplotlib: their colours are the page's CSS variables, so that they follow light,
+dark and paper without a script."""
 
+import io
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
-import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from align_ray.reporting.results import Alignment, Mixture, Samples
-from align_ray.reporting.values import Estimate
 
-LAYOUT: dict[str, Any] = {
-    "template": "simple_white",
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "system-ui, sans-serif", "size": 13},
-    "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+FOREGROUND, MUTED, LINE, PAPER = "#010101", "#010102", "#010103", "#010104"
+SERIES = ("#010105", "#010106", "#010107", "#010108")
+VARIABLES = dict(
+    zip(
+        (FOREGROUND, MUTED, LINE, PAPER, *SERIES),
+        ("--fg", "--muted", "--line", "--bg", "--c1", "--c2", "--c3", "--c4"),
+        strict=True,
+    )
+)
+"""Colours that nothing else has, and the variable of report.css that takes their place."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": FOREGROUND,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": FOREGROUND,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": FOREGROUND,
+    "ytick.labelcolor": FOREGROUND,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
 }
-LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+WIDE = 9.6
+"""Inches: what the page's text is wide."""
 
 
-def all_figures(results: dict[str, Any], losses: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, go.Figure]:
-    """Every figure that the results allow, by the id of its element in the page; `losses` by target as
-    `page.loss_against_alignment` gives them, `pairs` as `front_pairs`."""
+def all_figures(results: dict[str, Any], more: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, str]:
+    """Every figure that the results allow as an SVG element, by the id of its element in the page. `more`: what
+    `page.derived` gives; `pairs`: as `front_pairs`."""
+    with matplotlib.rc_context(STYLE):
+        return {name: _svg(name, figure) for name, figure in _figures(results, more, pairs) if figure is not None}
+
+
+def _figures(
+    results: dict[str, Any], more: dict[str, Any], pairs: list[dict[str, Any]]
+) -> Iterator[tuple[str, Figure | None]]:
     alignment, search = results["alignment"], results.get("search")
-    figures = {
-        "matrix": matrix_figure(alignment, clustered=True),
-        "matrix-given": matrix_figure(alignment, clustered=False),
-    }
+    for target, bars in more["bars"].items():
+        yield f"bars-{target}", bars_figure(bars)
+    yield "tree", tree_figure(alignment)
     if search:
-        figures["weights"] = weights_figure(search)
-    if search and pairs:
-        figures["front"] = front_figure(search, pairs[0])
-    figures |= {f"loss-{target}": loss_figure(loss["points"]) for target, loss in losses.items()}
+        yield "weights", weights_figure(search)
+        yield "budgets", budgets_figure(search)
+        yield "parallel", parallel_figure(more["tried"])
+        for i, pair in enumerate(pairs):
+            yield f"front-{i}", front_figure(search, pair)
+    for target, loss in more["losses"].items():
+        yield f"loss-{target}", loss_figure(loss["points"])
     if "samples" in results:
-        figures |= {f"samples-{target}": samples_figure(results["samples"], target) for target in alignment.targets}
-    return figures
+        for target in alignment.targets:
+            yield f"samples-{target}", samples_figure(results["samples"], target)
 
 
-def cluster(alignment: Alignment) -> tuple[list[str], list[tuple[list[float], list[float]]]]:
-    """Average linkage of all corpora on 1 - alignment: names in leaf order, and the dendrogram's lines.
+def _svg(name: str, figure: Figure) -> str:
+    """The element alone, with ids of its own on a page of many."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same study gives the same bytes
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text
 
-    A line is four heights (1 - alignment at which two clusters join) and four places, a leaf's place being its index in
-    the order. The distance of two corpora is between their batches and so never 0, not even for equal ones.
+
+def _axes(height: float, width: float = WIDE, columns: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def bars_figure(bars: dict[str, Any]) -> Figure:
+    """What was measured, or counted where nothing was, of every candidate and mixture, best first, with 95%
+    intervals."""
+    rows, measured = bars["rows"], bars["measured"]
+    figure, axes = _axes(0.75 + 0.27 * len(rows), 6.0)
+    for i, row in enumerate(rows):
+        if measured:
+            colour = {"mixture": SERIES[0], "uniform": SERIES[1]}.get(row["name"], SERIES[2])
+            axes.barh(i, row["value"], height=0.62, color=colour, alpha=0.55 if colour == SERIES[2] else 0.85)
+        else:
+            axes.plot(row["value"], i, "o", color=SERIES[0], markersize=5)
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [i, i], color=FOREGROUND, linewidth=1.3, solid_capstyle="butt")
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(bars["axis"], fontsize=8.5, loc="right")
+    if measured:
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def cluster(alignment: Alignment) -> tuple[list[str], np.ndarray]:
+    """Average linkage of all corpora on 1 - alignment: names in leaf order, and scipy's linkage matrix.
+
+    The distance of two corpora is between their batches and so never 0, not even for equal ones.
     """
     names = [*alignment.targets, *alignment.candidates]
     distance = np.array([[0.0 if a == b else 1 - alignment.matrix[a][b].value for b in names] for a in names])
     condensed = squareform((distance + distance.T) / 2).clip(0)
-    tree = hierarchy.dendrogram(hierarchy.linkage(condensed, "average", optimal_ordering=True), no_plot=True)
-    places = [[(x - 5) / 10 for x in line] for line in tree["icoord"]]  # scipy puts leaves at 5, 15, 25, ...
-    return [names[i] for i in tree["leaves"]], list(zip(tree["dcoord"], places, strict=True))
+    tree = hierarchy.linkage(condensed, "average", optimal_ordering=True)
+    return [names[i] for i in hierarchy.leaves_list(tree)], tree
 
 
-def matrix_figure(alignment: Alignment, clustered: bool) -> go.Figure:
-    """Heat map of all pairs, in the order of the clustering with its dendrogram beside, or as given."""
-    names, lines = cluster(alignment) if clustered else ([*alignment.targets, *alignment.candidates], [])
-    cells = [[alignment.matrix[a][b] for b in names] for a in names]
-    text = [[_with_half(c) for c in row] for row in cells]
-    places = list(range(len(names)))
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[c["value"] for c in row] for row in cells], x=places, y=places, text=text, texttemplate="%{text}",
-            textfont={"size": 10}, showscale=False, xgap=1, ygap=1,
-            customdata=[[f"{a} and {b}" for b in names] for a in names],
-            hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
-        )
-    )  # fmt: skip
-    axis: dict[str, Any] = {
-        "tickvals": places,
-        "ticktext": names,
-        "automargin": True,
-        "ticks": "",
-        "showline": False,
-        "ticklabelstandoff": 6,
-    }
-    if lines:
-        x = [v for heights, _ in lines for v in (*heights, None)]
-        y = [v for _, at in lines for v in (*at, None)]
-        figure.add_scatter(x=x, y=y, xaxis="x2", mode="lines", line={"width": 1.5}, hoverinfo="skip", showlegend=False)
-    return figure.update_layout(
-        **LAYOUT,
-        height=110 + 46 * len(names),
-        xaxis={**axis, "domain": [0, 0.84 if lines else 1], "tickangle": -40},
-        xaxis2={
-            "domain": [0.86, 1],
-            "rangemode": "tozero",
-            "title": "1 − alignment",
-            "nticks": 4,
-            "visible": bool(lines),
-        },
-        yaxis={**axis, "range": [len(names) - 0.5, -0.5]},
+def tree_figure(alignment: Alignment) -> Figure:
+    """The dendrogram of all corpora."""
+    names = [*alignment.targets, *alignment.candidates]
+    figure, axes = _axes(0.6 + 0.24 * len(names), 7.0)
+    hierarchy.dendrogram(
+        cluster(alignment)[1],
+        orientation="left",
+        labels=names,
+        ax=axes,
+        color_threshold=0,
+        above_threshold_color=SERIES[0],
+        leaf_font_size=9.5,
     )
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("1 − alignment at which they join")
+    return figure
 
 
-def weights_figure(search: Mixture) -> go.Figure:
-    """The recommended weights as bars; the optimum with its interval, the unconstrained one and the caps as marks on
-    them."""
+def weights_figure(search: Mixture) -> Figure:
+    """Weights by corpus: recommended as bars, the optimum with its interval, without constraints, and the caps."""
     best, rows = search.mixtures["recommended"].weights, search.weights
     names = sorted(best, key=lambda n: -best[n])
-    optimum = [rows[n].weight for n in names]
-    error = {
-        "type": "data",
-        "array": [rows[n].high - w for n, w in zip(names, optimum, strict=True)],
-        "arrayminus": [w - rows[n].low for n, w in zip(names, optimum, strict=True)],
-        "thickness": 1.5,
-    }
     free = search.mixtures["unconstrained"].weights
-    caps = {n: search.caps[n] for n in names if search.caps[n] < 1}  # others do not bind
-    figure = go.Figure(go.Bar(name="recommended", x=[best[n] for n in names], y=names, orientation="h", opacity=0.45))
-    figure.add_scatter(name="optimum, 95%", x=optimum, y=names, error_x=error, mode="markers", marker={"size": 8})
-    marker = {"size": 9, "symbol": "diamond-open", "line": {"width": 2}}
-    figure.add_scatter(name="without constraints", x=[free[n] for n in names], y=names, mode="markers", marker=marker)
-    marker = {"size": 20, "symbol": "line-ns-open", "line": {"width": 3}}
-    figure.add_scatter(name="repetition cap", x=list(caps.values()), y=list(caps), mode="markers", marker=marker)
-    return figure.update_layout(
-        **LAYOUT,
-        height=110 + 34 * len(names),
-        xaxis={"title": "weight (share of tokens)", "tickformat": ".0%", "rangemode": "tozero"},
-        yaxis={"automargin": True, "autorange": "reversed"},
-        legend=LEGEND,
+    figure, axes = _axes(1.0 + 0.3 * len(names))
+    places = np.arange(len(names))
+    axes.barh(places, [best[n] for n in names], height=0.62, color=SERIES[0], alpha=0.45, label="recommended")
+    for i, n in enumerate(names):
+        axes.plot([rows[n].low, rows[n].high], [i, i], color=SERIES[1], linewidth=1.5)
+    axes.plot([rows[n].weight for n in names], places, "o", color=SERIES[1], markersize=5, label="optimum, 95%")
+    axes.plot(
+        [free[n] for n in names], places, "D", color=SERIES[2], fillstyle="none", markersize=6, label="without limits"
     )
+    capped = [i for i, n in enumerate(names) if search.caps[n] < 1]  # others do not bind
+    caps = [search.caps[names[i]] for i in capped]
+    axes.plot(caps, capped, "|", color=SERIES[3], markersize=15, markeredgewidth=2, label="most, by repetition")
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.set_xlabel("weight (share of tokens)")
+    figure.legend(loc="outside upper left", ncols=4)
+    return figure
 
 
-def loss_figure(points: list[dict[str, Any]]) -> go.Figure:
-    """Held-out loss of every run against the pooled alignment of what it was trained on."""
-    figure = go.Figure(
-        go.Scatter(
-            x=[p["alignment"] for p in points], y=[p["after"] for p in points], text=[f" {p['run']} " for p in points],
-            mode="markers+text", textposition=_beside(points), textfont={"size": 11}, marker={"size": 9},
-            error_y={"type": "data", "array": [_margin(p) for p in points], "thickness": 1},
-            hovertemplate="%{text}: alignment %{x:.4f}, loss %{y:.4f}<extra></extra>", cliponaxis=False,
+def budgets_figure(search: Mixture) -> Figure | None:
+    """The optimum's weights and its gain over UniMax, by token budget; None for fewer than two."""
+    points = search.budgets
+    if len(points) < 2:
+        return None
+    best = search.mixtures["recommended"].weights
+    names = sorted(best, key=lambda n: -best[n])
+    shown, rest = names[:7], names[7:]
+    shares = [[p.weights[n] for p in points] for n in shown]
+    if rest:
+        shares.append([sum(p.weights[n] for n in rest) for p in points])
+    budgets = [p.token_budget for p in points]
+    figure, (left, right) = _axes(3.4, columns=2)
+    for i, (share, name) in enumerate(zip(shares, [*shown, "others"], strict=False)):
+        left.plot(
+            budgets, share, "-o" if i < 4 else "--s", color=SERIES[i % 4], markersize=3, linewidth=1.5, label=name
         )
-    )  # fmt: skip
-    line = {
-        "line_dash": "dot",
-        "line_width": 1.5,
-        "annotation_text": "before fine-tuning",
-        "annotation_position": "bottom left",
-    }
-    figure.add_hline(y=points[0]["before"], **line)
-    x, y = [p["alignment"] for p in points], [p["after"] for p in points]
-    room = 0.12 * (max(x) - min(x) or 1.0)
-    return figure.update_layout(
-        **LAYOUT,
-        height=420,
-        xaxis={"title": "pooled alignment", "range": [min(x) - room, max(x) + room]},
-        yaxis={"title": "held-out loss (nats per token)", "rangemode": "normal" if min(y) > 0 else "tozero"},
-    )
+    left.set_ylabel("weight at the optimum")
+    left.yaxis.set_major_formatter("{x:.0%}")
+    left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    right.plot(budgets, [p.gain for p in points], "-o", color=SERIES[0], markersize=4)
+    right.set_ylabel("objective above UniMax's")
+    right.set_ylim(bottom=0)
+    left.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("token budget")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(axis="y")
+        only = [p.token_budget for p in points if p.only]
+        if only:
+            axes.axvline(only[0], color=MUTED, linestyle=":")
+    return figure
+
+
+def parallel_figure(tried: list[dict[str, Any]]) -> Figure | None:
+    """Weights of every mixture that was trained on, a line each, the darker the lower its loss; None below five."""
+    if len(tried) < 5:
+        return None
+    names = list(tried[0]["weights"])
+    losses = np.array([t["loss"] for t in tried])
+    worse = (losses - losses.min()) / (np.ptp(losses) or 1.0)
+    figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
+    axes, by_loss = figure.subplots(1, 2, width_ratios=[max(3, len(names)), 2])
+    order = np.argsort(-losses)
+    for i in order:
+        weights = [tried[i]["weights"].get(n, 0.0) for n in names]
+        best = i == order[-1]
+        style = {"color": SERIES[1] if best else SERIES[0], "alpha": 1.0 if best else 0.85 - 0.7 * worse[i]}
+        axes.plot(range(len(names)), weights, linewidth=2.2 if best else 1.1, **style)
+        by_loss.plot([0], [losses[i]], "_", markersize=60, markeredgewidth=2 if best else 1, **style)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set_ylabel("weight")
+    axes.grid(axis="x")
+    by_loss.set_xticks([0], ["loss"])
+    by_loss.set_ylabel("nats per token")
+    return figure
+
+
+LOSS_AXES = {"words": "cross-entropy by words, which ranks", "alignment": "pooled alignment"}
+
+
+def loss_figure(points: list[dict[str, Any]]) -> Figure:
+    """Held-out loss of every run against what was said of its text before: by the measure that ranks, which mixtures
+    have no value of, and by pooled alignment."""
+    figure, panels = _axes(3.9, columns=2)
+    for panel, (key, label) in zip(panels, LOSS_AXES.items(), strict=True):
+        known = [p for p in points if p[key] is not None]
+        margins = [0.0 if p["change_high"] is None else p["change_high"] - p["change"] for p in known]
+        panel.errorbar(
+            [p[key] for p in known],
+            [p["after"] for p in known],
+            margins,
+            fmt="o",
+            color=SERIES[0],
+            ecolor=MUTED,
+            elinewidth=1,
+            markersize=4.5,
+        )
+        x = [p[key] for p in known] or [0.0]
+        middle = (min(x) + max(x)) / 2
+        for p in known:  # towards the middle, where there is room
+            right = p[key] < middle
+            panel.annotate(
+                p["run"],
+                (p[key], p["after"]),
+                (6 if right else -6, 0),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                fontsize=8.5,
+            )
+        panel.axhline(points[0]["before"], color=MUTED, linestyle=":", linewidth=1)
+        panel.margins(x=0.12)
+        panel.locator_params(axis="x", nbins=5)
+        panel.set_xlabel(label)
+    panels[0].set_ylabel("held-out loss (nats per token)")
+    panels[0].invert_xaxis()  # better to the right in both
+    return figure
 
 
 def front_pairs(search: Mixture) -> list[dict[str, Any]]:
@@ -164,52 +298,42 @@ def front_pairs(search: Mixture) -> list[dict[str, Any]]:
     return pairs
 
 
-def front_figure(search: Mixture, pair: dict[str, Any]) -> go.Figure:
+def front_figure(search: Mixture, pair: dict[str, Any]) -> Figure:
     """The objective of both targets along the front of a pair; report.js marks the point of the slider."""
     (a, b), points = pair["targets"], [search.pareto[k].values for k in pair["points"]]
-    marks = {"selected": {"marker": {"size": 16, "opacity": 1}}, "unselected": {"marker": {"opacity": 0.55}}}
-    figure = go.Figure(
-        go.Scatter(
-            x=[p[a] for p in points], y=[p[b] for p in points], mode="lines+markers", marker={"size": 9}, **marks,
-            hovertemplate="%{x:.4f} and %{y:.4f}<extra></extra>", cliponaxis=False,
-        )
-    )  # fmt: skip
-    axes = {
-        "xaxis": {"title": f"objective for {a}", "nticks": 5},
-        "yaxis": {"title": f"objective for {b}", "automargin": True},
-    }
-    return figure.update_layout(**LAYOUT, **axes, height=320)
+    figure, axes = _axes(3.2, 6.0)
+    axes.plot([p[a] for p in points], [p[b] for p in points], color=SERIES[0], linewidth=1)
+    for k, p in enumerate(points):
+        axes.plot(p[a], p[b], "o", color=SERIES[0], markersize=6, gid=f"point-{k}")
+    axes.set_xlabel(f"objective for {a}")
+    axes.set_ylabel(f"objective for {b}")
+    axes.locator_params(nbins=5)
+    return figure
 
 
-def samples_figure(samples: Samples, target: str) -> go.Figure:
+def samples_figure(samples: Samples, target: str) -> Figure | None:
     """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first;
-    without corpora of which no score is finite."""
+    without corpora of which no score is finite. None without any."""
     found = {name: s.targets[target].quantiles for name, s in samples.items() if target in s.targets}
     names = sorted((n for n in found if found[n]), key=lambda n: -found[n][2])
-    low, q1, median, q3, high = np.reshape([found[n] for n in names], (-1, 5)).T.tolist()
-    box = go.Box(q1=q1, median=median, q3=q3, lowerfence=low, upperfence=high, y=names, orientation="h")
-    figure = go.Figure(box if names else None)
-    return figure.update_layout(
-        **LAYOUT,
-        height=90 + 32 * len(names),
-        xaxis={"title": f"alignment of a sequence with {target}"},
-        yaxis={"automargin": True, "autorange": "reversed"},
+    if not names:
+        return None
+    figure, axes = _axes(0.7 + 0.3 * len(names))
+    keys = ("whislo", "q1", "med", "q3", "whishi")
+    boxes: Sequence[dict[str, Any]] = [
+        {**dict(zip(keys, found[n], strict=True)), "fliers": [], "label": n} for n in names
+    ]
+    line = {"color": SERIES[0]}
+    axes.bxp(
+        boxes,
+        orientation="horizontal",
+        showfliers=False,
+        boxprops=line,
+        whiskerprops=line,
+        capprops=line,
+        medianprops={"color": SERIES[1], "linewidth": 2},
     )
-
-
-def _with_half(estimate: Estimate) -> str:
-    half = estimate["high"] - estimate["value"]
-    # two batches give no interval
-    return f"{estimate['value']:.3f}" + (f"<br>±{half:.3f}" if np.isfinite(half) else "")
-
-
-def _margin(point: dict[str, Any]) -> float:
-    """Half the interval of a change of loss; 0 where there is none."""
-    return 0.0 if point["change_high"] is None else point["change_high"] - point["change"]
-
-
-def _beside(points: list[dict[str, Any]]) -> list[str]:
-    """Where a point's name goes: beside it, clear of its error bar, and towards the middle, where there is room."""
-    x = [p["alignment"] for p in points]
-    middle = (min(x) + max(x)) / 2
-    return ["middle right" if v < middle else "middle left" for v in x]
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"alignment of a sequence with {target}")
+    return figure

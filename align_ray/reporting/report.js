@@ -1,63 +1,17 @@
 "use strict";
-// The page works without this file, but for its figures: every number is in the tables.
+// The page works without this file: figures are drawn already, and every number is in the tables.
 
-const root = document.documentElement;
 const byId = (id) => document.getElementById(id);
 const stored = (id) => JSON.parse(byId(id).textContent);
 
-// Figures: their colours come from the style sheet, so that they follow light, dark and paper.
-
-const figures = stored("figures");
-const drawn = new Map(); // element id -> name of the figure in it
-const PAPER_WIDTH = 690; // pixels of an A4 page between its margins
-
-function themed(figure) {
-  const style = getComputedStyle(root);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  const { data, layout } = structuredClone(figure);
-  layout.font.color = colour("--fg");
-  layout.colorway = ["--c1", "--c2", "--c3", "--c4"].map(colour);
-  for (const [key, axis] of Object.entries(layout))
-    if (/^[xy]axis/.test(key)) Object.assign(axis, { linecolor: colour("--muted"), tickcolor: colour("--muted"), gridcolor: colour("--line") });
-  for (const shape of layout.shapes ?? []) shape.line.color = colour("--muted");
-  for (const trace of data)
-    if (trace.type === "heatmap") {
-      trace.colorscale = [[0, colour("--cell-low")], [1, colour("--cell-high")]];
-      trace.textfont.color = colour("--fg");
-    }
-  return { data, layout };
-}
-
-function draw(id, name = drawn.get(id)) {
-  drawn.set(id, name);
-  const { data, layout } = themed(figures[name]);
-  if (root.dataset.print !== undefined) layout.width = PAPER_WIDTH;
-  return Plotly.react(id, data, layout, { responsive: true, displayModeBar: false });
-}
-
-for (const element of document.querySelectorAll("[data-figure]")) draw(element.id, element.dataset.figure);
-const redraw = () => [...drawn.keys()].forEach((id) => draw(id));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+// Paper shows what is folded away.
 
 let closed = [];
 addEventListener("beforeprint", () => {
-  root.dataset.print = "";
   closed = [...document.querySelectorAll("details:not([open])")];
   closed.forEach((details) => (details.open = true));
-  redraw();
 });
-addEventListener("afterprint", () => {
-  delete root.dataset.print;
-  closed.forEach((details) => (details.open = false));
-  redraw();
-});
-
-const order = byId("order");
-order?.addEventListener("click", () => {
-  const clustered = order.getAttribute("aria-pressed") !== "true";
-  order.setAttribute("aria-pressed", clustered);
-  draw("matrix", clustered ? "matrix" : "matrix-given");
-});
+addEventListener("afterprint", () => closed.forEach((details) => (details.open = false)));
 
 // Tables: a button in every column's head sorts the first body; cells without a value stay last.
 
@@ -86,9 +40,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// A box that scrolls can be reached by keyboard.
+// A box that scrolls says so, and can be reached by keyboard.
 const boxes = [...document.querySelectorAll(".scroll")];
-const reachable = () => boxes.forEach((box) => (box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1));
+const reachable = () =>
+  boxes.forEach((box) => {
+    const wide = box.scrollWidth > box.clientWidth + 2;
+    box.classList.toggle("wide", wide);
+    box.tabIndex = wide ? 0 : -1;
+  });
 addEventListener("resize", reachable);
 document.querySelectorAll("details").forEach((details) => details.addEventListener("toggle", reachable));
 reachable();
@@ -117,8 +76,9 @@ if (slider) {
     }
     const parts = pair.targets.map((t) => `${t}: ${percent(point.target_weights[t])} of the weight, objective ${point.values[t].toFixed(4)}`);
     slider.setAttribute("aria-valuetext", parts.join("; "));
-    figures.front.data[0].selectedpoints = [Number(slider.value)];
-    draw("front");
+    const front = `front-${choice ? choice.value : 0}`;
+    for (const mark of document.querySelectorAll(`[id^="${front}-point-"]`))
+      mark.classList.toggle("chosen", mark.id === `${front}-point-${slider.value}`);
   };
 
   const choose = () => {
@@ -127,10 +87,7 @@ if (slider) {
     slider.value = Math.floor(pair.points.length / 2);
     byId("front-left").textContent = pair.targets[0];
     byId("front-right").textContent = pair.targets[1];
-    const [x, y] = pair.targets.map((t) => pair.points.map((k) => points[k].values[t]));
-    Object.assign(figures.front.data[0], { x, y });
-    figures.front.layout.xaxis.title.text = `objective for ${pair.targets[0]}`;
-    figures.front.layout.yaxis.title.text = `objective for ${pair.targets[1]}`;
+    document.querySelectorAll(".front").forEach((box, i) => (box.hidden = i !== Number(choice ? choice.value : 0)));
     show();
   };
 

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import ConfigDict, RootModel
 
+from align_ray.reporting.names import called
 from align_ray.reporting.result import Result, estimate_columns, texts_of
 from align_ray.reporting.values import (
+    AtBudget,
     Bounded,
     Checked,
     Clean,
@@ -148,7 +150,7 @@ class Mixture(Result):
         "optimum_low": ".1%",
         "epochs": ".2f",
         "limited_by": "",
-        "gain_per_million_tokens": ".4f",
+        "gain_of_more": ".4f",
     }
     DRAWN = ("corpus", "optimum")
     AXIS = "weight at the optimum (share of tokens), 95%"
@@ -173,6 +175,8 @@ class Mixture(Result):
     single: dict[str, float] = {}
     lead_over_single: Lead | None = None
     pareto: list[FrontPoint] = []
+    budgets: list[AtBudget] = []
+    """The optimum at other token budgets, smallest first."""
     warnings: list[str] = []
     trials: list[Trial] = []
     check: dict[str, dict[str, Checked]] = {}
@@ -196,29 +200,35 @@ class Mixture(Result):
                 "cap": self.caps[name],
                 "epochs": best.epochs[name],
                 "limited_by": found.binds,
-                "gain_per_million_tokens": found.gain_per_million_tokens or None,
+                "gain_of_more": found.gain_of_more or None,
             }
             for name, found in self.weights.items()
         ]
         return pd.DataFrame(rows).sort_values("weight", ascending=False, ignore_index=True)
 
     def comparison(self) -> pd.DataFrame:
-        """One row a mixture (recommended, uniform, proportional, ...): `value` of the objective, its mean alignment
-        with the targets with interval, and the epochs of the corpus that is repeated most."""
+        """One row a mixture (`mixture`: its name in the results, `called`: what a person reads): `value` of the
+        objective and that less the uniform mixture's (`gain`), its mean alignment with the targets with interval, the
+        epochs of the corpus that is repeated most, and whether it is `feasible` within the constraints."""
+        uniform = self.mixtures["uniform"].value
         return pd.DataFrame(
             [
                 {
-                    "mixture": name, "value": m.value, **estimate_columns("alignment", m.alignment),
-                    "most_epochs": max(m.epochs.values()),
+                    "mixture": name, "called": called(name), "value": m.value, "gain": m.value - uniform,
+                    **estimate_columns("alignment", m.alignment), "most_epochs": max(m.epochs.values()),
+                    "feasible": m.feasible,
                 }
                 for name, m in self.mixtures.items()
             ]
         )  # fmt: skip
 
     def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        yield from super()._shown()
-        shown = {"mixture": "", "value": ".4f", "alignment": ".4f", "alignment_low": ".4f", "most_epochs": ".2f"}
-        yield "Beside it", texts_of(self.comparison(), shown)
+        for title, part in super()._shown():
+            yield title, part.assign(**{"95%": [_interval(self.weights[name]) for name in part["corpus"]]})
+        frame = self.comparison().sort_values("gain", ascending=False, kind="stable").rename(columns={"called": "name"})
+        frame["within_limits"] = frame["feasible"].map({True: "yes", False: "no"})
+        shown = {"name": "", "within_limits": "", "gain": "+.4f", "alignment": ".4f", "alignment_low": ".4f"}
+        yield "Beside it, best by the objective first", texts_of(frame, {**shown, "most_epochs": ".2f"})
 
     def notes(self) -> list[str]:
         weight, objective = (
@@ -233,8 +243,9 @@ class Mixture(Result):
             *(self.prediction.lines() if self.prediction else []),
             weight,
             f"optimum: of the objective ({objective}), 95% from halves of the batches",
-            "gain: of that objective, where repetition limits a corpus",
-            "value: of that objective, higher is better; alignment: pooled",
+            "gain of more: of that objective, with a tenth more text of a corpus that repetition limits",
+            "gain: of that objective, above the uniform mixture's; it is not a gain of the loss. alignment: pooled",
+            "most epochs: of the corpus that is repeated most; within limits: of repetition, and your own bounds",
             f"effective number of corpora: {self.effective_corpora:.1f}",
             *self._certificate(),
         ]
@@ -246,6 +257,14 @@ class Mixture(Result):
         exchanged = "chosen by exchanges, another choice may be better"
         how = "every choice was tried" if self.choice == "exhaustive" else exchanged
         return [f"corpora limited, so no KKT certificate: {how}"]
+
+
+def _interval(found: Bounded) -> str:
+    """The interval of a weight; where a limit holds the weight at its upper end, that is said in its place."""
+    if found.binds and found.high - found.low < 5e-4:
+        return "held"
+    high = "limit" if found.binds and found.high <= found.weight + 1e-6 else f"{found.high:.1%}"
+    return f"[{found.low:.1%}, {high}]"
 
 
 class Finetuned(Result):

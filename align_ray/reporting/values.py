@@ -137,6 +137,8 @@ class Described(Value):
 
     weights: Weights
     value: float
+    feasible: bool | None = None
+    """Whether it keeps to the constraints; None where an earlier version searched."""
     alignment: Estimate
     epochs: dict[str, float]
 
@@ -148,7 +150,10 @@ class Bounded(Value):
     low: float
     high: float
     binds: str | None
-    gain_per_million_tokens: float
+    more_tokens: int = 0
+    """A tenth more than it holds, where repetition limits it."""
+    gain_of_more: float = 0.0
+    """What they would add to the objective, to first order."""
     price_of_bound: float = 0.0
 
 
@@ -178,6 +183,18 @@ class FrontPoint(Value):
     target_weights: dict[str, float]
     weights: Weights
     values: dict[str, float]
+
+
+class AtBudget(Value):
+    """The optimum at another token budget: its objective (`value`), that less UniMax's at that budget (`gain`), the
+    corpora that repetition limits, and whether the constraints leave it `only`."""
+
+    token_budget: int
+    weights: Weights
+    value: float
+    gain: float
+    capped: list[str] = []
+    only: bool = False
 
 
 class Checked(Value):

@@ -64,7 +64,7 @@ def mixture():
     def described(weights, value):
         return {"weights": weights, "value": value, "alignment": estimate(0.9), "epochs": {"a": 0.5, "b": 4.0}}
 
-    found = {"low": 0.1, "high": 0.8, "gain_per_million_tokens": 0.0, "price_of_bound": 0.0}
+    found = {"low": 0.1, "high": 0.8, "more_tokens": 0, "gain_of_more": 0.0, "price_of_bound": 0.0}
     return Mixture(
         mixtures={
             "recommended": described({"a": 0.3, "b": 0.7}, -6.0),

@@ -1,0 +1,219 @@
+"""What the report shows beside stored values, computed from them and nowhere else."""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from align_ray.config import Config
+from align_ray.reporting.headline import headline
+from align_ray.reporting.names import called, explained
+from align_ray.reporting.results import verdict_of
+from align_ray.reporting.trust import trust
+
+
+def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
+    """Pearson r with its 95% interval (Fisher z); None below four points or without spread."""
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    result = stats.pearsonr(x, y)
+    interval = result.confidence_interval()
+    return {"r": float(result.statistic), "low": float(interval.low), "high": float(interval.high), "points": len(x)}
+
+
+def loss_against_measures(results: dict[str, Any], target: str) -> dict[str, Any]:
+    """The points of all runs: loss on held-out text, cross-entropy by words (None for mixtures) and pooled alignment (a
+    mixture's is its mean over the targets). `r`: of loss and alignment over the candidates whose training saw no
+    sequence twice."""
+    search, alignment = results["search"], results["alignment"]
+    pooled = {row.candidate: row.pooled.value for row in alignment.ranking[target] if row.pooled}
+    pooled |= {ours: search.mixtures[name].alignment.value for ours, name in MIXED.items()}
+    words = {row.candidate: row.value for row in alignment.predicted.ranking[target]}
+    runs, of_token = results["finetune"].runs.items(), results["finetune"].bytes_per_token.get(target)
+    points = [
+        {"run": name, "alignment": pooled[name], "words": words.get(name), **run.targets[target].model_dump()}
+        for name, run in runs
+    ]
+    for point in points:
+        point["bits_per_byte"] = point["after"] / of_token / math.log(2) if of_token else None
+    once = {name for name, run in runs if (run.epochs or 1.0) <= 1.0}
+    alone = [p for p in points if p["run"] in search.single and p["run"] in once]
+    return {"points": points, "r": correlation([p["alignment"] for p in alone], [p["after"] for p in alone])}
+
+
+MIXED = {"mixture": "recommended", "uniform": "uniform"}
+"""Trainings of `finetune` on mixtures, and their names in the search."""
+
+
+def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
+    """What the first figure shows of a target, best first: the change of the held-out loss by training on every
+    candidate and mixture, with 95% intervals; of fewer than three trained candidates, what the choice by training
+    believes of it, or else cross-entropy by words (`measured` false)."""
+    rows: list[dict[str, Any]]
+    if "finetune" in results and len(results["finetune"].runs) > len(MIXED) + 2:
+        found = {name: run.targets[target] for name, run in results["finetune"].runs.items()}
+        rows = [
+            {"name": name, "value": loss.change, "low": loss.change_low, "high": loss.change_high}
+            for name, loss in found.items()
+        ]
+        title, axis = "What was measured", "change of the held-out loss (nats per token)"
+    elif "choice" in results:
+        standing = results["choice"].targets[target]
+        rows = [
+            {"name": name, **{end: getattr(found, end) - standing.before for end in ("value", "low", "high")}}
+            for name, found in standing.candidates.items()
+        ]
+        title, axis = "Candidates by training", "change of the loss, as believed (nats per token)"
+    else:
+        rows = [
+            {"name": r.candidate, "value": r.value, "low": r.low, "high": r.high}
+            for r in results["alignment"].predicted.ranking[target]
+        ]
+        title, axis = "Candidates by words", "cross-entropy by words (nats per token)"
+    return {
+        "measured": title != "Candidates by words",
+        "title": title,
+        "axis": axis,
+        "rows": sorted(rows, key=lambda row: row["value"]),
+    }
+
+
+def compared(config: Config, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every mixture: what it is called, its measured `loss` by target and where that stands (`path`), its objective
+    above the uniform one's (`gain`), whether it keeps to the limits. Lowest measured loss first, then those without by
+    `gain`."""
+    search, validation, finetune = results["search"], results.get("validation"), results.get("finetune")
+    share = reported(config)
+    rows = []
+    for name, mixture in search.mixtures.items():
+        path: tuple[str, ...] | None = None
+        alone = next((n for n, w in mixture.weights.items() if w > 1 - 1e-9), None)
+        ours: str | None = {v: k for k, v in MIXED.items()}.get(name, alone)
+        if validation is not None and name in validation.mixtures:
+            path = ("validation", "mixtures", name, "loss")
+            losses = {t: validation.mixtures[name].loss[t].value for t in share}
+        elif validation is None and finetune is not None and ours is not None and ours in finetune.runs:
+            path = ("finetune", "runs", ours, "targets")
+            losses = {t: finetune.runs[ours].targets[t].after for t in share}
+        loss = sum(s * losses[t] for t, s in share.items()) if path else None
+        rows.append(
+            {
+                "key": name,
+                "name": called(name),
+                "explained": explained(name),
+                "gain": mixture.value - search.mixtures["uniform"].value,
+                "loss": loss,
+                "path": path,
+                "feasible": mixture.feasible,
+                "most_epochs": max(mixture.epochs.values()),
+                "most_repeated": max(mixture.epochs, key=lambda n: mixture.epochs[n]),
+            }
+        )
+    if validation is not None and (own := validation.mixtures.get("mixmin")) and "mixmin" not in search.mixtures:
+        loss = sum(s * own.loss[t].value for t, s in share.items())
+        rows.append(
+            {
+                "key": "mixmin", "name": called("mixmin"), "explained": explained("mixmin"), "gain": None,
+                "loss": loss, "path": ("validation", "mixtures", "mixmin", "loss"), "feasible": None,
+                "most_epochs": None, "most_repeated": None,
+            }
+        )  # fmt: skip
+
+    def order(row: dict[str, Any]) -> tuple[bool, float]:
+        return row["loss"] is None, row["loss"] if row["loss"] is not None else -row["gain"]
+
+    return sorted(rows, key=order)
+
+
+def reported(config: Config) -> dict[str, float]:
+    """Weights of the targets for what is shown as their mean, sum 1: equal ones where the worst is the goal."""
+    given, names = config.search.targets, [t.name for t in config.targets]
+    weights = {n: given.get(n, 0.0) if isinstance(given, dict) else 1.0 for n in names}
+    return {n: w / sum(weights.values()) for n, w in weights.items()}
+
+
+def tried(config: Config, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Weights and losses (nats per token, weighted mean over targets) of mixtures that were trained on alike: the
+    search's proxies, or else what `validate` trained."""
+    proxies = [{"weights": t.weights, "loss": t.loss} for t in results["search"].trials if t.loss is not None]
+    if proxies or "validation" not in results:
+        return proxies
+    share = reported(config)
+    return [
+        {"weights": m.weights, "loss": sum(s * m.loss[t].value for t, s in share.items())}
+        for m in results["validation"].mixtures.values()
+        if not m.same_as
+    ]
+
+
+def facts(config: Config, results: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
+    """What the head of the page says of the run: `date`, `version`, `machine` as the stages recorded them (the newest
+    date; None where an earlier version ran), and the `base` that was trained."""
+    stages = [stage for stage in costs.get("cost", {}).values() if isinstance(stage, dict)]
+    ended = [stage["ended"] for stage in stages if "ended" in stage]
+    base = config.finetune.model or config.probe.model
+    return {
+        "date": max(ended, default=None),
+        "version": ", ".join(dict.fromkeys(stage["version"] for stage in stages if "version" in stage)) or None,
+        "machine": "; ".join(dict.fromkeys(stage["machine"] for stage in stages if stage.get("machine"))) or None,
+        "base": f"{base}, from random weights" if config.finetune.scratch else base,
+    }
+
+
+def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -> dict[str, Any]:
+    """What the page shows beside stored values, computed from them.
+
+    `facts`, `bars`, `trust`, `compared`, `tried`: see there; `gain`: the chosen mixture's objective less uniform's;
+    `price`: the unconstrained optimum's less the optimum's;
+    `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, mean over seeds, with
+    its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `headline`: see
+    there; `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
+    candidates that did better alone than the mixture;
+    `losses` by target, see `loss_against_measures`; `front` by target: see `Finetuned.front`; `skipped`: sequences
+    left out, by corpus; `trials`: their number; `ran`: stages that have run;
+    `actual` and `estimated`: totals over those of what every one of them has; `embedding_rate`: tokens per second of an
+    actor.
+    """
+    targets = results["alignment"].targets
+    found: dict[str, Any] = {"losses": {}, "finetuned": {}, "front": {}, "compared": [], "tried": []}
+    found["facts"] = facts(config, results, costs)
+    found["bars"] = {target: bars(results, target) for target in targets}
+    found["trust"] = {target: trust(results, target) for target in targets}
+    found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None
+    found["headline"] = headline(results, stopped)
+    found["repeated"] = {
+        stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
+    }
+    found["better_alone"] = results["finetune"].better_alone() if "finetune" in results else []
+    found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
+    if "search" in results:
+        mixtures = results["search"].mixtures
+        found["gain"] = mixtures["recommended"].value - mixtures["uniform"].value
+        found["trials"] = len(results["search"].trials)
+        found["price"] = mixtures["unconstrained"].value - mixtures["closed_form"].value
+        found["compared"], found["tried"] = compared(config, results), tried(config, results)
+    if "search" in results and "finetune" in results:
+        runs = results["finetune"].runs
+        for target in targets:
+            found["losses"][target] = loss_against_measures(results, target)
+            paired = results["finetune"].uniform_less_mixture.get(target)
+            difference = runs["uniform"].targets[target].after - runs["mixture"].targets[target].after
+            ends = {"low": None, "high": None} if paired is None else {"low": paired.low, "high": paired.high}
+            found["finetuned"][target] = {"value": difference, **ends}
+            found["front"][target] = results["finetune"].front(target)
+    embedding = costs.get("cost", {}).get("embed", {})
+    if embedding.get("computed"):
+        found["embedding_rate"] = embedding["tokens"] / embedding["actor_seconds"]
+    ran, expected = costs.get("cost", {}), costs.get("estimate", {"stages": {}})["stages"]
+    found["ran"] = list(ran)
+    found["actual"] = _totals(ran, ("seconds", "worker_seconds", "cost"))
+    known = {name: stage for name, stage in expected.items() if name in ran or not ran}
+    found["estimated"] = _totals(known, ("tokens", "worker_seconds", "cost"))
+    return found
+
+
+def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float | None]:
+    """Sum of each key over the stages; None where a stage lacks it, for a sum of a part would mislead."""
+    known = {key: [stage[key] for stage in stages.values() if stage.get(key) is not None] for key in keys}
+    return {key: sum(values) if values and len(values) == len(stages) else None for key, values in known.items()}
