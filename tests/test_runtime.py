@@ -121,3 +121,24 @@ def test_a_start_is_silent_and_what_else_is_written_meanwhile_is_not_lost(capfd)
             2, b"[x] logging.cc:303: Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\nother\n"
         )
     assert capfd.readouterr().err == "other\n"
+
+
+NICENESS = """
+import os, ray
+from align_ray.config import Cluster
+from align_ray.runtime import connect, niceness
+
+connect(Cluster())
+print(ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote()) - os.nice(0), niceness())
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("given", [None, "0"])
+def test_workers_run_at_the_niceness_that_is_said(given):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_worker_niceness")}
+    environment |= {"RAY_worker_niceness": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", NICENESS], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.stdout.split() == [given or "15", given or "15"], done.stderr
