@@ -27,7 +27,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 def count(name: str, amount: float, **tags: str) -> None:
     """Add to a counter; nothing where the amount is 0."""
     if amount > 0 and _connected():
-        _metric(name).inc(amount, tags)
+        _metric(name).inc(float(amount), tags)
 
 
 def gauge(name: str, value: float, **tags: str) -> None:

@@ -20,8 +20,8 @@ def costs(store: Store) -> dict[str, Any]:
     """By stage, what it was made from and what it cost; {} before the first stage.
 
     Every process keeps its own file in OUTPUT/costs, which nobody else writes, so that two that work on one bucket
-    lose nothing of each other: `spent` is the sum over all, the rest is the last one's. cost.json is that for people,
-    and before 0.3 the only one."""
+    lose nothing of each other: `spent` is the sum over all, the rest is the last one's. cost.json is that for people;
+    older versions have it alone."""
     names = sorted(store.names("costs"))
     if not names:
         return store.find_mappings("cost.json")
@@ -35,7 +35,8 @@ def costs(store: Store) -> dict[str, Any]:
 
 def charge(store: Store, work: str, row: dict[str, Any], spent: float) -> None:
     """Add `spent` worker-seconds of this process to a stage, and make `row` what its last run came to."""
-    if not store.names("costs") and (earlier := store.find_mappings("cost.json")):
+    earlier = store.find_mappings("cost.json")  # looked at first: without a file in costs/ it is an older version's
+    if earlier and not store.names("costs"):
         store.write_json("costs/before.json", earlier)
     mine = f"costs/{RUN}.json"
     own = store.find_mappings(mine)
