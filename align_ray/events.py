@@ -10,7 +10,7 @@ Every line: `time` (ISO 8601, UTC), `run` (the process), `stage`, `event` and wh
     started   version, place ("3/7" within a run), workers (there now), most
     said      text: a line of progress, note or warning
     progress  what, done, total, left (seconds, at the pace so far; null before the first step)
-    waiting   text: what a stage without a step for minutes waits for
+    waiting   text: what a stage without a step for minutes waits for; idle (seconds)
     spent     seconds, workers, worker_seconds, cost (null without a price), currency
     finished
     stopped   text: at the cap on cost

@@ -53,7 +53,7 @@ def observed(study: Study, stage: str, room: Capacity | None) -> Iterator[Log]:
     now, most = (room.now, room.most) if room else (0, 0)
     seen = {"place": str(place) if place else None, "workers": now, "most": most}
     workers = max(1, now or most)
-    by_lines = not is_shown()
+    by_lines, said = not is_shown(), [""]
     spent = sum(row.get("spent", 0.0) for row in costs(study.store).values())
     if place:
         later = f", after it about {duration(place.later / workers)} by the estimate" if place.later else ""
@@ -71,10 +71,11 @@ def observed(study: Study, stage: str, room: Capacity | None) -> Iterator[Log]:
             log.add("progress", **{k: getattr(standing, k) for k in ("what", "done", "total", "left")})
             if by_lines:
                 study.say(line(stage, place, standing) + (_run_left(place, workers, standing.left) if place else ""))
-        if room and standing.idle >= STALLED:
-            text = f"no step for {duration(standing.idle)}: {waits_for(room)}"
-            log.add("waiting", text=text)
-            study.say(f"{stage}: {text}")
+        waits = waits_for(room) if room and standing.idle >= STALLED else ""
+        if waits and waits != said[-1]:  # once, not every minute
+            log.add("waiting", text=waits, idle=standing.idle)
+            study.say(f"{stage}: no step for {duration(standing.idle)}: {waits}")
+        said.append(waits)
         log.write()
 
     with ExitStack() as stack:
@@ -95,8 +96,8 @@ def line(stage: str, place: Place | None, standing: Standing) -> str:
     return f"{where}: {standing.done} of {standing.total} {standing.what}{pace}{left}"
 
 
-def _run_left(place: Place, workers: int, here: float | None = 0.0) -> str:
+def _run_left(place: Place, workers: int, here: float | None) -> str:
     """The wall-clock time of what comes after, later stages by the estimate, on the workers there are."""
     if not place.later or here is None:
         return ""
-    return f"; the run about {duration(here + place.later / workers)}, later stages by the estimate"
+    return f"; about {duration(here + place.later / workers)} left of the run, later stages by the estimate"

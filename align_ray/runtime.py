@@ -198,13 +198,15 @@ class Capacity:
 
 
 def waits_for(room: Capacity) -> str:
-    """What work that does not move waits for, as far as the cluster tells."""
+    """What work that does not move waits for, as far as the cluster tells; empty where nothing waits and the workers
+    have the machine to themselves: a step may just be long."""
     import ray
     from ray.autoscaler.v2.sdk import get_cluster_status  # the demand of any cluster, with or without an autoscaler
 
     kind = "GPU" if room.use_gpu else "CPU"
     try:
         there, free = ray.cluster_resources().get(kind, 0), ray.available_resources().get(kind, 0)
+        nodes = sum(node["Alive"] for node in ray.nodes())
         demand = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
     except Exception as error:  # whatever it is, this is only said
         return f"the cluster does not say what it is waiting for ({type(error).__name__})"
@@ -214,7 +216,7 @@ def waits_for(room: Capacity) -> str:
         asks = "Ray asks the autoscaler" if room.most > room.now else "other work holds them"
         has = f"has {free:.0f} of {there:.0f} free" if free >= 1 else "has none free" if there else "has none"
         return f"waiting for {wanted:.0f} {kind}{'s' * (wanted > 1)}, the cluster {has}; {asks if there else ASKS}"
-    return f"the workers are at work{_starved()}"
+    return _starved() if nodes == 1 else ""
 
 
 ASKS = "Ray asks the autoscaler, if there is one"
@@ -225,7 +227,7 @@ def _starved() -> str:
     load, cpus = os.getloadavg()[0], os.cpu_count() or 1
     if load <= 1.5 * cpus or niceness() <= 0:
         return ""
-    return f", behind other work on this machine (load {load:.0f} on {cpus} CPUs): {NICER}"
+    return f"the workers are at work behind other programs (load {load:.0f} on {cpus} CPUs): {NICER}"
 
 
 NICER = (

@@ -124,7 +124,7 @@ def test_a_line_says_the_stage_of_the_run_the_pace_and_what_is_left():
     standing = Standing("batches embedded", 120, 450, left=165.0, rate=2.0)
     place = Place(3, 7, later=3600.0)
     assert line("embed", place, standing) == "stage 3/7, embed: 120 of 450 batches embedded, 2/s, 3 min left of these"
-    assert observed._run_left(place, 2, 165.0) == "; the run about 33 min, later stages by the estimate"
+    assert observed._run_left(place, 2, 165.0) == "; about 33 min left of the run, later stages by the estimate"
     assert line("embed", None, Standing("rows", 0, 9)) == "embed: 0 of 9 rows"
     assert [duration(s) for s in (40, 600, 7200)] == ["40 s", "10 min", "2.0 h"]
 
@@ -146,10 +146,11 @@ def test_a_stage_says_how_it_stands_and_logs_it_where_nobody_watches(store, monk
                 time.sleep(0.4)
         lines = [text for text in said if "1 of 9 batches" in text]
         assert bool(lines) != shown, "lines where there is no bar"
-        assert "samples: no step for 0 s: waiting for 1 GPU, the cluster has none" in said
+        waits = [text for text in said if text == "samples: no step for 0 s: waiting for 1 GPU, the cluster has none"]
+        assert len(waits) == 1, "once, not at every look"
         if not shown:
             assert said[0] == "stage 2/7: samples, after it about 20 s by the estimate"
-            assert lines[0].startswith("stage 2/7, samples: 1 of 9 batches") and "; the run about" in lines[0]
+            assert lines[0].startswith("stage 2/7, samples: 1 of 9 batches") and " left of the run" in lines[0]
         kinds = [e["event"] for e in written(store)[-1]]
         assert kinds[0] == "started" and kinds[-1] == "finished" and {"progress", "waiting"} <= {*kinds}
 
