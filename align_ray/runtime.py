@@ -231,7 +231,7 @@ def _starved() -> str:
 
 
 NICER = (
-    "Ray's workers run at nice 15 and starve beside other programs; RAY_worker_niceness=0 in the environment gives "
+    "Ray's workers are niced and starve beside other programs; RAY_worker_niceness=0 in the environment gives "
     "them an equal share"
 )
 
