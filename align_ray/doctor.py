@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from align_ray.config import Config, Corpus
 from align_ray.errors import CapacityError, ClusterError, UserError
+from align_ray.runtime import NICER, niceness
 
 PACKAGE = "align-ray"
 LEAST_DISK = 5e9
@@ -53,7 +54,7 @@ def diagnose(config: Config | None = None, model: bool = False) -> list[Check]:
         left_out = [*(["configuration"] if config is None else []), *([] if model else ["training step"])]
         names = [n for n in APART if n not in left_out]
         apart = list(pool.map(lambda name: _apart(name, config), names))
-    return [_python(), *_packages(), *_extras(), *(row for rows in apart for row in rows)]
+    return [_python(), _priority(), *_packages(), *_extras(), *(row for rows in apart for row in rows)]
 
 
 def _apart(name: str, config: Config | None) -> list[Check]:
@@ -91,6 +92,15 @@ def _python() -> Check:
     if wanted and not _within(version, wanted):
         return Check("Python", "failed", version, f"install Python {wanted}")
     return Check("Python", "ok", f"{version}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
+
+
+def _priority() -> Check:
+    """How the workers of a Ray that is started here stand beside other programs."""
+    nice, load, cpus = niceness(), os.getloadavg()[0], os.cpu_count() or 1
+    result = f"Ray's workers run at nice {nice} here; load {load:.1f} on {cpus} CPUs"
+    if nice > 0 and load > cpus:
+        return Check("priority", "warning", result, NICER)
+    return Check("priority", "ok", result)
 
 
 def _metadata_python() -> str:

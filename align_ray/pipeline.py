@@ -15,6 +15,7 @@ from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
 from align_ray.checks.predict import check_predictable, predictive_study
+from align_ray.claims import held
 from align_ray.config import TRAINED, Config
 from align_ray.context import Study
 from align_ray.corpora.sample import sample_corpora, token_counts
@@ -25,12 +26,14 @@ from align_ray.embedding.scores import refuse_unscorable, score_samples
 from align_ray.embedding.sequential import embed_until_settled
 from align_ray.errors import CapReached, ConfigError, ProbeError, UserError
 from align_ray.estimate import estimate
+from align_ray.events import told
 from align_ray.fisher.probe import Located, locate_probe
 from align_ray.fisher.sound import check_model
 from align_ray.handover.recipe import make_recipe
 from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
+from align_ray.observed import Place, placed
 from align_ray.reporting import tracking
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.page import render_report
@@ -57,7 +60,7 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
 
     `write`: see that the output folder can be written and is not in use. The configuration is kept there with the
     first result (`stages`)."""
-    study = Study(config, Store(config.output), checked_probe(config), say)
+    study = Study(config, Store(config.output), checked_probe(config), told(say))
     if study.model != study.probe:
         check_model(study.model, as_probe=False)
     for field, model in (("probe", study.probe), ("finetune.model", study.model)):
@@ -70,7 +73,7 @@ def open_study(config: Config, say: Callable[[str], None] = lambda line: None, w
     tracking.tracking_uri(config)
     if write:
         study.store.check_writable()
-        with study.store.locked():
+        with held(study.store, study.config):
             pass
     return study
 
@@ -249,7 +252,7 @@ def report(study: Study, stopped: str = "") -> str:
     """Write report.html from what is stored and belongs to this configuration; returns its path or URI. The files
     beside it are then those of this configuration too. `stopped`: what ended the run early, for the verdict."""
     store = study.store
-    with store.locked():
+    with held(store, study.config):
         need(study, embed)
         need(study, align)
         found = {one.file: value for one in STAGES if (value := stored(study, one))}
@@ -295,14 +298,19 @@ def run(study: Study) -> str:
     Raises CapReached where `cost.max_cost` stopped a stage, after the report of what was finished.
     """
     check_stages(study)
-    with study.store.locked():
-        study.store.write_json("estimate.json", plan(study))
+    with held(study.store, study.config):
+        planned = plan(study)
+        study.store.write_json("estimate.json", planned)
         capped: CapReached | None = None
-        for one in of_run(study.config):
+        stages = of_run(study.config)
+        for number, one in enumerate(stages, start=1):
             if capped and any(stored(study, needed) is None for needed in one.needs):
                 continue
+            later = [s.name for s in stages[number:] if stored(study, s) is None]
+            seconds = sum(planned["stages"].get(name, {}).get("worker_seconds", 0.0) for name in later)
             try:
-                one(study)
+                with placed(Place(number, len(stages), seconds)):
+                    one(study)
             except CapReached as error:
                 capped = error
         if capped and (stored(study, embed) is None or stored(study, align) is None):

@@ -218,6 +218,53 @@ def machines() -> str | None:
     return ", ".join(f"{n} {what}{'s' if n > 1 else ''}{more}" for n, what, more in parts if n)
 
 
+def waits_for(room: Capacity) -> str:
+    """What work that does not move waits for, as far as the cluster tells; empty where nothing waits and the workers
+    have the machine to themselves: a step may just be long."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status  # the demand of any cluster, with or without an autoscaler
+
+    kind = "GPU" if room.use_gpu else "CPU"
+    try:
+        there, free = ray.cluster_resources().get(kind, 0), ray.available_resources().get(kind, 0)
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        demand = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+    except Exception as error:  # whatever it is, this is only said
+        return f"the cluster does not say what it is waiting for ({type(error).__name__})"
+    requests = [r for d in (*demand.ray_task_actor_demand, *demand.placement_group_demand) for r in d.bundles_by_count]
+    wanted = sum(request.bundle.get(kind, 0) * request.count for request in requests)
+    if wanted:
+        asks = "Ray asks the autoscaler" if room.most > room.now else "other work holds them"
+        has = f"has {free:.0f} of {there:.0f} free" if free >= 1 else "has none free" if there else "has none"
+        return f"waiting for {wanted:.0f} {kind}{'s' * (wanted > 1)}, the cluster {has}; {asks if there else ASKS}"
+    return _starved() if nodes == 1 else ""
+
+
+ASKS = "Ray asks the autoscaler, if there is one"
+
+
+def _starved() -> str:
+    """Where this machine has more to do than CPUs: Ray's workers stand behind all else."""
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= 1.5 * cpus or niceness() <= 0:
+        return ""
+    return f"the workers are at work behind other programs (load {load:.0f} on {cpus} CPUs): {NICER}"
+
+
+NICER = (
+    "Ray's workers are niced and starve beside other programs; RAY_worker_niceness=0 in the environment gives "
+    "them an equal share"
+)
+
+
+def niceness() -> int:
+    """Of the workers of a Ray that is started here: RAY_worker_niceness, by default 15."""
+    try:
+        return int(os.environ.get("RAY_worker_niceness", "15"))
+    except ValueError:
+        return 15
+
+
 def capacity(cluster: Cluster) -> Capacity:
     """Workers the cluster can hold: one per GPU, else one per CPU but one.
 

@@ -10,14 +10,39 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from align_ray.claims import RUN
 from align_ray.config import Config
 from align_ray.errors import CapReached
 from align_ray.store import Store
 
 
 def costs(store: Store) -> dict[str, Any]:
-    """By stage, what it was made from and what it cost (cost.json); {} before the first stage."""
-    return store.find_mappings("cost.json")
+    """By stage, what it was made from and what it cost; {} before the first stage.
+
+    Every process keeps its own file in OUTPUT/costs, which nobody else writes, so that two that work on one bucket
+    lose nothing of each other: `spent` is the sum over all, the rest is the last one's. cost.json is that for people;
+    older versions have it alone."""
+    names = sorted(store.names("costs"))
+    if not names:
+        return store.find_mappings("cost.json")
+    rows = [row for name in names for row in store.find_mappings(f"costs/{name}").items()]
+    found: dict[str, Any] = {}
+    for work, row in sorted(rows, key=lambda row: row[1].get("at", 0.0)):
+        spent = found.get(work, {}).get("spent", 0.0) + row.get("spent", 0.0)
+        found[work] = {k: v for k, v in row.items() if k != "at"} | {"spent": spent}
+    return found
+
+
+def charge(store: Store, work: str, row: dict[str, Any], spent: float) -> None:
+    """Add `spent` worker-seconds of this process to a stage, and make `row` what its last run came to."""
+    earlier = store.find_mappings("cost.json")  # looked at first: without a file in costs/ it is an older version's
+    if earlier and not store.names("costs"):
+        store.write_json("costs/before.json", earlier)
+    mine = f"costs/{RUN}.json"
+    own = store.find_mappings(mine)
+    spent += own.get(work, {}).get("spent", 0.0)
+    store.write_json(mine, own | {work: {**row, "spent": spent, "at": time.time()}})
+    store.write_json("cost.json", costs(store))
 
 
 def price(config: Config, worker_seconds: float) -> float | None:

@@ -17,14 +17,16 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
 from align_ray import __version__
+from align_ray.claims import held
 from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.errors import UserError
 from align_ray.fisher.settings import PROCEDURE
+from align_ray.observed import observed
 from align_ray.reporting.result import Result
 from align_ray.reporting.tracking import Tracker, start_tracking
 from align_ray.runtime import capacity, connect, machines
-from align_ray.spending import costs, price, spending
+from align_ray.spending import charge, costs, price, spending
 from align_ray.store import Store
 
 FORMAT = 2
@@ -59,7 +61,7 @@ class Stage(Generic[Found]):
     """Whether it needs Ray."""
 
     def __call__(self, study: Study, *arguments: Any, **options: Any) -> Found:
-        with study.store.locked():
+        with held(study.store, study.config):
             return _run(self, study, arguments, options)
 
 
@@ -160,17 +162,18 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
         if room and room.now < 1:
             study.say(f"no worker is there yet: waiting for the cluster to start one, at most {room.most}")
         made: dict[str, Any] = {}
-        try:
-            with spending(study.config, study.store, room.most) if room else nullcontext():
-                result = wanted.result.parse(wanted.work(study, *arguments, **options))
-            study.store.write_json(_answer(wanted, answer_key(study, wanted)), result.dump())
-            study.store.write_bytes("config.yaml", study.config.to_yaml().encode())
-            if wanted.needs:  # the sample's counts are a file of their own already
-                study.store.write_json(f"{wanted.file}.json", result.dump())
-            made = result.recorded()
-        finally:
-            seconds = time.perf_counter() - start
-            record(study, wanted.name, seconds, _held(study, room.now) if room else 0, made)
+        with observed(study, wanted.name, room) as log:
+            try:
+                with spending(study.config, study.store, room.most) if room else nullcontext():
+                    result = wanted.result.parse(wanted.work(study, *arguments, **options))
+                study.store.write_json(_answer(wanted, answer_key(study, wanted)), result.dump())
+                study.store.write_bytes("config.yaml", study.config.to_yaml().encode())
+                if wanted.needs:  # the sample's counts are a file of their own already
+                    study.store.write_json(f"{wanted.file}.json", result.dump())
+                made = result.recorded()
+            finally:
+                seconds = time.perf_counter() - start
+                log.add("spent", **record(study, wanted.name, seconds, _held(study, room.now) if room else 0, made))
         wanted.track(tracker, study.config, study.store, result)
     study.say(f"{wanted.name}: {seconds:.1f} s")
     return result
@@ -180,7 +183,7 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
 def charged(study: Study, work: str) -> Iterator[None]:
     """Connect to Ray; what runs within counts towards `cost.max_cost` and is recorded in cost.json, but is no stage
     of the study. Raises CapReached where nothing is left."""
-    with study.store.locked():
+    with held(study.store, study.config):
         connect(study.config.cluster, study.say)
         start, room = time.perf_counter(), capacity(study.config.cluster)
         try:
@@ -197,23 +200,22 @@ def _held(study: Study, before: int) -> int:
     return before
 
 
-def record(study: Study, work: str, seconds: float, workers: int, made: dict[str, Any]) -> None:
-    """Write to cost.json what work cost and, where it has a result, what is kept of that (`made`).
+def record(study: Study, work: str, seconds: float, workers: int, made: dict[str, Any]) -> dict[str, Any]:
+    """Write to cost.json what work cost and, where it has a result, what is kept of that (`made`); returns the cost.
 
     `seconds` and `worker_seconds` are of the last run, `spent` of all runs, also those that failed; `ended`, `machine`
     and `version` say when, where and by what."""
-    found = costs(study.store)
-    before = found.get(work, {})
-    held = seconds * workers
+    before = costs(study.store).get(work, {})
+    used = seconds * workers
     now = {
         "seconds": seconds,
-        "worker_seconds": held,
-        "cost": price(study.config, held),
-        "spent": before.get("spent", 0.0) + held,
+        "worker_seconds": used,
+        "cost": price(study.config, used),
         "ended": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": machines() if workers else None,
         "version": __version__,
     }
     if made:
         made = {**made, "rate": made.get("rate") or before.get("rate")}
-    study.store.write_json("cost.json", found | {work: {**(made or before), **now}})
+    charge(study.store, work, {**(made or before), **now}, used)
+    return {**now, "workers": workers, "currency": study.config.cost.currency}

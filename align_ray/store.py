@@ -18,6 +18,9 @@
     OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction,
     choice}.json                          the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
+    OUTPUT/costs/RUN.json                 what each process has spent, of which cost.json is the sum
+    OUTPUT/events/TIME-STAGE-RUN.jsonl    what happened, an object a run of a stage
+    OUTPUT/running/RUN.json               on object storage, who is at work (`claims`)
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same
 (by a disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).
@@ -84,17 +87,17 @@ class Store:
             ) from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store for this process and thread; within it, again, at no cost. Raises StoreError where another has
-        it.
+    def locked(self) -> Iterator[bool]:
+        """Hold the store for this process and thread; within it, again, at no cost; gives whether there is a lock.
+        Raises StoreError where another has it.
 
         A lock of the operating system, which ends with the process however it dies; workers write units without it.
-        Stores on object storage have none: files appear whole and units are named by their content, so that two runs of
-        one configuration waste work but damage nothing.
+        Stores on object storage have none (see `claims`): files appear whole and units are named by their content, so
+        that two runs of one configuration waste work but damage nothing.
         """
         path = self.local_path(".lock")
         if path is None:
-            yield
+            yield False
             return
         lock = filelock.FileLock(path, timeout=0, is_singleton=True, fallback_to_soft=False)
         try:
@@ -105,14 +108,14 @@ class Store:
                 f"{self.uri} is in use by {_holder(path)}; wait for it, stop it, or choose another 'output'."
             ) from None
         except NotImplementedError:  # a file system without locks is as object storage
-            yield
+            yield False
             return
         except OSError as error:
             raise self._unwritable(error) from None
         try:
             with suppress(OSError):
                 path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            yield
+            yield True
         finally:
             lock.release()
 
@@ -135,6 +138,12 @@ class Store:
         fs, path = self._at(folder)
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return {i.base_name for i in infos if i.is_file and not i.base_name.endswith(".part")}
+
+    def written(self, folder: str) -> dict[str, float]:
+        """When the complete files of a folder were written, in seconds since the epoch by the file system's clock."""
+        fs, path = self._at(folder)
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return {i.base_name: i.mtime_ns / 1e9 for i in infos if i.is_file and not i.base_name.endswith(".part")}
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write under another name, then rename: a reader sees all of a file or none of it. Raises StoreError where
@@ -192,6 +201,11 @@ class Store:
     def find_json(self, name: str) -> Any:
         """A JSON value; None where there is no file, or a torn one."""
         return self.find(name, json.loads)
+
+    def find_mapping(self, name: str) -> dict[str, Any]:
+        """A JSON object; {} where there is no file, a torn one or another value."""
+        value = self.find_json(name)
+        return value if isinstance(value, dict) else {}
 
     def find_mappings(self, name: str) -> dict[str, dict[str, Any]]:
         """A JSON object of objects; whatever else the file holds is taken as not there."""

@@ -5,11 +5,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -42,6 +44,8 @@ class JobRun:
     after: dict[str, int]
     tracked: dict[str, Any]
     """mlflow-run.json."""
+    scraped: set[str]
+    """Names of align-ray's metrics that the head node's export port offered meanwhile."""
 
 
 def free_port() -> int:
@@ -77,17 +81,21 @@ def s3_server(secret: str) -> Iterator[tuple[dict[str, str], pafs.S3FileSystem]]
 
 
 @contextmanager
-def head_node(environment: dict[str, str], log: Path) -> Iterator[str]:
-    """A head node that takes jobs; yields the address of its job server."""
+def head_node(environment: dict[str, str], log: Path) -> Iterator[tuple[str, str]]:
+    """A head node that takes jobs; yields the addresses of its job server and of its metrics."""
     temp = Path("/tmp") / f"aray{os.getpid()}"  # Ray's socket paths must stay short
-    dashboard = free_port()
+    dashboard, metrics = free_port(), free_port()
     command = [
         RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={free_port()}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={temp}",
-        "--disable-usage-stats", "--object-store-memory=300000000",
+        "--disable-usage-stats", "--object-store-memory=300000000", f"--metrics-export-port={metrics}",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        env=environment | {"RAY_metrics_report_interval_ms": "1000"},
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     server = f"http://127.0.0.1:{dashboard}"
     try:
@@ -96,7 +104,7 @@ def head_node(environment: dict[str, str], log: Path) -> Iterator[str]:
                 break
             assert attempt < 119 and process.poll() is None, log.read_text()
             time.sleep(0.5)
-        yield server
+        yield server, f"http://127.0.0.1:{metrics}/metrics"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -118,6 +126,26 @@ def stop(server: str, job: str) -> str:
     return state
 
 
+@contextmanager
+def scraping(address: str) -> Iterator[set[str]]:
+    """The names of align-ray's metrics that are seen there while it is open, as Prometheus would see them."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def scrape() -> None:
+        while not ended.wait(1):
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+                seen.update(re.findall(r"^(ray_align_ray_\w+)\{", answer.read().decode(), re.MULTILINE))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_as_jobs(study: dict, folder: Path, store: pafs.S3FileSystem, environment: dict[str, str]) -> JobRun:
     """Submit a study whose configuration is a mistake, then the study: stop it once something is embedded, and submit
     it again. `study`: its mapping, whose output becomes the bucket; `environment`: of the cluster and the client."""
@@ -132,7 +160,7 @@ def run_as_jobs(study: dict, folder: Path, store: pafs.S3FileSystem, environment
         found = store.get_file_info(pafs.FileSelector("bucket/study/embeddings", recursive=True, allow_not_found=True))
         return {i.path: i.mtime_ns for i in found if i.is_file}
 
-    with head_node(environment, folder / "head.log") as server:
+    with head_node(environment, folder / "head.log") as (server, metrics), scraping(metrics) as scraped:
 
         def ray_job(*command: str) -> subprocess.CompletedProcess:
             line = [RAY, "job", command[0], "--address", server, *command[1:]]
@@ -162,4 +190,4 @@ def run_as_jobs(study: dict, folder: Path, store: pafs.S3FileSystem, environment
     pafs.copy_files("bucket/study", str(folder / "out"), store, pafs.LocalFileSystem())
     tracked = folder / "out" / "mlflow-run.json"
     known = json.loads(tracked.read_text()) if tracked.exists() else {}
-    return JobRun(folder, failed, stopped, before, whole, done, units(), known)
+    return JobRun(folder, failed, stopped, before, whole, done, units(), known, scraped)

@@ -288,3 +288,13 @@ def test_no_text_is_shown_that_may_not_leave(tmp_path, monkeypatch):
     data = {"output": str(tmp_path / "out"), "targets": corpora, "candidates": others, "text_in_results": False}
     rows = doctor._configuration(Config.model_validate(data))
     assert row(rows, "corpus t").result == "column 'text'" and "secret" not in repr(rows)
+
+
+@pytest.mark.parametrize(("load", "nice", "status"), [(5.0, "15", "warning"), (5.0, "0", "ok"), (0.5, "15", "ok")])
+def test_other_work_beside_which_rays_workers_starve_is_a_warning(monkeypatch, load, nice, status):
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("RAY_worker_niceness", nice)
+    found = doctor._priority()
+    assert found.status == status and f"run at nice {nice} here; load {load} on 2 CPUs" in found.result
+    assert ("RAY_worker_niceness=0" in found.remedy) is (status == "warning")

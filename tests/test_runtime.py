@@ -142,3 +142,24 @@ def test_the_machine_is_named_by_what_it_has(monkeypatch, nodes, total, words):
 def test_a_cluster_that_does_not_answer_has_no_name(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: 1 / 0)
     assert runtime.machines() is None
+
+
+NICENESS = """
+import os, ray
+from align_ray.config import Cluster
+from align_ray.runtime import connect, niceness
+
+connect(Cluster())
+print(ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote()) - os.nice(0), niceness())
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("given", [None, "0"])
+def test_workers_run_at_the_niceness_that_is_said(given):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_worker_niceness")}
+    environment |= {"RAY_worker_niceness": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", NICENESS], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.stdout.split() == [given or "15", given or "15"], done.stderr

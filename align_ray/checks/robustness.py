@@ -16,6 +16,7 @@ from scipy import stats
 
 from align_ray.alignment.coefficients import batch_matrix
 from align_ray.alignment.distance import distance_matrix
+from align_ray.claims import held
 from align_ray.config import Config, digest
 from align_ray.context import Study
 from align_ray.corpora.sample import sample_corpora
@@ -51,7 +52,7 @@ def robustness(study: Study, probes: list[str], reference: bool) -> dict[str, An
     say_if_inert(study.changed(embedding={"estimator": "reference"}) if reference else study)
     for name in probes:
         check_model(locate_probe(study.changed(probe={"model": name, "revision": None}).config.probe.plain()))
-    with study.store.locked():
+    with held(study.store, study.config):
         own = _embedded(study, config)
         base = _scores(config, own.rows)
         axes = {

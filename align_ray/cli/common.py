@@ -97,7 +97,7 @@ def guard(work: Callable[[], Any]) -> None:
 
     A user's mistake is one sentence, also where it was met by a worker."""
     try:
-        with shown_by(bar):
+        with shown_by(bar) if lines.is_terminal else contextlib.nullcontext():  # else lines say how it stands
             result = work()
     except CapReached as error:
         err.print(escape(str(error)), highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from align_ray import metrics
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
@@ -144,6 +145,8 @@ SAID = 0.01
 def _say_what_is_left_out(study: Study, corpus: Corpus, drawn: Drawn) -> None:
     """A sentence where more than SAID of the records are left out; CorpusError above `allow_missing`."""
     left = {reason: n for reason in LEFT_OUT if (n := drawn.counts.get(reason, 0))}
+    for reason, n in left.items():
+        metrics.count("align_ray_rejected_records", n, corpus=corpus.name, reason=reason)
     total = sum(left.values()) + drawn.counts.get("documents", 0)
     share = sum(left.values()) / max(1, total)
     if share <= SAID:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load
 
+from align_ray import metrics
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.units import Folder, sound_units, stored_units, unit_folder, unit_id, write_unit
@@ -195,6 +196,8 @@ def embed_batches(study: Study, by_corpus: Iterable[Iterable[np.ndarray]], dtype
         rows = ray.data.from_items(todo, override_num_blocks=len(todo))
         for receipt in counted(on_pool(study, rows, folder, work, len(todo)), "batches embedded", len(todo)):
             tokens += receipt["tokens"]
+            metrics.count("align_ray_batches", receipt["computed"])
+            metrics.count("align_ray_tokens", receipt["tokens"], work="embedded")
             seconds += receipt["seconds"] if receipt["computed"] else 0.0
     counts = {"planned": len(planned), "computed": len(todo), "tokens": tokens, "actor_seconds": seconds}
     return {"key": folder.key, "dtype": folder.dtype, "used": None, **counts}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from align_ray import metrics
 from align_ray.config import Config
 from align_ray.corpora.items import Items, margins
 from align_ray.corpora.rows import Rows, validation_half
@@ -75,6 +76,9 @@ def train_loop(settings: dict[str, Any]) -> None:
 
         def losses_at_rung(steps: int, model: Any = model) -> dict[str, Any]:
             found = {n: sequence_losses(heldout_losses(model, validation_half(r), device)) for n, r in heldout.items()}
+            if rank == 0:
+                for name, values in found.items():
+                    metrics.gauge("align_ray_heldout_loss", values.mean(), target=name)
             return {"steps": steps, "losses": {name: values.tolist() for name, values in found.items()}}
 
         done = train_model(model, job, settings, device, RUNGS, losses_at_rung, store, rung)
@@ -157,6 +161,7 @@ def train_model(
     last = total if rung is None else measured[rung]
     progress = Progress(Average(model, weights))
     losses: list[Any] = []
+    tokens = 0  # since the last pause
     if store:
         load_state(store, job["key"], optimiser, progress)
     first = len(progress.losses)
@@ -166,9 +171,13 @@ def train_model(
 
     def pause(keep: bool) -> None:
         """Read the losses, which waits for the device, count the time, and keep the state."""
-        nonlocal kept, start
+        nonlocal kept, start, tokens
         progress.losses += _mean_over_workers(losses, world)
         losses.clear()
+        if rank == 0 and progress.losses:
+            metrics.gauge("align_ray_training_loss", progress.losses[-1])
+            metrics.count("align_ray_tokens", tokens, work="trained")
+        tokens = 0
         progress.seconds += time.perf_counter() - start
         if keep and store:
             if rank == 0:
@@ -181,6 +190,7 @@ def train_model(
         scored = int(batch.scored[:, 1:].sum())
         parts = micro_batches(batch, rank, world, settings["micro_batch_size"])
         losses.append(add_gradients(wrapped, weights, parts, scored, device, world))
+        tokens += scored
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         give_weights(model, weights)

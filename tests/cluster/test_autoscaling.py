@@ -8,6 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -73,48 +76,108 @@ print(json.dumps({"seen": seen, "left": alive(), "planned": result["work"]["plan
 """
 
 
-@pytest.mark.slow
-@pytest.mark.full
-def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
+THINNING = """
+import json, sys, threading, time
+import ray
+from align_ray import pipeline
+from align_ray.pipeline import open_study
+from align_ray.config import Config
+from align_ray.training.jobs import train_jobs, train_to_rung
+from align_ray.training.rows import candidate_jobs, heldout_rows, with_rate
+
+study = with_rate(open_study(Config.model_validate(json.loads(sys.argv[1]))))
+pipeline.embed(study)
+jobs, heldout = candidate_jobs(study, study.config.finetune.tokens), heldout_rows(study)
+seen, rung, stop = {"all": [], "one": []}, "all", threading.Event()
+
+def watch():
+    while not stop.wait(0.5):
+        seen[rung].append(sum(n["Alive"] for n in ray.nodes()) - 1)
+
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
+train_to_rung(study, heldout, jobs, 2)  # as `choose` does with all, then with the one that has hope
+rung = "one"
+train_jobs(study, heldout, jobs[:1])
+stop.set()
+watcher.join()
+print(json.dumps(seen))
+"""
+
+
+@contextmanager
+def growing(folder: Path, cpus: int, drivers: int) -> Iterator[Callable[[str, dict], str]]:
+    """A head node with the fake provider; gives a function that runs a script with a study's mapping on it and returns
+    what that printed last."""
     from ray.util import get_node_ip_address
 
     port = free_port()
-    (tmp_path / "nodes.json").write_text(json.dumps(nodes(f"{get_node_ip_address()}:{port}")))
+    config = nodes(f"{get_node_ip_address()}:{port}")
+    config["available_node_types"]["ray.head.default"]["resources"] = {"CPU": cpus, "driver": drivers}
+    (folder / "nodes.json").write_text(json.dumps(config))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled"}
     fake = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
     command = [
-        RAY, "start", "--head", "--block", "--num-cpus=1", '--resources={"driver": 1}', f"--port={port}", "--include-dashboard=false",
-        f"--autoscaling-config={tmp_path / 'nodes.json'}", f"--dashboard-agent-listen-port={free_port()}",
-        "--object-store-memory=200000000", "--disable-usage-stats",
+        RAY, "start", "--head", "--block", f"--num-cpus={cpus}", f'--resources={{"driver": {drivers}}}', f"--port={port}",
+        f"--autoscaling-config={folder / 'nodes.json'}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-port={free_port()}", "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
     # short: Ray's sockets
-    with tempfile.TemporaryDirectory(prefix="aray", dir="/tmp") as temp, (tmp_path / "log").open("w") as log:
+    with tempfile.TemporaryDirectory(prefix="aray", dir="/tmp") as temp, (folder / "log").open("w") as log:
         head = subprocess.Popen(
             [*command, f"--temp-dir={temp}"], env=environment | fake, stdout=log, stderr=log, start_new_session=True
         )
-        try:
-            mapping = small_config(
-                tmp_path / "out",
-                probe={},  # more work than the head does before a node is there
-                cluster={"address": f"127.0.0.1:{port}", "max_actors": 3},
-                sampling={"sequence_length": 128, "batch_size": 8, "batches": 12},
-            )
-            time.sleep(5)
+
+        def run(script: str, mapping: dict) -> str:
+            mapping = mapping | {"cluster": {"address": f"127.0.0.1:{port}", "max_actors": 3}}
             done = subprocess.run(
-                [sys.executable, "-c", STUDY, json.dumps(mapping)],
+                [sys.executable, "-c", script, json.dumps(mapping)],
                 cwd=REPOSITORY,
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=500,
             )
+            assert done.returncode == 0, done.stderr[-3000:] + (folder / "log").read_text()[-2000:]
+            return done.stdout.splitlines()[-1]
+
+        try:
+            time.sleep(5)
+            yield run
         finally:
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
-    assert done.returncode == 0, done.stderr[-3000:] + (tmp_path / "log").read_text()[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_nodes_come_with_the_work_and_go_after_it(small_config, tmp_path):
+    with growing(tmp_path, cpus=1, drivers=1) as run:
+        mapping = small_config(
+            tmp_path / "out",
+            probe={},  # more work than the head does before a node is there
+            sampling={"sequence_length": 128, "batch_size": 8, "batches": 12},
+        )
+        found = json.loads(run(STUDY, mapping))
     assert found["seen"][0] == 0, "nodes before there was work"
     assert max(found["seen"]) >= 1, "no node came"
     assert found["left"] == 0, "a node stayed"
     assert found["planned"] >= 12, "too little work to see anything"
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_as_rungs_thin_out_nodes_go_while_the_training_that_is_left_goes_on(small_config, tmp_path):
+    """Three trainings of a CPU each want both nodes of two; one wants one. The head takes none."""
+    with growing(tmp_path, cpus=0, drivers=100) as run:
+        mapping = small_config(
+            tmp_path / "out",
+            candidates=("python-stdlib", "licences", "cpp-headers"),
+            probe={},
+            finetune={"tokens": 40_960, "eval_tokens": 1024, "learning_rate": 1e-4, "seeds": 1},
+        )
+        seen = json.loads(run(THINNING, mapping))
+    assert max(seen["all"]) == 2, seen
+    assert seen["one"][-1] == 1 == min(seen["one"]), f"the second node stayed: {seen}"

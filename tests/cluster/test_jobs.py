@@ -61,3 +61,25 @@ def test_a_study_in_a_bucket_runs_as_a_job_that_is_stopped_and_goes_on_where_it_
         "python-stdlib"
     )
     assert (job_run.folder / "mlartifacts").is_dir(), "MLflow's files are beside its data base"
+
+
+@pytest.mark.slow
+def test_the_events_and_costs_of_every_stage_are_in_the_bucket_beside_the_results(job_run):
+    out = job_run.folder / "out"
+    runs = [[json.loads(line) for line in f.read_text().splitlines()] for f in sorted((out / "events").glob("*.jsonl"))]
+    assert runs[0][0]["event"] == "started" and runs[0][0]["stage"] == "embed"
+    assert runs[0][-1]["event"] not in ("finished", "failed"), "the job that was stopped"
+    whole = [events for events in runs if events[-1]["event"] == "finished"]
+    names = [events[0]["stage"] for events in whole]
+    assert names == ["embed", "align", "contamination", "samples", "search", "finetune"]
+    assert [events[0]["place"] for events in whole] == [f"{n}/6" for n in range(1, 7)]
+    spent = {e["stage"]: e for events in whole for e in events if e["event"] == "spent"}
+    costs = json.loads((out / "cost.json").read_text())
+    for name, row in costs.items():
+        assert (
+            row["worker_seconds"] == spent[name]["worker_seconds"] <= row["spent"]
+            and row["cost"] == spent[name]["cost"]
+        )
+    said = [e["text"] for events in whole for e in events if e["event"] == "said"]
+    assert any(text.startswith("embedded ") for text in said)
+    assert "stage 6/6: finetune" in job_run.done.stdout, "a job's log says where it is"
