@@ -13,7 +13,7 @@ from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
 from align_ray.context import reported_weights
 from align_ray.corpora.overlap import SHARED
-from align_ray.mixture.constraints import Constraints, nearest, restricted, support, unconstrained
+from align_ray.mixture.constraints import Constraints, nearest, no_choice, restricted, support, unconstrained
 from align_ray.mixture.solver import Goal, Optimum, pareto_front
 
 
@@ -174,7 +174,7 @@ def mixture_warnings(
     config: Config, constraints: Constraints, tokens: dict[str, int], optimum: Optimum, noise: dict[str, Any]
 ) -> list[str]:
     """What a user must know before using the mixture, one sentence each."""
-    lines = []
+    lines = [line] if (line := no_choice(config.search, constraints)) else []
     if config.search.max_epochs > 4:
         lines.append(
             f"search.max_epochs is {config.search.max_epochs:g}: beyond about 4 epochs repeated text is worth less "

@@ -20,8 +20,11 @@ def trainable_model(settings: dict[str, Any], device: Any) -> Any:
     """The model as a run starts from: its weights or random ones; with LoRA, frozen but for the adapters."""
     located, scratch, rank = settings["located"], settings["scratch"], settings["lora_rank"]
     model = load_model(located, str(device)) if scratch is None else random_model(located, scratch).to(device)
-    if rank is None:
-        return model
+    return model if rank is None else with_adapters(model, rank)
+
+
+def with_adapters(model: Any, rank: int) -> Any:
+    """The model, frozen but for LoRA adapters of all its linear layers."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(
