@@ -80,7 +80,7 @@ def remember(store: Store, config: Config, version: str, results: dict[str, str]
     before = known.get("results", {}) if isinstance(known, dict) else {}
     value = {
         "config": config.model_dump(mode="json"),
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "version": version,
         "started_in": os.getcwd(),
         "results": before | results,

@@ -36,6 +36,7 @@ from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
 from align_ray.reporting import tracking
 from align_ray.reporting.choices import Choice
+from align_ray.reporting.headline import headline
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import (
     Alignment,
@@ -279,6 +280,7 @@ def report(study: Study, stopped: str = "") -> str:
         with tracker.running():
             for name in ("report.html", "config.yaml", *tables, *(f"{n}.json" for n in (*found, *costs))):
                 tracker.text(name, store.read_bytes(name).decode())
+            tracking.answer(tracker, study.config, found, headline(found, stopped), stopped)
     folder = store.local_path()
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 

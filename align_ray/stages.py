@@ -195,7 +195,7 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
     wanted.check(study)
     for needed in wanted.needs:
         need(study, needed)
-    tracker = start_tracking(study.config, study.store)
+    tracker = dataclasses.replace(start_tracking(study.config, study.store), since=int(time.time() * 1000))
     with tracker.running():
         if wanted.on_workers:
             connect(study.config.cluster, study.say)

@@ -50,7 +50,8 @@ def _list(places: list[str]) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for store in (store for place in places for store in _stores(place)):
-        known = answers(store)
+        if not (known := answers(store)):
+            continue
         table = plain_table(_near(store.uri))
         for column in ("answer", "made (UTC)", "differs from the next in", "mixture", "verdict"):
             table.add_column(column, overflow="fold", no_wrap=column in ("answer", "made (UTC)"))
