@@ -106,6 +106,33 @@ def show_comparison(found: "Comparison") -> None:
         out.print(line, highlight=False)
 
 
+def say_what_changed(before: "Answer", now: "Answer") -> None:
+    """Print which numbers are others than in the answer before, and why; nothing where it is the same answer."""
+    from align_ray.compare import compare as set_beside
+
+    if before.id == now.id:
+        return
+    found, where = set_beside(before, now), _near(now.store.uri)
+    out.print(f"beside the answer before, {before.id}: {'; '.join(map(str, found.configuration)) or 'made anew'}")
+    for what, rows, form in (
+        ("weight of", found.weights, ".1%"),
+        ("cross-entropy and predicted loss,", found.predicted, ".4f"),
+        ("measured loss,", found.measured, ".4f"),
+    ):
+        moved = [row for row in rows if row.difference]
+        shown = [f"{row.what} {row.before:{form}} now {row.after:{form}}" for row in moved[:MOST_MOVED]]
+        more = f" and {len(moved) - MOST_MOVED} more" if len(moved) > MOST_MOVED else ""
+        if shown:
+            out.print(f"changed: {what} {', '.join(shown)}{more}", highlight=False, markup=False)
+    for line in found.why:
+        out.print(line, highlight=False, markup=False)
+    out.print(f"all of it: align-ray compare {where}@{before.id} {where}@{now.id}", highlight=False, soft_wrap=True)
+
+
+MOST_MOVED = 4
+"""Numbers of one kind that are shown when an answer follows another."""
+
+
 def _table(title: str, rows: "list[Row]", form: str) -> Any:
     table, targets = plain_table(title), list(dict.fromkeys(row.target for row in rows))
     if len(targets) > 1:

@@ -51,11 +51,13 @@ OWN = "Mixtures and runs of your own"
 
 def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
+    from align_ray.answers import answer_id, answers
     from align_ray.reporting.headline import headline
     from align_ray.reporting.tracking import tracking_uri
     from align_ray.stages import need, stored
 
     study = study_of(config, overrides)
+    earlier = answers(study.store)
     try:
         where = pipeline.run(study)
     except CapReached as stop:
@@ -83,6 +85,9 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
         show_result(mixture)
     show_costs(study)
+    now = next((answer for answer in answers(study.store) if answer.id == answer_id(study.config)), None)
+    if earlier and now:
+        cli_answers.say_what_changed(earlier[0], now)
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
     found = {"alignment": aligned, **({"choice": chosen} if chosen else {}), "search": mixture, "finetune": trained}

@@ -108,6 +108,10 @@ def _loaded(name: str, corpus: dict[str, Any], data: str) -> str:
     if data:
         files = _at(data, f"{name}/*.parquet")
         return f"texts(load_dataset('parquet', data_files={files!r}, {how}), lambda row: row['text'])"
+    if "source" not in corpus:
+        raise ConfigError(
+            f"corpus '{name}': the recipe does not say where it is; give --data, a folder with all of them."
+        )
     if corpus.get("chat") or corpus.get("completion"):
         raise ConfigError(
             f"corpus '{name}' holds conversations, which datasets does not render; write texts with align-ray "

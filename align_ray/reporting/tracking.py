@@ -242,7 +242,7 @@ def start_tracking(config: Config, store: Store) -> Tracker:
 TABLES = "mlflow.loggedArtifacts"
 """The tag by which MLflow's pages know which files are tables."""
 WHERE_TO_LOOK = """\
-Each run at the top is one answer of a study, named by its target and date. Its **description** is the answer: mixture,
+Each run at the top is one answer of a study, named by its date and target. Its **description** is the answer: mixture,
 verdict, losses, ranking. Metrics `weight/NAME` are the recommended mixture, `mixture_loss/TARGET` and
 `uniform_loss/TARGET` what was measured. Open it with + for candidates and trainings (tag `align_ray.kind`: alignment,
 choice, finetune, validation). Artifacts hold report.html, recipe.json, ratios.csv and metrics.csv, and the trials of
@@ -251,10 +251,10 @@ the search as a table. The registered model `mixture-NAME` has the recipe under 
 
 
 def parent_name(config: Config) -> str:
-    """What the parent run is called: targets, date, and the study's name."""
+    """What the parent run is called: date, targets, and the study's name."""
     names = [target.name for target in config.targets]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{shown} {datetime.now(UTC):%Y-%m-%d} ({config.name})"
+    return f"{datetime.now(UTC):%Y-%m-%d} {shown} ({config.name})"
 
 
 def _artefacts(config: Config, store: Store) -> str | None:

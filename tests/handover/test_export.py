@@ -176,7 +176,7 @@ def test_a_recipe_for_another_tokenizer_is_refused_unless_forced(recipe, tmp_pat
 
 def test_the_answer_as_json_is_the_file_or_the_manifest(recipe, tmp_path, small_config, monkeypatch):
     (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    done = CliRunner().invoke(app, ["export", str(file), "--format", "huggingface", "--json"])
+    done = CliRunner().invoke(app, ["export", str(file), "--format", "huggingface", "--data", "x", "--json"])
     answer = json.loads(done.stdout)
     assert answer == {"path": str(tmp_path / "interleave.py"), "format": "huggingface", "weights_count": "documents"}
 

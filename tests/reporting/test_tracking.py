@@ -159,7 +159,7 @@ def test_a_training_has_its_losses_by_step_and_is_tracked_once(opened):
     assert len(children(tracker)) == 2
 
 
-def test_the_answer_is_on_the_parent_run_and_what_lasted_is_shown_so(opened):
+def test_the_answer_is_on_the_parent_run_and_what_lasted_is_shown_so(opened, tmp_path):
     config, store, tracker = opened
     client, start = MlflowClient(tracker.uri), int(time.time() * 1000) - 60_000
     tracker = dataclasses.replace(tracker, since=start)
@@ -175,7 +175,7 @@ def test_the_answer_is_on_the_parent_run_and_what_lasted_is_shown_so(opened):
     tracking.answer(tracker, config, {"search": searched, "finetune": fine}, "Train on a.", "")
     run = client.get_run(tracker.run_id)
     day = time.strftime("%Y-%m-%d", time.gmtime(run.info.start_time / 1000))
-    assert run.info.run_name == f"t {day} ({config.name})"
+    assert run.info.run_name == f"{day} t ({config.name})"
     description = run.data.tags["mlflow.note.content"]
     for line in (
         "**Train on a.**",
@@ -189,8 +189,13 @@ def test_the_answer_is_on_the_parent_run_and_what_lasted_is_shown_so(opened):
     found = list(children(tracker).values())
     assert [r.info.run_name for r in found] == ["mixture"], "cheap trials are a table"
     assert found[0].info.start_time == start and found[0].info.end_time - start >= 60_000
-    table = client.load_table(tracker.experiment_id, "search_trials.json", [tracker.run_id])
-    assert table["value"].tolist() == [-8.0, -6.0] and table["a"].tolist() == [0.5, 0.5]
+    path = download_artifacts(
+        run_id=tracker.run_id, artifact_path="search_trials.json", tracking_uri=tracker.uri, dst_path=str(tmp_path)
+    )
+    table = json.loads(Path(path).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["value"] for row in rows] == [-8.0, -6.0] and {row["a"] for row in rows} == {0.5}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "search_trials.json", "type": "table"}]
     experiment = client.get_experiment(tracker.experiment_id)
     assert "weight/NAME" in experiment.tags["mlflow.note.content"]
 
