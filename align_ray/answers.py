@@ -89,7 +89,7 @@ def remember(store: Store, config: Config, version: str, results: dict[str, str]
 
 
 def answers(store: Store) -> list[Answer]:
-    """All of a store that are whole, the last one first; those of versions before 0.3 were not written down."""
+    """All of a store that are whole, the last one first; results of versions that wrote none down are in none."""
     found = []
     for name in store.names("answers"):
         stem = name.removesuffix(".json")

@@ -99,7 +99,8 @@ def found_key(study: Study, wanted: Stage[Any]) -> str | None:
 
 def _stored(study: Study, wanted: Stage[Found]) -> Iterator[tuple[str, Found]]:
     for seeds in _seeds(study, wanted):
-        key = answer_key(study.changed(finetune={"seeds": seeds}), wanted)
+        same = seeds == study.config.finetune.seeds
+        key = answer_key(study if same else study.changed(finetune={"seeds": seeds}), wanted)
         # a torn file, or one of something else, counts as not there
         found = study.store.find(_answer(wanted, key), lambda data: wanted.result.parse(json.loads(data)))
         if found is not None:
