@@ -54,30 +54,45 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
 
 
 def validated(model: type[M], data: Any, where: str) -> M:
-    """`data` as a `model`; raises ConfigError with one sentence that begins with `where` and names the field."""
+    """`data` as a `model`; raises ConfigError that begins with `where` and has a sentence for every field that is
+    wrong, which it names."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(error, model)}") from None
+        sentences = [_sentence(first, model) for first in _by_field(error.errors())]
+    if len(sentences) == 1:
+        raise ConfigError(f"{where}: {sentences[0]}")
+    shown = "".join(f"\n  {sentence}" for sentence in sentences[:MOST_SHOWN])
+    more = f"\n  and {len(sentences) - MOST_SHOWN} more" if len(sentences) > MOST_SHOWN else ""
+    raise ConfigError(f"{where}: {len(sentences)} mistakes:{shown}{more}")
+
+
+MOST_SHOWN = 20
+"""Mistakes of one configuration that are listed."""
 
 
 KIND = re.compile(r"(list|dict|tuple|literal|nullable|function-\w+|constrained-\w+)\[")
 """How pydantic calls one of several kinds that a field may be of, in the place of an error."""
 
 
-def _of_the_kind_given(errors: list[Any]) -> Any:
-    """The first error; where a field may be of several kinds (`kind[...]` in its place), that of the kind which the
+def _by_field(errors: list[Any]) -> list[Any]:
+    """One error a field; where a field may be of several kinds (`kind[...]` in its place), that of the kind which the
     value came furthest with: for a list the error of its element, not that it is no text."""
-    loc = errors[0]["loc"]
-    kind = next((i for i, part in enumerate(loc) if i and KIND.match(str(part))), None)
-    if kind is None or errors[0]["type"] == "extra_forbidden":
-        return errors[0]
-    return max((e for e in errors if e["loc"][:kind] == loc[:kind]), key=lambda e: len(e["loc"]))
+    left, found = list(errors), []
+    while left:
+        loc = left[0]["loc"]
+        kind = next((i for i, part in enumerate(loc) if i and KIND.match(str(part))), None)
+        if kind is None or left[0]["type"] == "extra_forbidden":
+            found.append(left.pop(0))
+            continue
+        of_field = [e for e in left if e["loc"][:kind] == loc[:kind]]
+        found.append(max(of_field, key=lambda e: len(e["loc"])))
+        left = [e for e in left if e not in of_field]
+    return found
 
 
-def _sentence(error: ValidationError, model: Any) -> str:
-    """The first validation error as one sentence with a remedy."""
-    first = _of_the_kind_given(error.errors())
+def _sentence(first: Any, model: Any) -> str:
+    """A validation error as one sentence with a remedy."""
     field = ".".join(str(part) for part in first["loc"] if not KIND.match(str(part)))
     value = first["input"]
     parts = [part for part in first["loc"] if isinstance(part, str)]

@@ -179,15 +179,20 @@ EXAMPLES_SECONDS = 30
 
 
 def _corpus(corpus: Corpus, with_text: bool) -> Check:
-    """What is read of its records, the first of them, and whether they look like something else."""
+    """What it holds, what is read of its records, the first of them, and whether they look like something else."""
+    from align_ray.corpora.contents import contents
     from align_ray.corpora.examples import examples, looks_like_more, marked, way
 
     lines, why = [way(corpus)], ""
     try:
+        held = contents(corpus)
+        lines.append(str(held))
         lines += [marked(parts) for parts in (examples(corpus, shown=120) if with_text else [])]
         why = looks_like_more(corpus)
     except UserError as error:  # that it can be read was checked before
         return Check(f"corpus {corpus.name}", "warning", lines[0], str(error))
+    if mixed := held.mixed():
+        return Check(f"corpus {corpus.name}", "warning", "\n".join(lines), mixed)
     if why:
         remedy = "where answers alone should count, write 'chat', or 'prompt' and 'completion' (docs/configuration.md)"
         return Check(f"corpus {corpus.name}", "warning", "\n".join([f"{lines[0]}, but {why}", *lines[1:]]), remedy)

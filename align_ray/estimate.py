@@ -5,6 +5,7 @@ holds already, or assumed, which the estimate says.
 """
 
 import dataclasses
+import os
 from typing import Any
 
 from align_ray.config import TRAINED, Config
@@ -12,12 +13,14 @@ from align_ray.context import Study
 from align_ray.corpora.sample import replay_tokens
 from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
-from align_ray.fisher.probe import parameters
+from align_ray.fisher.probe import parameters, random_model
 from align_ray.mixture.check import CHECKED
 from align_ray.mixture.predicted import RUNS
 from align_ray.spending import costs, price
 from align_ray.training.finetune import MIXED
+from align_ray.training.loop import RUNGS
 from align_ray.training.memory import planned_memory
+from align_ray.training.step import learned, with_adapters
 from align_ray.training.validate import VALIDATED
 
 EXACT_PASSES = (1.3, 0.9)
@@ -93,17 +96,20 @@ def planned_work(study: Study) -> dict[str, Work]:
 def estimate(study: Study, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
+    `seconds`: of `run` on `workers` (None: one is assumed); `rungs` and `kept`: see there.
     `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where
     the source does not tell (a hub data set). `memory`: of a worker of the trainings (`training/memory.py`). `gpu`:
     whether GPUs are assumed where nothing was measured. Raises CapacityError where a training cannot fit.
     """
     config, work = study.config, planned_work(study)
     tflops, source = achieved_tflops(study, gpu)
-    stages = {}
+    stages: dict[str, dict[str, Any]] = {}
     for stage, todo in work.items():
         seconds = START_SECONDS + todo.flops / (tflops * 1e12)
         stages[stage] = {"tokens": todo.tokens, "worker_seconds": seconds, "cost": price(config, seconds)}
     sizes = {c.name: sum(f.bytes for f in plan_fragments(c)) or None for c in config.read}
+    total = sum(row["worker_seconds"] for stage, row in stages.items() if stage != "validate")
+    workers = workers_here(config, gpu)
     return {
         "currency": config.cost.currency,
         "price_per_worker_hour": config.cost.price_per_hour,
@@ -111,11 +117,71 @@ def estimate(study: Study, gpu: bool) -> dict[str, Any]:
             "tflops": tflops,
             "tokens_per_second": tflops * 1e12 * work["embed"].tokens / work["embed"].flops,
             "source": source,
+            "device": "GPU" if gpu else "CPU",
         },
         "corpora": sizes,
         "memory": planned_memory(study, gpu),
         "stages": stages,
+        "rungs": rungs(config, stages["choose"]["worker_seconds"]) if "choose" in stages else [],
+        "kept": kept(study),
+        "workers": workers,
+        "seconds": total / (workers or 1),
     }
+
+
+def rungs(config: Config, seconds: float) -> list[dict[str, Any]]:
+    """By rung of the choice by training: tokens of each candidate's training up to there, and the worker-seconds that
+    it takes to bring all candidates there from the rung before (`worker_seconds`): at most, since those without hope
+    stop. `seconds`: of all whole trainings."""
+    shares = [*RUNGS, 1.0]
+    return [
+        {"share": share, "tokens": round(config.finetune.tokens * share), "worker_seconds": seconds * (share - last)}
+        for share, last in zip(shares, [0.0, *shares[:-1]], strict=True)
+    ]
+
+
+def kept(study: Study) -> dict[str, Any]:
+    """What trainings leave in the output folder beside losses: `weights` and `bytes` of the changed weights that are
+    kept, and `state_bytes` of a training that is under way, of which the choice by training has one a candidate until
+    it is at its end; a JSON value, {} where nothing is kept."""
+    config, candidates = study.config, len(study.config.candidates)
+    tune, chosen = config.finetune, config.choose.by == "training"
+    predicted = candidates if config.search.objective == "predicted" else 0
+    alone = min(candidates, len(config.targets)) if chosen else candidates
+    files = (alone + len(MIXED)) * tune.seeds if tune.keep_weights else predicted
+    if tune.keep_weights and (chosen or predicted):
+        files += candidates - alone  # the first seed's training of each candidate is that of the choice
+    if not files and not chosen:
+        return {}
+    parameters = trained_parameters(study)
+    states = candidates if chosen else 0
+    return {
+        "weights": files,
+        "bytes": 2 * parameters * files,
+        "states": states,
+        "state_bytes": 16 * parameters * states,
+    }
+
+
+def trained_parameters(study: Study) -> int:
+    """Weights that a training changes, from the configuration alone: all, or those of LoRA's adapters."""
+    import torch
+
+    tune = study.config.finetune
+    with torch.device("meta"):
+        model = random_model(study.model, tune.scratch or {})
+        model = model if tune.lora_rank is None else with_adapters(model, tune.lora_rank, tune.lora_targets)
+    return sum(parameter.numel() for parameter in learned(model).values())
+
+
+def workers_here(config: Config, gpu: bool) -> int | None:
+    """Workers of a Ray that starts on this machine; None where a cluster is named, whose size is not known yet."""
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return config.cluster.max_actors
+    import torch
+
+    here = torch.cuda.device_count() if gpu else os.cpu_count() or 1
+    return max(1, min(here, config.cluster.max_actors or here))
 
 
 def achieved_tflops(study: Study, gpu: bool) -> tuple[float, str]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from align_ray import __version__
 from align_ray.alignment.coefficients import align_reduced
 from align_ray.alignment.words import rank_by_cross_entropy
+from align_ray.answers import remember
 from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
 from align_ray.checks.predict import check_predictable, predictive_study
@@ -30,12 +32,14 @@ from align_ray.events import told
 from align_ray.fisher.probe import Located, locate_probe
 from align_ray.fisher.sound import check_model
 from align_ray.handover.recipe import make_recipe
+from align_ray.handover.runs import run_files
 from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
 from align_ray.observed import Place, placed
 from align_ray.reporting import tracking
 from align_ray.reporting.choices import Choice
+from align_ray.reporting.headline import headline
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import (
     Alignment,
@@ -47,7 +51,7 @@ from align_ray.reporting.results import (
     Samples,
     Validation,
 )
-from align_ray.stages import Stage, need, stage, stored
+from align_ray.stages import SEEDS, Stage, found_key, need, stage, stored
 from align_ray.store import Store
 from align_ray.training.choose import check_choosable, choose_candidates
 from align_ray.training.finetune import feasible_alone, finetune_runs, planned_runs
@@ -99,7 +103,6 @@ def embed(study: Study) -> dict[str, Any]:
     say_if_inert(study)
     study.say(f"reading {len(config.read)} corpora")
     corpora = sample_corpora(study)
-    constraints_of(config.search, {c.name: corpora[c.name]["estimated_tokens"] for c in config.candidates})
     most = sum(c["batches"] for c in corpora.values())
     study.say(f"embedding {'at most ' if config.sampling.sequential else ''}{most} batches")
     try:
@@ -190,7 +193,7 @@ def _chosen_by(study: Study) -> tuple[str, ...]:
     return ("choose",) if study.config.choose.by == "training" else ()
 
 
-@stage("finetune", Finetuned, needs=(search,), fields=("finetune",), further=_chosen_by, track=tracking.finetuned)
+@stage("finetune", Finetuned, needs=(search,), fields=("finetune", SEEDS), further=_chosen_by, track=tracking.finetuned)
 def finetune(study: Study) -> dict[str, Any]:
     """Fine-tune on every candidate (chosen by training: on every target's best alone, and its best of those that could
     be recommended), uniform and the found mixture (see `finetune_runs`)."""
@@ -205,7 +208,7 @@ def finetune(study: Study) -> dict[str, Any]:
     return finetune_runs(study, token_counts(study), runs, found.caps)
 
 
-@stage("validation", Validation, needs=(search,), fields=("finetune",), track=tracking.validation)
+@stage("validation", Validation, needs=(search,), fields=("finetune", SEEDS), track=tracking.validation)
 def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`);
     `further`: names of other mixtures of the search. Raises UserError for one it does not have."""
@@ -261,19 +264,30 @@ def report(study: Study, stopped: str = "") -> str:
                 study.say(
                     f"no result of the stage '{one.name}' belongs to this configuration: the report leaves it out"
                 )
-        for name, result in found.items():
-            if name != embed.file:
-                store.write_json(f"{name}.json", result.dump())
-        store.write_bytes("config.yaml", study.config.to_yaml().encode())
-        if search.file in found:
-            store.write_json("recipe.json", recipe(study))
+        asked = study.config.finetune.seeds
+        for name in (finetune.file, validate.file):
+            if name in found and found[name].seeds != asked:
+                study.say(f"note: {name} is over {found[name].seeds} seeds, of {asked} asked for; run that stage again")
         kept = {name: store.find_json(f"{name}.json") for name in ("cost", "estimate")}
         costs = {name: value for name, value in kept.items() if isinstance(value, dict)}
-        store.write_bytes("report.html", render_report(study.config, found, costs, stopped).encode())
+        page = render_report(study.config, found, costs, stopped).encode()
+        # all is made before the first file is written: what fails changes nothing
+        files = {f"{name}.json": result.dump() for name, result in found.items() if name != embed.file}
+        if search.file in found:
+            files["recipe.json"] = recipe(study)
+        tables = run_files(found, study.config.search.proxy_tokens)
+        for name, value in files.items():
+            store.write_json(name, value)
+        for name, content in tables.items():
+            store.write_bytes(name, content)
+        remember(store, study.config, __version__, {one.file: key for one in STAGES if (key := found_key(study, one))})
+        store.write_bytes("config.yaml", study.config.to_yaml().encode())
+        store.write_bytes("report.html", page)
         tracker = tracking.start_tracking(study.config, store)
         with tracker.running():
-            for name in ("report.html", "config.yaml", *(f"{n}.json" for n in (*found, *costs))):
+            for name in ("report.html", "config.yaml", *tables, *(f"{n}.json" for n in (*found, *costs))):
                 tracker.text(name, store.read_bytes(name).decode())
+            tracking.answer(tracker, study.config, found, headline(found, stopped), stopped)
     folder = store.local_path()
     return str(folder / "report.html") if folder else f"{store.uri}/report.html"
 
@@ -298,9 +312,8 @@ def run(study: Study) -> str:
     Raises CapReached where `cost.max_cost` stopped a stage, after the report of what was finished.
     """
     check_stages(study)
+    planned = plan(study)
     with held(study.store, study.config):
-        planned = plan(study)
-        study.store.write_json("estimate.json", planned)
         capped: CapReached | None = None
         stages = of_run(study.config)
         for number, one in enumerate(stages, start=1):
@@ -311,6 +324,9 @@ def run(study: Study) -> str:
             try:
                 with placed(Place(number, len(stages), seconds)):
                     one(study)
+                if one is embed:
+                    study.store.write_json("estimate.json", planned)
+                    constraints_of(study.config.search, token_counts(study))  # refused before hours of training
             except CapReached as error:
                 capped = error
         if capped and (stored(study, embed) is None or stored(study, align) is None):

@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
 from align_ray import __version__
+from align_ray.answers import INDIFFERENT, Answer, answers, differences, remember
 from align_ray.claims import held
 from align_ray.config import Config, digest
 from align_ray.context import Study
@@ -86,22 +87,74 @@ def stage(
 
 
 def stored(study: Study, wanted: Stage[Found]) -> Found | None:
-    """The result of a stage; None where there is none of this configuration and sample."""
-    # a torn file, or one of something else, counts as not there
-    return study.store.find(
-        _answer(wanted, answer_key(study, wanted)), lambda data: wanted.result.parse(json.loads(data))
-    )
+    """The result of a stage; None where there is none of this configuration and sample.
+
+    Where trainings are many, those over another number of seeds say the same with other intervals: the result over
+    most of them is taken where there is none over the seeds asked for."""
+    return next((found for _, found in _stored(study, wanted)), None)
+
+
+def found_key(study: Study, wanted: Stage[Any]) -> str | None:
+    """The key of what `stored` gives."""
+    return next((key for key, _ in _stored(study, wanted)), None)
+
+
+def _stored(study: Study, wanted: Stage[Found]) -> Iterator[tuple[str, Found]]:
+    for seeds in _seeds(study, wanted):
+        same = seeds == study.config.finetune.seeds
+        key = answer_key(study if same else study.changed(finetune={"seeds": seeds}), wanted)
+        # a torn file, or one of something else, counts as not there
+        found = study.store.find(_answer(wanted, key), lambda data: wanted.result.parse(json.loads(data)))
+        if found is not None:
+            yield key, found
+
+
+def _seeds(study: Study, wanted: Stage[Any]) -> list[int]:
+    """Numbers of seeds that a stage may have been run over: the one asked for, then those of other answers."""
+    asked = study.config.finetune.seeds
+    if SEEDS not in wanted.fields:
+        return [asked]
+    others = {answer.config["finetune"]["seeds"] for answer in answers(study.store)} - {asked}
+    return [asked, *sorted(others, reverse=True)]
+
+
+SEEDS = "finetune.seeds"
+"""The field by which results over all seeds of a training are told apart."""
 
 
 def need(study: Study, wanted: Stage[Found]) -> Found:
-    """The result of a stage; raises UserError where it has none for this configuration."""
+    """The result of a stage; raises UserError where it has none for this configuration, which says what is different
+    in the nearest one that has."""
     result = stored(study, wanted)
     if result is None:
         raise UserError(
-            f"{study.config.output} holds no result of the stage '{wanted.name}' for this configuration; run that "
-            "stage first."
+            f"{study.config.output} holds no result of the stage '{wanted.name}' for this configuration"
+            f"{_nearest(study, wanted)}; run that stage first."
         )
     return result
+
+
+def _nearest(study: Study, wanted: Stage[Any]) -> str:
+    """What tells this configuration from the nearest answer that has a result of the stage; "" where none has."""
+    config, fields = study.config.model_dump(mode="json"), _fields(study, wanted)
+    apart: list[tuple[Answer, list[str]]] = [
+        (one, [str(d) for d in differences(one.config, config, fields)])
+        for one in answers(study.store)
+        if wanted.file in one.results
+    ]
+    if not apart:
+        return ""
+    answer, differing = min(apart, key=lambda found: len(found[1]))
+    if not differing:
+        return ": that of the same fields belongs to other text than what was drawn last, or to another probe"
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return f": the nearest, answer {answer.id}, has {', '.join(differing[:3])}{more}"
+
+
+def _fields(study: Study, wanted: Stage[Any]) -> tuple[str, ...]:
+    """All fields of the configuration that a stage's result depends on, those of what it needs included."""
+    own = [*wanted.fields, *wanted.further(study), "probe"]
+    return tuple(dict.fromkeys([*own, *(f for needed in wanted.needs for f in _fields(study, needed))]))
 
 
 def answer_key(study: Study, wanted: Stage[Any]) -> str:
@@ -132,15 +185,6 @@ def answer_key(study: Study, wanted: Stage[Any]) -> str:
     return digest([FORMAT, values, inputs])
 
 
-INDIFFERENT = {
-    "finetune": (
-        "workers", "gpus_per_worker", "keep_weights", "checkpoint_every", "micro_batch_size", "checkpoint_layers",
-    )
-}  # fmt: skip
-"""By section, fields that say how or where work is done: no result depends on them but for rounding (and for what
-dropout draws on several workers)."""
-
-
 def _that_matters(section: str, value: Any) -> Any:
     ignored = INDIFFERENT.get(section, ())
     return {k: v for k, v in value.items() if k not in ignored} if ignored else value
@@ -154,7 +198,7 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
     wanted.check(study)
     for needed in wanted.needs:
         need(study, needed)
-    tracker = start_tracking(study.config, study.store)
+    tracker = dataclasses.replace(start_tracking(study.config, study.store), since=int(time.time() * 1000))
     with tracker.running():
         if wanted.on_workers:
             connect(study.config.cluster, study.say)
@@ -167,6 +211,7 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
                 with spending(study.config, study.store, room.most) if room else nullcontext():
                     result = wanted.result.parse(wanted.work(study, *arguments, **options))
                 study.store.write_json(_answer(wanted, answer_key(study, wanted)), result.dump())
+                remember(study.store, study.config, __version__, _keys(study, wanted))
                 study.store.write_bytes("config.yaml", study.config.to_yaml().encode())
                 if wanted.needs:  # the sample's counts are a file of their own already
                     study.store.write_json(f"{wanted.file}.json", result.dump())
@@ -177,6 +222,12 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
         wanted.track(tracker, study.config, study.store, result)
     study.say(f"{wanted.name}: {seconds:.1f} s")
     return result
+
+
+def _keys(study: Study, wanted: Stage[Any]) -> dict[str, str]:
+    """By file, the keys of a stage's result and of those it was made from."""
+    below = {file: key for needed in wanted.needs for file, key in _keys(study, needed).items()}
+    return {**below, wanted.file: answer_key(study, wanted)}
 
 
 @contextmanager

@@ -15,12 +15,15 @@
     OUTPUT/proxies/KEY.json               losses of one proxy of a search on real loss
     OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
     OUTPUT/answers/FILE-KEY.json          every result of a stage; KEY: all that determines it
+    OUTPUT/answers/ID.json                a configuration and the keys of its results (`answers.py`)
+    OUTPUT/drawn/NAME.parquet             what is being drawn of a corpus
     OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction,
     choice}.json                          the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
     OUTPUT/costs/RUN.json                 what each process has spent, of which cost.json is the sum
     OUTPUT/events/TIME-STAGE-RUN.jsonl    what happened, an object a run of a stage
     OUTPUT/running/RUN.json               on object storage, who is at work (`claims`)
+    OUTPUT/ratios.csv, metrics.csv, results.md    every training (`handover/runs.py`)
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same
 (by a disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).
@@ -171,6 +174,16 @@ class Store:
         fs, path = self._at(name)
         with suppress(FileNotFoundError):
             fs.delete_file(path)
+
+    def move(self, name: str, to: str) -> None:
+        """Give a file of the store another name, in the place of what has that name. Raises StoreError where that
+        fails."""
+        (fs, old), (_, new) = self._at(name), self._at(to)
+        try:
+            fs.create_dir(new.rpartition("/")[0], recursive=True)
+            fs.move(old, new)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> StoreError:
         reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]

@@ -156,8 +156,23 @@ def test_an_unknown_preset_of_quirks_is_refused_by_name(tmp_path):
 
 def test_a_missing_section_is_refused_by_name(tmp_path):
     path = tmp_path / "study.yaml"
-    path.write_text("output: out\ncandidates: []\n")
+    path.write_text("output: out\ncandidates: [{name: a, source: a}, {name: b, source: b}]\n")
     assert "the field 'targets' is missing; add it." in refusal(path)
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "output: out\nsed: 1\ncandidates: [{name: a b, source: a}, {name: b}]\n"
+        "search: {token_budget: -5}\nfinetune: {learning_rate: [0.1, -1]}\n"
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_config(path)
+    first, *lines = str(refused.value).splitlines()
+    assert first == f"{path}: 6 mistakes:"
+    for field in ("'targets'", "'candidates.0.name'", "'candidates.1.source'", "'search.token_budget'", "'sed'"):
+        assert len([line for line in lines if field in line]) == 1
+    assert "field 'finetune.learning_rate.1' is -1: " in str(refused.value), "one sentence, of the kind that was meant"
 
 
 @pytest.mark.parametrize(

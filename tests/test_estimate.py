@@ -13,7 +13,7 @@ from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.units import unit_id
 from align_ray.errors import CapReached, ConfigError
-from align_ray.estimate import passes, planned_work
+from align_ray.estimate import estimate, passes, planned_work
 from align_ray.fisher.probe import load_model, locate_probe, parameters
 from align_ray.fisher.settings import ProbeName
 from align_ray.pipeline import open_study
@@ -76,6 +76,36 @@ def test_a_dry_run_shows_the_plan_starts_nothing_and_writes_nothing(small_config
     assert stage["cost"] == pytest.approx(stage["worker_seconds"] / 3600 * 2)
     assert all(size > 0 for size in plan["corpora"].values())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_hours_by_rung_bytes_of_kept_weights_and_how_long_it_takes_here(small_config, tmp_path):
+    tune = {"tokens": 4096, "eval_tokens": 1024, "learning_rate": 1e-4, "seeds": 2, "keep_weights": True}
+    config = Config.model_validate(small_config(tmp_path / "out", choose={"by": "training"}, finetune=tune))
+    plan = estimate(study(config), gpu=False)
+    rungs = plan["rungs"]
+    assert [r["tokens"] for r in rungs] == [82, 246, 655, 1638, 4096]
+    assert sum(r["worker_seconds"] for r in rungs) == pytest.approx(plan["stages"]["choose"]["worker_seconds"])
+    parameters = load_model(study(config).model).num_parameters()
+    # the best candidate, uniform and mixture with two seeds each, and the other candidate's choice
+    assert plan["kept"] == {
+        "weights": 3 * 2 + 1,
+        "bytes": 2 * parameters * 7,
+        "states": 2,
+        "state_bytes": 16 * parameters * 2,
+    }
+    assert plan["workers"] == 1 and plan["seconds"] == pytest.approx(
+        sum(row["worker_seconds"] for name, row in plan["stages"].items() if name != "validate")
+    )
+    plain = Config.model_validate(small_config(tmp_path / "out"))
+    assert estimate(study(plain), gpu=False)["kept"] == {}
+    lora = config.model_copy(update={"finetune": config.finetune.model_copy(update={"lora_rank": 2})})
+    assert 0 < estimate(study(lora), gpu=False)["kept"]["bytes"] < plan["kept"]["bytes"] / 10
+
+
+def test_without_a_price_there_is_no_column_of_money(small_config, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_config(tmp_path / "out")))
+    shown = CliRunner().invoke(app, ["run", str(tmp_path / "study.yaml"), "--dry-run"]).stdout
+    assert "USD" not in shown and "worker-hours" in shown and "(1 worker)" in shown
 
 
 def test_a_cap_without_a_price_is_refused(small_config, tmp_path):

@@ -3,10 +3,12 @@ and none is found beside a sample it was not made from."""
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from align_ray import pipeline, stages
+from align_ray.answers import answer_id, answers
 from align_ray.config import Config, Replay
 from align_ray.errors import CapReached, UserError
 from align_ray.pipeline import open_study
@@ -119,7 +121,8 @@ def test_another_model_under_the_same_name_makes_other_trainings(finished, monke
 def test_fields_that_say_how_work_is_done_keep_a_result_and_replay_does_not(study_of, tmp_path):
     study = study_of()
     key = answer_key(study, pipeline.finetune)
-    for field, value in {"workers": 4, "gpus_per_worker": 0.5, "keep_weights": True, "checkpoint_every": 1.0}.items():
+    how = {"workers": 4, "gpus_per_worker": 0.5, "keep_weights": True, "checkpoint_every": 1.0}
+    for field, value in how.items():
         assert answer_key(study.changed(finetune={field: value}), pipeline.finetune) == key, field
     for field, value in {"tokens": 512, "seeds": 5, "lora_rank": 2}.items():
         assert answer_key(study.changed(finetune={field: value}), pipeline.finetune) != key, field
@@ -131,3 +134,51 @@ def test_fields_that_say_how_work_is_done_keep_a_result_and_replay_does_not(stud
     keys = {answer_key(replayed(share), pipeline.finetune) for share in (0.5, 0.1)}
     assert len({*keys, key}) == 3, "the share of replay is part of every training"
     assert len({answer_key(replayed(share), pipeline.align) for share in (0.5, 0.1)}) == 1
+
+
+def test_the_nearest_answer_is_named_with_the_field_that_differs(study_of, finished):
+    other = study_of(search={"token_budget": 8_000})
+    with pytest.raises(UserError) as refused:
+        need(other, pipeline.search)
+    assert "holds no result of the stage 'search' for this configuration" in str(refused.value)
+    assert "search.token_budget " in str(refused.value) and "in place of 8,000" in str(refused.value)
+
+
+def test_trainings_over_other_seeds_are_found_where_those_asked_for_are_not_there(study_of, finished):
+    """A result by hand: the trainings themselves are tested in training/."""
+    trained = {"tokens": 64, "seeds": 2, "runs": {}}
+    key = answer_key(finished, pipeline.finetune)
+    finished.store.write_json(f"answers/finetune-{key}.json", trained)
+    more, rate = study_of(finetune={"seeds": 5}), study_of(finetune={"learning_rate": [1e-3]})
+    assert answer_key(more, pipeline.finetune) != key, "another number of seeds is another result"
+    assert answer_key(more, pipeline.search) == answer_key(finished, pipeline.search)
+    assert need(more, pipeline.finetune).seeds == 2 and stored(rate, pipeline.finetune) is None
+    finished.store.remove(f"answers/finetune-{key}.json")
+
+
+def test_an_answer_is_written_down_with_its_results_and_the_recipe_says_which_it_belongs_to(finished):
+    last = next(a for a in answers(finished.store) if a.id == answer_id(finished.config))
+    assert last.results["search"] == answer_key(finished, pipeline.search)
+    assert pipeline.recipe(finished)["answer"] == last.id
+    assert last.config["search"]["token_budget"] == 10_000 and last.started_in == os.getcwd()
+
+
+def test_embedding_and_alignment_need_no_budget_and_a_run_is_refused_before_it_trains(study_of, finished):
+    huge = study_of(search={"token_budget": 10**12})
+    pipeline.embed(huge)
+    assert pipeline.align(huge).targets == ["target"]
+    with pytest.raises(UserError, match="'search.token_budget' is 1000000000000"):
+        pipeline.run(huge)
+
+
+def test_a_source_that_cannot_be_read_leaves_the_answers_found(study_of, finished, tmp_path):
+    (tmp_path / "broken.jsonl").write_text("not json\n" * 50)
+    before = {p: p.read_bytes() for p in finished.store.local_path().glob("*.json")}
+    corpora = [c.model_dump() for c in finished.config.candidates]
+    broken = {"name": "broken", "source": str(tmp_path / "broken.jsonl")}
+    config = Config.model_validate({**finished.config.model_dump(), "candidates": [*corpora, broken]})
+    with pytest.raises(UserError):
+        pipeline.embed(dataclasses.replace(finished, config=config))
+    changed = {p.name for p, content in before.items() if p.read_bytes() != content}
+    assert changed <= {"cost.json", "mlflow-run.json"}, "what was spent is written down, nothing else"
+    assert need(finished, pipeline.search).weights

@@ -133,7 +133,7 @@ def test_the_verdict_is_the_same_in_terminal_json_page_and_mlflow(finished, job_
     assert f"<b>{found['state'].capitalize()}</b>" in (out / "report.html").read_text()
 
 
-def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished, job_run):
+def test_mlflow_holds_the_answer_on_the_parent_a_table_of_trials_and_a_child_for_every_run(finished, job_run):
     from mlflow import MlflowClient
 
     out = finished[0]
@@ -144,9 +144,10 @@ def test_mlflow_holds_the_parent_and_a_child_for_every_trial_and_run(finished, j
     children = client.search_runs([known["experiment_id"]], f"tags.`mlflow.parentRunId` = '{known['run_id']}'")
     kinds = [c.data.tags["align_ray.kind"] for c in children]
     trials = len(stored(out, "search")["trials"])
-    assert [kinds.count(k) for k in ("alignment", "trial", "finetune")] == [3, trials, 5]
+    assert [kinds.count(k) for k in ("alignment", "trial", "finetune")] == [3, 0, 5]
+    assert f"Verdict: **{stored(out, 'finetune')['verdict']['state']}**" in parent.data.tags["mlflow.note.content"]
     names = {a.path for a in client.list_artifacts(known["run_id"])}
-    assert {"report.html", "config.yaml", "alignment.json", "recipe"} <= names
+    assert {"report.html", "config.yaml", "alignment.json", "recipe", "search_trials.json", "ratios.csv"} <= names
     assert {i.dataset.digest for i in parent.inputs.dataset_inputs} == {
         c["sample_digest"] for c in stored(out, "corpora").values()
     }

@@ -3,6 +3,7 @@ ends."""
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,10 @@ err = Console(stderr=True)
 lines = out
 """Where lines of progress go: beside the tables, or to standard error where standard output is JSON."""
 
-Path_ = Annotated[Path, typer.Argument(help="The study's configuration (YAML).", metavar="CONFIG")]
+Path_ = Annotated[
+    Path,
+    typer.Argument(help="The study's configuration (YAML), or its output folder for the last one.", metavar="CONFIG"),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, for example search.trials=8."),
@@ -63,7 +67,6 @@ def set_output(
 
 def study_of(config: Path | None, overrides: list[str] | None, write: bool = True) -> Any:
     """The study of a configuration file (None: the embedded default) with `--set` applied."""
-    from align_ray.config_file import load_config
     from align_ray.errors import ConfigError
     from align_ray.pipeline import open_study
 
@@ -78,8 +81,36 @@ def study_of(config: Path | None, overrides: list[str] | None, write: bool = Tru
             raise ConfigError(
                 f"--set {field}: the value is not valid YAML ({str(error).splitlines()[0]}); quote it."
             ) from None
-    config_ = load_config(config, values)
-    return open_study(config_, say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write)
+    return open_study(
+        config_of(config, values), say=lambda line: lines.print(line, highlight=False, soft_wrap=True), write=write
+    )
+
+
+def config_of(place: Path | None, values: dict[str, Any] | None = None) -> Any:
+    """The configuration in a file (None: the embedded default), or the last one of an output folder, wherever that
+    folder is now and was named from. Its relative sources are relative to where it was started: this process goes
+    there, so that paths of the command line are made absolute before (`from_here`)."""
+    from align_ray.answers import answer_id, answers
+    from align_ray.config_file import load_config
+    from align_ray.errors import ConfigError
+    from align_ray.store import Store
+
+    if place is None or not place.is_dir():
+        return load_config(place, values)
+    folder = place.resolve()
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{place}: no output folder of a study, which holds config.yaml; name that or a YAML file.")
+    config = load_config(folder / "config.yaml", {"output": str(folder), **(values or {})})
+    known = answers(Store(str(folder)))
+    last = next((a for a in known if a.id == answer_id(config)), known[0] if known else None)
+    if last and Path(last.started_in).is_dir():
+        os.chdir(last.started_in)
+    return config
+
+
+def from_here(place: str) -> str:
+    """A path or URI that means the same from another folder."""
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def tokens_of(answer: str) -> int:

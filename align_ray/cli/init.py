@@ -39,7 +39,12 @@ def init(
     ] = None,
     probe: Annotated[str, typer.Option(help="The probe: embedded, smollm2, a folder or a hub id.")] = "embedded",
     tokens: Annotated[
-        int | None, typer.Option(parser=tokens_of, metavar="TOKENS", help="Training tokens the mixture is meant for.")
+        int | None,
+        typer.Option(
+            parser=tokens_of,
+            metavar="TOKENS",
+            help="Training tokens the mixture is meant for; default: about what the candidates hold.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
@@ -55,8 +60,9 @@ def _init(
     tokens: int | None,
     force: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    from align_ray.cli.starter import look, proposed_name, shown_examples, write
-    from align_ray.config import Config
+    from align_ray.cli.starter import budget_for, look, proposed_name, shown_examples, write
+    from align_ray.config import Corpus
+    from align_ray.corpora.contents import contents
 
     if path.exists() and not force:
         raise ConfigError(f"{path} exists; add --force to overwrite it, or name another file.")
@@ -92,7 +98,10 @@ def _init(
     for name in columns.keys() - names:
         raise ConfigError(f"--column {name}: the corpora are {', '.join(sorted(names))}.")
     output = output or f"runs/{proposed_name(path.name)}"
-    tokens = tokens or Config.model_fields["search"].default.token_budget
+    held = {c["name"]: contents(Corpus.model_validate(c)) for found in corpora.values() for c in found}
+    budget, why = budget_for([held[c["name"]] for c in corpora["candidates"]])
+    said = "" if tokens else why
+    tokens = tokens or budget
     if missing and ask is not None:
         output = ask("folder or URI for the results", output, str)
         tokens = ask("training tokens the mixture is meant for", str(tokens), _tokens)
@@ -109,8 +118,13 @@ def _init(
                 markup=False,
                 soft_wrap=True,
             )
+            out.print(f"  {held[corpus['name']]}", highlight=False, markup=False, soft_wrap=True)
+            if mixed := held[corpus["name"]].mixed():
+                out.print(f"  [yellow]warning:[/yellow] {escape(mixed)}", highlight=False, soft_wrap=True)
             for example in shown_examples(corpus):
                 out.print(example, highlight=False, soft_wrap=True)
+    if said and tokens == budget:
+        out.print(f"search.token_budget: {tokens:,}, {said}", highlight=False, soft_wrap=True)
     file = shlex.quote(str(path))
     out.print(
         f"{path} is written.\ncheck: align-ray doctor {file}\nnext:  align-ray run {file}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from align_ray.cli import answers as cli_answers
 from align_ray.cli import init as cli_init
 from align_ray.cli import mixture as cli_mixture
 from align_ray.cli import select as cli_select
@@ -40,14 +41,23 @@ app = typer.Typer(
 )
 app.callback(help=__doc__)(set_output)
 
+START = "Start here"
+STAGES = "One stage, from what earlier ones stored"
+ANSWERS = "Look at answers"
+DOUBT = "Doubt the answer"
+HAND_OVER = "Hand the mixture over"
+OWN = "Mixtures and runs of your own"
+
 
 def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     from align_ray import pipeline
+    from align_ray.answers import answer_id, answers
     from align_ray.reporting.headline import headline
     from align_ray.reporting.tracking import tracking_uri
     from align_ray.stages import need, stored
 
     study = study_of(config, overrides)
+    earlier = answers(study.store)
     try:
         where = pipeline.run(study)
     except CapReached as stop:
@@ -75,6 +85,9 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
         out.print(f"for {study.config.search.token_budget:,} tokens:", highlight=False)
         show_result(mixture)
     show_costs(study)
+    now = next((answer for answer in answers(study.store) if answer.id == answer_id(study.config)), None)
+    if earlier and now:
+        cli_answers.say_what_changed(earlier[0], now)
     uri = tracking_uri(study.config)
     out.print(f"report: {where}\nMLflow: {uri}", highlight=False, soft_wrap=True)
     found = {"alignment": aligned, **({"choice": chosen} if chosen else {}), "search": mixture, "finetune": trained}
@@ -102,7 +115,7 @@ def _plan(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     return plan
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def run(
     config: Path_,
     set_: Set = None,
@@ -117,7 +130,7 @@ def run(
     guard(lambda: (_plan if dry_run else _run)(config, set_))
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def demo(set_: Set = None) -> None:
     """Run the embedded default: no configuration, no download, no GPU.
 
@@ -149,7 +162,7 @@ def _stage(
     guard(work)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def embed(config: Path_, set_: Set = None) -> None:
     """Draw the corpora and compute their missing Fisher embeddings.
 
@@ -158,7 +171,7 @@ def embed(config: Path_, set_: Set = None) -> None:
     _stage("embed", config, set_, _print)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def align(
     config: Path_,
     noise_floor: Annotated[
@@ -197,7 +210,7 @@ def noise(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
     guard(refuse)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def contamination(
     config: Path_,
     top: Annotated[
@@ -213,7 +226,7 @@ def contamination(
     _stage("contamination", config, set_, _print, top)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def samples(config: Path_, set_: Set = None) -> None:
     """Score single sequences of every corpus: the most and the least aligned ones of the report.
 
@@ -222,7 +235,7 @@ def samples(config: Path_, set_: Set = None) -> None:
     _stage("samples", config, set_, _print)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def choose(config: Path_, set_: Set = None) -> None:
     """Compare candidates by short trainings: all are trained a little, those with hope go on.
 
@@ -231,7 +244,7 @@ def choose(config: Path_, set_: Set = None) -> None:
     _stage("choose", config, set_, _print)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def search(config: Path_, set_: Set = None) -> None:
     """Search the mixture weights, from stored embeddings.
 
@@ -240,7 +253,7 @@ def search(config: Path_, set_: Set = None) -> None:
     _stage("search", config, set_, _print)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def finetune(config: Path_, set_: Set = None) -> None:
     """Fine-tune on every candidate, the found mixture and the uniform one.
 
@@ -249,7 +262,7 @@ def finetune(config: Path_, set_: Set = None) -> None:
     _stage("finetune", config, set_, _print)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report(config: Path_, set_: Set = None) -> None:
     """Write the HTML report from what is stored.
 
@@ -266,7 +279,7 @@ def report(config: Path_, set_: Set = None) -> None:
     guard(work)
 
 
-@app.command()
+@app.command(rich_help_panel=DOUBT)
 def validate(
     config: Path_,
     mixture: Annotated[
@@ -281,7 +294,7 @@ def validate(
     _stage("validate", config, set_, _print, tuple(mixture or ()))
 
 
-@app.command()
+@app.command(rich_help_panel=DOUBT)
 def robustness(
     config: Path_,
     probe: Annotated[list[str] | None, typer.Option(help="A further probe, as probe.model; repeatable.")] = None,
@@ -317,7 +330,7 @@ def robustness(
     guard(work)
 
 
-@app.command()
+@app.command(rich_help_panel=DOUBT)
 def study(
     config: Annotated[Path | None, typer.Argument(help="The study's configuration (YAML).")] = None,
     published: Annotated[
@@ -347,19 +360,15 @@ def study(
     guard(work)
 
 
-COMMANDS = (
-    cli_init.init,
-    cli_init.doctor,
-    cli_mixture.export,
-    cli_mixture.materialise,
-    cli_mixture.fit,
-    cli_mixture.propose,
-    cli_mixture.score,
-    cli_select.select,
-    cli_ui.ui,
-)
-for command in COMMANDS:
-    app.command()(command)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    START: {"init": cli_init.init, "doctor": cli_init.doctor},
+    ANSWERS: {"list": cli_answers.list_, "compare": cli_answers.compare, "ui": cli_ui.ui},
+    HAND_OVER: {"export": cli_mixture.export, "materialise": cli_mixture.materialise, "select": cli_select.select},
+    OWN: {"score": cli_mixture.score, "fit": cli_mixture.fit, "propose": cli_mixture.propose},
+}
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 
 
 def job(stage: str) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from align_ray.cli.common import Path_, Set, guard, study_of, tokens_of
+from align_ray.cli.common import Path_, Set, from_here, guard, study_of, tokens_of
+from align_ray.errors import ConfigError
 from align_ray.reporting.tables import out, plain_table
 
 Recipe = Annotated[Path, typer.Argument(help="recipe.json of a study.", metavar="RECIPE")]
@@ -47,7 +48,11 @@ def export(
         if tokenizer:
             check_tokenizer(found, tokenizer, force)
         path = file or recipe.with_name(writer.file)
-        path.write_text(writer.write(found, data), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(writer.write(found, data), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out {path}: cannot be written ({error.strerror}); name another file.") from None
         out.print(f"{path} (weights count {writer.unit})", highlight=False, soft_wrap=True)
         return {"path": str(path), "format": format_, "weights_count": writer.unit}
 
@@ -78,6 +83,7 @@ def materialise(
         from align_ray.runtime import connect
         from align_ray.store import Store
 
+        place = from_here(folder)
         opened = study_of(config, set_)
         recipe = pipeline.recipe(opened)
         if tokenizer:
@@ -85,7 +91,7 @@ def materialise(
         located = locate_probe(ProbeName(tokenizer)) if tokenizer else opened.probe
         connect(opened.config.cluster)
         budget = tokens or recipe["token_budget"]
-        store = Store(folder)
+        store = Store(place)
         store.check_writable()
         manifest = write_shards(opened.config.candidates, recipe["weights"], budget, located, opened.config.seed, store)
         table = plain_table(f"{store.uri}: {manifest['total_tokens']:,} tokens in {len(manifest['files'])} shards")
@@ -101,8 +107,10 @@ def materialise(
     guard(work)
 
 
-Mixtures = Annotated[Path, typer.Option(help="CSV: a column that names the run, one of weights a domain.")]
-Metrics = Annotated[Path, typer.Option(help="CSV: the run, one column a metric (lower is better).")]
+Mixtures = Annotated[
+    Path, typer.Option(help="CSV: a column that names the run, one of weights a domain.", resolve_path=True)
+]
+Metrics = Annotated[Path, typer.Option(help="CSV: the run, one column a metric (lower is better).", resolve_path=True)]
 Metric = Annotated[list[str] | None, typer.Option("--metric", help="Use this metric; repeatable. Default: all.")]
 
 
@@ -207,7 +215,8 @@ def propose(
 def score(
     config: Path_,
     mixtures: Annotated[
-        Path, typer.Option(help="CSV: first column a mixture's name, one column of weights a candidate.")
+        Path,
+        typer.Option(help="CSV: first column a mixture's name, one column of weights a candidate.", resolve_path=True),
     ],
     set_: Set = None,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from align_ray.cli.common import Path_, Set, guard, study_of, tokens_of
+from align_ray.cli.common import Path_, Set, from_here, guard, study_of, tokens_of
 from align_ray.errors import ConfigError
 from align_ray.reporting.tables import out, plain_table
 
@@ -53,13 +53,13 @@ def select(
             raise ConfigError("give one of --documents, --tokens and --fraction (above 0), the amount to select.")
         if method not in METHODS:
             raise ConfigError(f"--method {method}: choose one of {', '.join(METHODS)}.")
+        place = Store(from_here(folder))
         opened = study_of(config, set_)
         study = opened.config
         chosen = selection.named(study.candidates, corpus, "--corpus", "candidates")
         goal = selection.named(study.targets, target, "--target", "targets")
         refuse_unscorable(study.embedding)
         evidence = pipeline.evidence_of(opened)
-        place = Store(folder)
         with charged(opened, "select"):
             result = selection.select(opened, evidence, chosen, goal, given[0], place, method)
         show_selection(result, place.uri)

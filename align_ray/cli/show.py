@@ -119,6 +119,8 @@ def show_prediction(result: "Prediction", folder: str) -> None:
 
 def show_plan(study: "Study", plan: dict[str, Any]) -> None:
     """Print what a run would read and do, and what that costs (see `estimate.estimate`)."""
+    from align_ray.corpora.contents import size_of
+
     config = study.config
     table = plain_table("corpora")
     table.add_column("corpus", overflow="fold")
@@ -130,52 +132,76 @@ def show_plan(study: "Study", plan: dict[str, Any]) -> None:
         role = "target" if corpus in config.targets else "replay" if corpus == config.replay else "candidate"
         table.add_row(corpus.name, role, f"{size / 1e6:,.1f} MB" if size else "unknown", corpus.where)
     out.print(table)
+    priced = config.cost.price_per_hour is not None
     table = plain_table("at most (stored results are not computed again)")
     table.add_column("stage")
-    for column in ("tokens", "worker-hours", plan["currency"]):
+    for column in ("tokens", "worker-hours", *([plan["currency"]] if priced else [])):
         table.add_column(column, justify="right")
     for stage, row in plan["stages"].items():
-        table.add_row(f"{stage} (if asked for)" if stage == "validate" else stage, f"{row['tokens']:,}", *_spent(row))
-    total = {
-        k: sum(r[k] or 0 for s, r in plan["stages"].items() if s != "validate")
-        for k in ("tokens", "worker_seconds", "cost")
-    }
-    table.add_row(
-        "run",
-        f"{total['tokens']:,}",
-        *_spent(total | ({} if config.cost.price_per_hour else {"cost": None})),
-        style="bold",
-    )
+        name = f"{stage} (if asked for)" if stage == "validate" else stage
+        table.add_row(name, f"{row['tokens']:,}", *_spent(row, priced))
+        for rung in plan["rungs"] if stage == "choose" else []:
+            reached = f"  to {rung['share']:.0%} of each training"
+            table.add_row(reached, "", f"{rung['worker_seconds'] / 3600:.3f}", style="dim")
+    of_run = [row for stage, row in plan["stages"].items() if stage != "validate"]
+    total = {k: sum(row[k] or 0 for row in of_run) for k in ("tokens", "worker_seconds", "cost")}
+    table.add_row("run", f"{total['tokens']:,}", *_spent(total, priced), style="bold")
     out.print(table)
-    rate, memory = plan["rate"], plan["memory"]
+    rate, memory, kept = plan["rate"], plan["memory"], plan["kept"]
     there = f" of {memory['there'] / 1e9:.1f}" if memory["there"] else ""
     cap = f"; stops at {config.cost.max_cost:g} {plan['currency']}" if config.cost.max_cost else ""
-    out.print(
-        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s ({rate['tflops']:.3g} TFLOP/s, "
-        f"{rate['source']}){cap}\n"
-        f"a training needs {memory['total'] / 1e9:.2f}{there} GB of a worker's memory, by formula\n"
-        f"output: {study.store.uri}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    lines = [
+        f"about {_time(plan['seconds'])} {_where(plan)}",
+        f"a worker embeds {rate['tokens_per_second']:,.0f} tokens/s "
+        f"({rate['tflops']:.3g} TFLOP/s, {rate['source']}){cap}",
+        f"a training needs {memory['total'] / 1e9:.2f}{there} GB of a worker's memory, by formula",
+    ]
+    if kept.get("weights"):
+        lines.append(f"kept weights: {size_of(kept['bytes'])} at most, of {kept['weights']} trainings")
+    if kept.get("states"):
+        lines.append(
+            f"state of trainings that wait for their next rung: {size_of(kept['state_bytes'])} at most, of "
+            f"{kept['states']}; gone when they end"
+        )
+    out.print("\n".join([*lines, f"output: {study.store.uri}"]), highlight=False, soft_wrap=True)
 
 
-def _spent(row: dict[str, Any]) -> tuple[str, str]:
-    return f"{row['worker_seconds'] / 3600:.3f}", "" if row["cost"] is None else f"{row['cost']:.2f}"
+def _time(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _where(plan: dict[str, Any]) -> str:
+    import os
+
+    if plan["workers"] is None:
+        return "on one worker of the cluster; more of them share the work"
+    here = f"on these {os.cpu_count()} cores" if plan["rate"]["device"] == "CPU" else "on this machine's GPUs"
+    return f"{here} ({plan['workers']} worker{'s' * (plan['workers'] > 1)})"
+
+
+def _spent(row: dict[str, Any], priced: bool) -> list[str]:
+    hours = f"{row['worker_seconds'] / 3600:.3f}"
+    return [hours, "" if row["cost"] is None else f"{row['cost']:.2f}"] if priced else [hours]
 
 
 def show_costs(study: "Study") -> None:
-    """Print what every stage has cost beside what was estimated."""
+    """Print what every stage has cost beside what was estimated; money where a worker has a price."""
     from align_ray.spending import costs
 
     planned, table = study.store.read_json("estimate.json"), plain_table("cost of this run")
+    money = [planned["currency"]] if study.config.cost.price_per_hour is not None else []
     table.add_column("stage")
-    for column in ("seconds", "worker-hours", "estimated", planned["currency"], "estimated"):
+    for column in ("seconds", "worker-hours", "estimated", *(part for unit in money for part in (unit, "estimated"))):
         table.add_column(column, justify="right")
     for stage, row in costs(study.store).items():
-        before = _spent(planned["stages"][stage]) if stage in planned["stages"] else ("", "")
-        hours, money = _spent(row)
-        table.add_row(stage, f"{row['seconds']:.1f}", hours, before[0], money, before[1])
+        before = _spent(planned["stages"][stage], bool(money)) if stage in planned["stages"] else ["", ""]
+        pairs = zip(_spent(row, bool(money)), before, strict=False)
+        table.add_row(stage, f"{row['seconds']:.1f}", *(cell for pair in pairs for cell in pair))
     out.print(table)
 
 

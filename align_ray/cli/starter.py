@@ -12,10 +12,12 @@ from rich.text import Text
 
 from align_ray.config import Config, Corpus, to_yaml
 from align_ray.config_file import validated
-from align_ray.corpora.examples import examples
+from align_ray.corpora.contents import Contents
+from align_ray.corpora.examples import examples, marked
 from align_ray.corpora.formats import TEXT_COLUMNS, doubtful, recognise, text_columns
 from align_ray.corpora.sources import check_corpus, first_records, plan_fragments
 from align_ray.errors import ConfigError
+from align_ray.mixture.constraints import round_tokens
 
 FEW_FILES = 32
 """So many plain-text files or fewer are read by paragraph: a file each would give too few documents."""
@@ -152,10 +154,10 @@ def _text_fields(
 
 
 def shown_examples(corpus: dict[str, Any]) -> list[Text]:
-    """The first texts of a corpus whose completions alone count, those between marks; none of another one."""
+    """The first texts of a corpus, in one line each; where completions alone count, those between marks and whole."""
     made = Corpus.model_validate(corpus)
     if made.chat is None and made.completion is None:
-        return []
+        return [Text(f"  | {marked(parts)}", style="dim") for parts in examples(made, shown=LINE)]
     found: list[Text] = []
     for parts in examples(made):
         shown = Text("  ")
@@ -165,6 +167,24 @@ def shown_examples(corpus: dict[str, Any]) -> list[Text]:
         found.append(shown)
     head = "  what counts stands in \u00ab\u00bb; conversations are written by the probe's chat template if it has one"
     return [Text(head), *found]
+
+
+LINE = 110
+"""Characters of an example in one line."""
+BYTES_A_TOKEN = 4.0
+
+
+def budget_for(candidates: list[Contents]) -> tuple[int, str]:
+    """A token budget, and why: about what the candidates hold together, so that none has to be repeated and some may
+    be; the default where a source does not tell its size."""
+    if not all(found.text_bytes for found in candidates):
+        default = Config.model_fields["search"].default.token_budget
+        return default, "the default, since not every source tells its size; set what you mean to train on"
+    tokens = round_tokens(sum(found.text_bytes for found in candidates) / BYTES_A_TOKEN)
+    return tokens, (
+        f"about what the candidates hold ({BYTES_A_TOKEN:g} bytes a token); --tokens sets what you mean to train on, "
+        "and with much more the repetition limit decides the mixture"
+    )
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

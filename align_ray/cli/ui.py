@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from align_ray.cli.common import guard
-from align_ray.config_file import load_config
+from align_ray.cli.common import config_of, guard
 from align_ray.errors import ConfigError
 from align_ray.reporting.tables import out
 
@@ -30,8 +29,8 @@ def ui(
 def _serve(study: Path, port: int) -> None:
     from align_ray.store import Store
 
-    file = study / "config.yaml" if study.is_dir() else study
-    uri, store = local_tracking(file), Store(load_config(file).output)
+    study = study.resolve()
+    uri, store = local_tracking(study), Store(config_of(study).output)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -54,7 +53,7 @@ def local_tracking(config: Path) -> str:
     """The SQLite store of a study; raises ConfigError where it is tracked elsewhere or holds no store yet."""
     from align_ray.reporting.tracking import tracking_uri
 
-    known = load_config(config)
+    known = config_of(config)
     uri = tracking_uri(known)
     kind, _, path = uri.partition(":///")
     if kind != "sqlite":

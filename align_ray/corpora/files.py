@@ -57,10 +57,30 @@ class Fragment:
 
 
 def fragments_of_files(corpus: Corpus) -> list[Fragment]:
-    """All files in parts. Beside data files (JSON, Parquet, tables) plain text is no data: a README, a licence."""
+    """All files in parts. Beside data files (JSON, Parquet, tables) plain text is no data, and in a folder of texts
+    neither is a README or a licence, unless there is nothing else."""
+    return _data_and_rest(corpus)[0]
+
+
+def files_left_out(corpus: Corpus) -> list[str]:
+    """Names of the files of a source that are no data (see `fragments_of_files`)."""
+    return sorted({PurePosixPath(f.path).name for f in _data_and_rest(corpus)[1]})
+
+
+ABOUT_DATA = re.compile(r"(readme|licen[cs]e|copying)([-._]\w+)*", re.IGNORECASE)
+"""Names of files about a folder's texts."""
+
+
+def _data_and_rest(corpus: Corpus) -> tuple[list[Fragment], list[Fragment]]:
     found = [fragment for info in files_of(corpus) for fragment in _file_fragments(corpus, info)]
-    tables = [f for f in found if f.kind not in ("text", "unusable")]
-    return [f for f in found if f.kind != "text"] if tables else found
+    if any(f.kind not in ("text", "unusable") for f in found):
+        rest = [f for f in found if f.kind == "text"]
+    else:
+        named = {filesystem(corpus, source)[1] for source in corpus.sources}
+        rest = [f for f in found if ABOUT_DATA.fullmatch(PurePosixPath(f.path).name) and f.path not in named]
+        if len(rest) == len(found) or any(WILD & set(source) for source in corpus.sources):
+            rest = []
+    return [f for f in found if f not in rest], rest
 
 
 def filesystem(corpus: Corpus, source: str | None = None) -> tuple[pafs.FileSystem, str]:

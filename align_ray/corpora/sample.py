@@ -40,7 +40,8 @@ class CorpusSample:
 
 
 def sample_corpora(study: Study) -> dict[str, Any]:
-    """Draw every corpus and write its batches; returns and stores the counts by corpus (corpora.json).
+    """Draw every corpus and write its batches; returns and stores the counts by corpus (corpora.json). What was drawn
+    before is replaced when all of it is drawn, so that a source that cannot be read changes nothing.
 
     Documents of a target are split by their key: one half is embedded, the other is the held-out text on which
     fine-tuning is judged. A candidate's document that is also a target's (same text) is left out and counted as
@@ -62,7 +63,6 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         *((c, candidate_tokens, for_batches) for c in config.candidates),
         *((c, 2 * max(replay_tokens(config), tune.eval_tokens), 2 * halves) for c in [config.replay] if c),
     ]
-    store.write_json("corpora.json", {})  # until all rows are written, no result belongs to what is there
     rejects: list[dict[str, str]] = []
     sketches: dict[str, np.ndarray] = {}
     for corpus, drawn in draw_corpora(wanted, sampling, config.seed, tokenizer):
@@ -100,7 +100,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         if is_replay and 0 in (len(sample.training), len(sample.heldout)):
             raise CorpusError(f"corpus '{corpus.name}' holds too little text for replay; give more documents.")
         _say_if_short(study, corpus.name, sample, is_target, wanted_tokens)
-        _write_sample(store, corpus.name, sample)
+        _write_sample(store, f"drawn/{corpus.name}.parquet", sample)
         ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
         report[corpus.name] = {
             "role": "target" if is_target else "replay" if is_replay else "candidate",
@@ -113,6 +113,9 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     for name, shared in shared_documents(sketches).items():
         report[name]["shared_with"] = shared
         _say_what_is_shared(study, name, shared)
+    store.write_json("corpora.json", {})  # until all rows are there, no result belongs to them
+    for name in report:
+        store.move(f"drawn/{name}.parquet", f"corpora/{name}.parquet")
     store.write_json("corpora.json", report)
     return report
 
@@ -195,7 +198,7 @@ def _say_if_short(study: Study, name: str, sample: CorpusSample, is_target: bool
         study.say(f"note: '{name}' gives {rows.tokens:,} of {wanted:,} {what} tokens: {then}")
 
 
-def _write_sample(store: Store, name: str, sample: CorpusSample) -> None:
+def _write_sample(store: Store, file: str, sample: CorpusSample) -> None:
     parts = {"batches": sample.batches}
     for part in ROWS:
         parts |= {f"{part}.{field}": array for field, array in vars(getattr(sample, part)).items()}
@@ -205,7 +208,7 @@ def _write_sample(store: Store, name: str, sample: CorpusSample) -> None:
         "shape": [list(array.shape) for array in parts.values()],
         "values": [np.ascontiguousarray(array).tobytes() for array in parts.values()],
     }
-    store.write_table(f"corpora/{name}.parquet", pa.table(rows))
+    store.write_table(file, pa.table(rows))
 
 
 ROWS = ("training", "heldout")

@@ -45,10 +45,103 @@ def _yaml(value: Any) -> str:
 
 
 def huggingface(recipe: dict[str, Any], data: str) -> str:
-    """Arguments of `datasets.interleave_datasets`, and the names of the data sets in their order."""
-    shares = _present(row_shares(recipe))
-    arguments = {"probabilities": list(shares.values()), "seed": recipe["seed"], "stopping_strategy": "all_exhausted"}
-    return json.dumps({"datasets": list(shares), "interleave_datasets": arguments}, indent=1)
+    """Python that gives the mixture as one stream of `datasets`: documents by `interleave_datasets`.
+
+    Corpora are read from where the study read them, or from `data`/NAME/*.parquet. Every one starts again at its end,
+    and the stream ends with the budget: of the library's own ways to stop, `first_exhausted` would end with the
+    smallest corpus, and `all_exhausted` with the largest. Raises ConfigError for conversations, which a template
+    must render.
+    """
+    shares, corpora = _present(row_shares(recipe)), recipe["corpora"]
+    wanted = sum(w * corpora[n]["documents"] / corpora[n]["tokens"] for n, w in recipe["weights"].items())
+    return SNIPPET.format(
+        answer=recipe.get("answer", ""),
+        tokens=recipe["token_budget"],
+        seed=recipe["seed"],
+        documents=max(1, round(wanted * recipe["token_budget"])),
+        probabilities="".join(f"    {name!r}: {share!r},\n" for name, share in shares.items()),
+        corpora="".join(f"    {n!r}: {_loaded(n, corpora[n], data)},\n" for n in shares),
+    )
+
+
+SNIPPET = '''\
+"""The mixture of align-ray's recipe {answer} as one stream of documents (pip install datasets).
+
+Relative paths are relative to where the study was started.
+"""
+
+from datasets import interleave_datasets, load_dataset
+
+SEED = {seed}
+DOCUMENTS = {documents}  # about {tokens:,} tokens
+PROBABILITIES = {{  # of documents: shares of tokens over mean tokens a document
+{probabilities}}}
+BUFFER = 10_000  # documents that are shuffled together
+
+
+def texts(rows, text):
+    """Every row's text, shuffled, again and again."""
+    plain = rows.map(lambda row: {{"text": text(row)}}).select_columns(["text"])
+    return plain.shuffle(seed=SEED, buffer_size=BUFFER).repeat(None)
+
+
+CORPORA = {{
+{corpora}}}
+
+mixture = interleave_datasets(
+    [CORPORA[name] for name in PROBABILITIES],
+    probabilities=list(PROBABILITIES.values()),
+    seed=SEED,
+    stopping_strategy="first_exhausted",  # none is: they repeat, and the budget ends the mixture
+).take(DOCUMENTS)
+'''
+LOADERS = {
+    ".parquet": "parquet", ".pq": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv",
+    ".tsv": "csv", ".arrow": "arrow",
+}  # fmt: skip
+"""By suffix, how `datasets` calls a kind of file; the others are text."""
+
+
+def _loaded(name: str, corpus: dict[str, Any], data: str) -> str:
+    """A line of Python that reads a corpus, as the recipe describes it."""
+    how = "split='train', streaming=True"
+    if data:
+        files = _at(data, f"{name}/*.parquet")
+        return f"texts(load_dataset('parquet', data_files={files!r}, {how}), lambda row: row['text'])"
+    if "source" not in corpus:
+        raise ConfigError(
+            f"corpus '{name}': the recipe does not say where it is; give --data, a folder with all of them."
+        )
+    if corpus.get("chat") or corpus.get("completion"):
+        raise ConfigError(
+            f"corpus '{name}' holds conversations, which datasets does not render; write texts with align-ray "
+            "materialise (or give --data, a folder with Parquet files of texts by corpus)."
+        )
+    template, column = corpus.get("template"), corpus.get("column", "text")
+    text = f"lambda row: {template!r}.format(**row)" if template else f"lambda row: row{_keys(column)}"
+    sources = [corpus["source"]] if isinstance(corpus["source"], str) else list(corpus["source"])
+    first = sources[0]
+    if first.startswith("installed:"):
+        raise ConfigError(
+            f"corpus '{name}' is text of this installation ({first}); write it with align-ray materialise and give its "
+            "folder with --data."
+        )
+    if first.startswith("hf://") and not first.startswith("hf://datasets/"):
+        subset = f"{corpus['subset']!r}, " if corpus.get("subset") else ""
+        split = f"split={corpus.get('split', 'train')!r}, streaming=True"
+        return f"texts(load_dataset({first.removeprefix('hf://')!r}, {subset}{split}), {text})"
+    suffixes = [s.lower() for s in PurePosixPath(first).suffixes]
+    kind = next((LOADERS[s] for s in reversed(suffixes) if s in LOADERS), None)
+    if kind is None and not suffixes:  # a folder: its files say
+        return f"texts(load_dataset({first!r}, {how}), {text})"
+    by = {"paragraph": ", sample_by='paragraph'", "document": ", sample_by='document'"}
+    kind, more = (kind, "") if kind else ("text", by.get(corpus.get("sample_by", "document"), ""))
+    return f"texts(load_dataset({kind!r}, data_files={sources!r}, {how}{more}), {text})"
+
+
+def _keys(column: str) -> str:
+    """Subscripts of a column, or of a nested one such as `doc.body`."""
+    return "".join(f"[{part!r}]" for part in column.split("."))
 
 
 def trl(recipe: dict[str, Any], data: str) -> str:
@@ -107,7 +200,7 @@ def doremi(recipe: dict[str, Any], data: str) -> str:
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "huggingface": Exporter("interleave.json", "documents", huggingface),
+    "huggingface": Exporter("interleave.py", "documents", huggingface),
     "trl": Exporter("trl.yaml", "documents (materialised)", trl),
     "axolotl": Exporter("axolotl.yaml", "documents (materialised)", axolotl),
     "megatron": Exporter("megatron_blend.txt", "tokens", megatron),

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from align_ray.answers import answer_id
 from align_ray.config import Name, digest
 from align_ray.context import Study
 from align_ray.errors import ConfigError
@@ -28,7 +29,8 @@ FORMAT = "align-ray recipe 1"
 def make_recipe(study: Study, found: Mixture, sample: Corpora) -> dict[str, Any]:
     """From the stored results of the search and embedding stages.
 
-    Weights are shares of tokens of the probe's tokenizer. `corpora[name]`: how to read it, its documents, tokens
+    `answer`: to which answer of the output folder it belongs (`align-ray list`). Weights are shares of tokens of the
+    probe's tokenizer. `corpora[name]`: how to read it, its documents, tokens
     (estimated from its bytes) and the epochs the budget takes of it.
     """
     config = study.config
@@ -45,6 +47,7 @@ def make_recipe(study: Study, found: Mixture, sample: Corpora) -> dict[str, Any]
     }
     return {
         "format": FORMAT,
+        "answer": answer_id(config),
         "unit": "share of tokens",
         "weights": best.weights,
         "token_budget": config.search.token_budget,

@@ -78,6 +78,31 @@ def constraints_of(search: Search, tokens: dict[str, int]) -> Constraints:
     return Constraints(names, lower, upper, caps, _prior(search, names, available), most, per_token)
 
 
+def round_tokens(count: float) -> int:
+    """A number of tokens to one significant digit: 1,234,567 gives 1,000,000."""
+    return max(1, int(float(f"{count:.0e}")))
+
+
+FREE = 0.05
+"""Share of the token budget that may go to one corpus or another, below which the constraints leave no choice."""
+
+
+def no_choice(search: Search, constraints: Constraints) -> str:
+    """A sentence where bounds and repetition limits leave the weights next to no choice; "" where there is one."""
+    most = float(constraints.upper.sum())
+    free = max(0.0, min(most - 1, 1 - float(constraints.lower.sum())))
+    if free >= FREE:
+        return ""
+    if most - 1 > free:
+        return f"The smallest weights leave {free:.1%} of the token budget to choose; lower search.weights."
+    smaller = round_tokens(search.token_budget * most / 2)
+    return (
+        f"The token budget leaves no choice: at search.max_epochs {search.max_epochs:g} the candidates come to "
+        f"{most:.2f} times {search.token_budget:,} tokens, so that {free:.1%} of it can go one way or another. With "
+        f"search.token_budget {smaller:,} about half could."
+    )
+
+
 def _prior(search: Search, names: tuple[str, ...], available: np.ndarray) -> np.ndarray:
     if search.prior == "uniform":
         return np.full(len(names), 1 / len(names))

@@ -18,6 +18,7 @@ from align_ray.mixture.constraints import (
     Constraints,
     constraints_of,
     nearest,
+    no_choice,
     only_mixture,
     restricted,
     satisfied,
@@ -226,14 +227,9 @@ def mixture_warnings(
     config: Config, constraints: Constraints, tokens: dict[str, int], noise: dict[str, Any]
 ) -> list[str]:
     """What a user must know before using the mixture, one sentence each. What limits each corpus is in `weights`."""
-    lines = []
+    lines = [line] if (line := no_choice(config.search, constraints)) else []
     room = config.search.max_epochs * sum(tokens.values()) / config.search.token_budget
-    if only_mixture(constraints) is not None:
-        lines.append(
-            "The budget and the limits leave no choice: this is the only mixture that keeps to them; lower "
-            "search.token_budget, raise search.max_epochs or add text."
-        )
-    elif room < LITTLE:
+    if not lines and room < LITTLE:
         lines.append(
             f"The budget leaves little choice: it takes {1 / room:.0%} of all the text there is at search.max_epochs "
             f"({config.search.max_epochs:g}), so most weights follow from how much each corpus holds."

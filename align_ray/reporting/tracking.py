@@ -1,5 +1,6 @@
-"""MLflow, from the driver only: one parent run per configuration of a study, child runs for candidates, trials and
-trainings, corpora as datasets, and the recommended mixture as a version of a registered model.
+"""MLflow, from the driver only: one parent run per configuration of a study, which has the answer itself; child runs
+for candidates and trainings; a search's trials as a table, trained ones one level deeper; corpora as datasets, and
+the recommended mixture as a version of a registered model.
 
 Workers never talk to MLflow: a new SQLite store that several processes meet at once is destroyed (hydraflow#245).
 Whatever is tracked again as it stands there is left alone, so that a stage that is run again leaves no second copy.
@@ -10,16 +11,18 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from align_ray.answers import answer_id
 from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
 from align_ray.reporting.choices import Choice
-from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation
+from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation, verdict_of
 from align_ray.reporting.values import Verdict
 from align_ray.store import Store
 
@@ -34,6 +37,8 @@ class Tracker:
     uri: str
     experiment_id: str
     run_id: str
+    since: int | None = None
+    """When the stage that is tracked was started, milliseconds since the epoch: its runs' start."""
 
     def _client(self) -> Any:
         from mlflow import MlflowClient
@@ -68,21 +73,43 @@ class Tracker:
         _log(client, self.run_id, {}, new)
 
     def child(
-        self, name: str, kind: str, params: dict[str, Any], values: dict[str, float], series: Series | None = None
-    ) -> None:
-        """A finished child run; one of the same name and kind is left alone where it says the same, else replaced."""
+        self,
+        name: str,
+        kind: str,
+        params: dict[str, Any],
+        values: dict[str, float],
+        series: Series | None = None,
+        within: str | None = None,
+    ) -> str:
+        """A finished child run, which lasted as long as its stage, and its id; one of the same name and kind is left
+        alone where it says the same, else replaced. `within`: another child that it belongs to."""
         client = self._client()
         points = {**{key: [(0, value)] for key, value in values.items()}, **(series or {})}
         wanted = _params(params), {key: float(rows[-1][1]) for key, rows in points.items() if rows}
-        tags = {"mlflow.parentRunId": self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
+        tags = {"mlflow.parentRunId": within or self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
         clause = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         for old in client.search_runs([self.experiment_id], clause):
             if (old.data.params, old.data.metrics) == wanted and old.info.status == "FINISHED":
-                return
+                return str(old.info.run_id)
             client.delete_run(old.info.run_id)
-        run = client.create_run(self.experiment_id, tags=tags)
+        run = client.create_run(self.experiment_id, start_time=self.since, tags=tags)
         _log(client, run.info.run_id, params, points)
         client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def table(self, name: str, columns: dict[str, list[Any]]) -> None:
+        """Write a table of the parent run, in the place of the one with that name; MLflow shows it."""
+        self.text(name, json.dumps({"columns": list(columns), "data": list(zip(*columns.values(), strict=True))}))
+        client = self._client()
+        known = {t["path"] for t in json.loads(client.get_run(self.run_id).data.tags.get(TABLES, "[]"))}
+        listed = [{"path": path, "type": "table"} for path in sorted(known | {name})]
+        client.set_tag(self.run_id, TABLES, json.dumps(listed))
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Set tags of the parent run."""
+        client = self._client()
+        for name, value in values.items():
+            client.set_tag(self.run_id, name, value[:5000])
 
     def datasets(self, config: Config, sample: Corpora) -> None:
         """Log every corpus as an MLflow dataset of the parent run: its digest is that of the documents drawn, its
@@ -107,11 +134,10 @@ class Tracker:
     def verdict(self, found: Verdict | None, by: str) -> None:
         """The tags `align_ray.verdict`, `.verdict_why` and `.verdict_by` of the parent run; one by `validate`, which
         compares with more mixtures, stays (as in `verdict_of`)."""
-        client = self._client()
-        known = client.get_run(self.run_id).data.tags.get("align_ray.verdict_by")
+        known = self._client().get_run(self.run_id).data.tags.get("align_ray.verdict_by")
         if found is not None and not (by == "finetune" and known == "validate"):
-            for name, value in {"verdict": found.state, "verdict_why": found.why, "verdict_by": by}.items():
-                client.set_tag(self.run_id, f"align_ray.{name}", value)
+            values = {"verdict": found.state, "verdict_why": found.why, "verdict_by": by}
+            self.tags({f"align_ray.{name}": value for name, value in values.items()})
 
     def text(self, name: str, content: str) -> None:
         """Attach a text file to the parent run; `name` may be a path within its artefacts."""
@@ -125,12 +151,12 @@ class Tracker:
         """
         from mlflow.exceptions import MlflowException
 
-        client, key = self._client(), digest(recipe)
+        client = self._client()
+        key = digest({name: value for name, value in recipe.items() if name != "answer"})
         weights = sorted(recipe["weights"].items(), key=lambda item: -item[1])
         text = ", ".join(f"{name} {w:.1%}" for name, w in weights)
         text = f"Mixture for {', '.join(recipe['targets'])}, {recipe['token_budget']:,} tokens: {text}."
         self.text(f"recipe/{key}/recipe.json", json.dumps(recipe, indent=1))
-        client.set_tag(self.run_id, "mlflow.note.content", text)
         try:
             client.create_registered_model(
                 model,
@@ -203,11 +229,32 @@ def start_tracking(config: Config, store: Store) -> Tracker:
     tracked = config.model_dump(mode="json", exclude={"tracking", "cluster", "cost"})
     key, known = digest(tracked), store.find_json("mlflow-run.json")
     runs = known.get("runs", {}) if isinstance(known, dict) and known.get("uri") == uri else {}
+    if experiment is None or "mlflow.note.content" not in experiment.tags:
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", WHERE_TO_LOOK)
     if key not in runs or not _exists(client, runs[key]):
-        runs[key] = client.create_run(experiment_id, run_name=config.name, tags={"align_ray.kind": "study"}).info.run_id
+        tags = {"align_ray.kind": "study", "align_ray.answer": answer_id(config)}
+        runs[key] = client.create_run(experiment_id, run_name=parent_name(config), tags=tags).info.run_id
         _log(client, runs[key], _study_params(tracked), {})
     store.write_json("mlflow-run.json", {"uri": uri, "experiment_id": experiment_id, "run_id": runs[key], "runs": runs})
     return Tracker(uri, experiment_id, runs[key])
+
+
+TABLES = "mlflow.loggedArtifacts"
+"""The tag by which MLflow's pages know which files are tables."""
+WHERE_TO_LOOK = """\
+Each run at the top is one answer of a study, named by its date and target. Its **description** is the answer: mixture,
+verdict, losses, ranking. Metrics `weight/NAME` are the recommended mixture, `mixture_loss/TARGET` and
+`uniform_loss/TARGET` what was measured. Open it with + for candidates and trainings (tag `align_ray.kind`: alignment,
+choice, finetune, validation). Artifacts hold report.html, recipe.json, ratios.csv and metrics.csv, and the trials of
+the search as a table. The registered model `mixture-NAME` has the recipe under the alias `recommended`.
+"""
+
+
+def parent_name(config: Config) -> str:
+    """What the parent run is called: date, targets, and the study's name."""
+    names = [target.name for target in config.targets]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{datetime.now(UTC):%Y-%m-%d} {shown} ({config.name})"
 
 
 def _artefacts(config: Config, store: Store) -> str | None:
@@ -298,9 +345,13 @@ CHOICE = {"loss": "value", "p_best": "p_best", "p_within": "p_within", "regret":
 def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> None:
     """A child run a trial, the course of the search, and the recommended mixture as a version of a model."""
     found: dict[str, list[tuple[int, float]]] = {"value": [], "penalised": [], "loss": []}
+    trained = [i for i, trial in enumerate(result.trials) if trial.loss is not None]
+    within = tracker.child("search", "search", {"objective": result.objective}, {}) if trained else None
     for i, trial in enumerate(result.trials):
-        values = {k: v for k in ("value", "loss") if (v := getattr(trial, k)) is not None}
-        tracker.child(f"trial-{i:04d}", "trial", _weights(trial.weights), values)
+        if trial.loss is not None:
+            losses = {f"loss/{t}": loss for t, loss in (trial.losses or {}).items()}
+            values = {"loss": trial.loss, **losses}
+            tracker.child(f"trial-{i:04d}", "trial", _weights(trial.weights), values, within=within)
         for name, points in found.items():
             if (value := getattr(trial, name)) is not None:
                 points.append((i, value))
@@ -308,8 +359,14 @@ def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> 
     series = {f"search/{name}": points for name, points in found.items()}
     series[f"search/best_{key}"] = list(enumerate(accumulate((v for _, v in found[key]), better)))
     tracker.series(series)
+    if result.trials:
+        names = list(result.trials[0].weights)
+        columns = {name: [trial.weights.get(name, 0.0) for trial in result.trials] for name in names}
+        measured = {key: [getattr(trial, key) for trial in result.trials] for key in ("value", "penalised", "loss")}
+        kept = {key: values for key, values in measured.items() if any(v is not None for v in values)}
+        tracker.table("search_trials.json", {"trial": list(range(len(result.trials))), **kept, **columns})
     best = result.mixtures["recommended"]
-    tracker.metrics({"mixture_alignment": best.alignment.value, "mixture_value": best.value})
+    tracker.metrics({"mixture_alignment": best.alignment.value, "mixture_value": best.value, **_weights(best.weights)})
     tracker.register(f"mixture-{config.name}", store.read_json("recipe.json"))
 
 
@@ -359,6 +416,36 @@ def prediction(tracker: Tracker, config: Config, store: Store, result: Predictio
             tracker.child(
                 f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses
             )
+
+
+def answer(tracker: Tracker, config: Config, results: Mapping[str, Any], said: str | None, stopped: str) -> None:
+    """The answer on the parent run itself: its description, and tags of verdict and ranking. `results` by the name of
+    their file; `said`: the answer in one sentence; `stopped`: what ended the run early."""
+    found = verdict_of(results, stopped)
+    rankings = {}
+    lines = [f"**{said}**" if said else "No mixture yet.", "", f"Verdict: **{found.state}**: {found.why}"]
+    if mixture := results.get("search"):
+        lines += ["", f"Mixture for {config.search.token_budget:,} tokens:", "", "| corpus | weight |", "|---|---:|"]
+        weights = sorted(mixture.mixtures["recommended"].weights.items(), key=lambda item: -item[1])
+        lines += [f"| {name} | {weight:.1%} |" for name, weight in weights]
+    if trained := results.get("finetune"):
+        for target in next(iter(trained.runs.values())).targets:
+            lines += ["", f"Loss on {target} after training, nats per token:", "", "| trained on | loss | change |"]
+            lines.append("|---|---:|---:|")
+            ordered = sorted(trained.runs.items(), key=lambda item: item[1].targets[target].after)
+            lines += [f"| {n} | {r.targets[target].after:.4f} | {r.targets[target].change:+.4f} |" for n, r in ordered]
+    if aligned := results.get("alignment"):
+        for target, rows in aligned.predicted.ranking.items():
+            rankings[f"align_ray.ranking/{target}"] = order = ", ".join(row.candidate for row in rows)
+            lines += ["", f"Ranking for {target} by word counts: {order}"]
+    if chosen := results.get("choice"):
+        for target, standings in chosen.targets.items():
+            rankings[f"align_ray.ranking/{target}"] = order = ", ".join(standings.candidates)
+            lines += ["", f"Ranking for {target} by short trainings: {order} ({standings.state})"]
+    lines += ["", f"Everything: report.html among the artifacts, and {Store(config.output).uri}"]
+    tracker.tags({"mlflow.note.content": "\n".join(lines), **rankings})
+    if found.state == "not tested":
+        tracker.tags({"align_ray.verdict": found.state, "align_ray.verdict_why": found.why})
 
 
 def _weights(weights: dict[str, float]) -> dict[str, float]:

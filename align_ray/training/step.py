@@ -40,8 +40,11 @@ def prepared(model: Any, lora_rank: int | None, lora_targets: str | list[str], c
     if checkpoint_layers:
         # the second is the name before transformers 5.24
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    if lora_rank is None:
-        return model
+    return model if lora_rank is None else with_adapters(model, lora_rank, lora_targets)
+
+
+def with_adapters(model: Any, lora_rank: int, lora_targets: str | list[str]) -> Any:
+    """The model, frozen but for float32 LoRA adapters. Raises ConfigError where `lora_targets` names no module."""
     from peft import LoraConfig, get_peft_model
 
     given = {"lora_alpha": LORA_SCALE * lora_rank, "target_modules": lora_targets, "task_type": "CAUSAL_LM"}

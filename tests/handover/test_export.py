@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -58,17 +59,55 @@ def test_documents_are_drawn_by_tokens_over_mean_length(recipe):
     assert row_shares(recipe) == pytest.approx({**ROWS, "none": 0.0})
 
 
-def test_hugging_face_interleaves_to_the_tokens_wanted(recipe):
-    from datasets import Dataset, interleave_datasets
+def test_the_hugging_face_export_runs_and_gives_the_tokens_wanted(recipe, tmp_path, monkeypatch):
+    """On local Parquet files, of which one must be repeated and another is longer than the budget."""
+    lengths, sizes = {"web": 100, "code": 200, "books": 400}, {"web": 1000, "code": 60, "books": 40}
+    for name, length in lengths.items():
+        (tmp_path / name).mkdir()
+        texts = [f"{name} {i} " + "w " * (length - 2) for i in range(sizes[name])]
+        pq.write_table(pa.table({"text": texts, "other": [0] * len(texts)}), tmp_path / name / "part.parquet")
+    budget, corpora = 100_000, {n: {"documents": 10, "tokens": 10 * length} for n, length in lengths.items()}
+    found = {**recipe, "token_budget": budget, "corpora": {**recipe["corpora"], **corpora}}
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names: dict = {}
+    exec(written("huggingface", found, str(tmp_path)), names)
+    counted = dict.fromkeys(lengths, 0)
+    for row in names["mixture"]:
+        assert set(row) == {"text"}
+        counted[row["text"].split(" ", 1)[0]] += len(row["text"].split())
+    assert sum(counted.values()) == pytest.approx(budget, rel=0.1), "the budget ends it, not the smallest corpus"
+    for name, count in counted.items():
+        assert count / sum(counted.values()) == pytest.approx(WEIGHTS[name], abs=0.08)
 
-    found = json.loads(written("huggingface", recipe))
-    lengths = {"web": 100, "code": 200, "books": 4000}
-    sets = [Dataset.from_dict({"tokens": [lengths[n]] * 20_000}) for n in found["datasets"]]
-    mixed = interleave_datasets(sets, **{**found["interleave_datasets"], "stopping_strategy": "first_exhausted"})
-    tokens = np.array(mixed["tokens"])
-    share = [tokens[tokens == lengths[n]].sum() / tokens.sum() for n in found["datasets"]]
-    np.testing.assert_allclose(share, [WEIGHTS[n] for n in found["datasets"]], atol=0.02)
-    assert found["interleave_datasets"]["stopping_strategy"] == "all_exhausted"
+
+def test_the_hugging_face_export_reads_corpora_as_the_study_did(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "web.jsonl", ["one", "two"], column="body")
+    Path("code").mkdir()
+    pq.write_table(pa.table({"q": ["a"], "a": ["b"]}), "code/x.parquet")
+    Path("books.txt").write_text("para one\n\npara two\n")
+    how = {
+        "web": {"source": "web.jsonl", "column": "body"},
+        "code": {"source": "code", "template": "{q}\n{a}"},
+        "books": {"source": "books.txt", "sample_by": "paragraph"},
+        "none": {"source": "x"},
+    }
+    full = {**recipe, "token_budget": 4000, "corpora": {n: {**c, **how[n]} for n, c in recipe["corpora"].items()}}
+    names: dict = {}
+    exec(written("huggingface", full, ""), names)
+    assert {row["text"] for row in names["mixture"]} >= {"one", "two", "a\nb"}
+    how["web"] = {"source": "web.jsonl", "prompt": "q", "completion": "a"}
+    chat = {**recipe, "corpora": {n: {**c, **how[n]} for n, c in recipe["corpora"].items()}}
+    with pytest.raises(ConfigError, match="'web' holds conversations"):
+        written("huggingface", chat, "")
+
+
+def test_an_export_makes_the_folder_it_is_to_be_in(recipe, tmp_path):
+    (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    done = CliRunner().invoke(app, ["export", str(file), "--format", "regmix", "--out", str(tmp_path / "new/folder/x")])
+    assert done.exit_code == 0 and yaml.safe_load((tmp_path / "new/folder/x").read_text())["train"] == WEIGHTS
+    done = CliRunner().invoke(app, ["export", str(file), "--format", "regmix", "--out", str(file / "x")])
+    assert done.exit_code == 2 and "cannot be written" in done.stderr
 
 
 def example(folder, recipe, monkeypatch):
@@ -137,9 +176,9 @@ def test_a_recipe_for_another_tokenizer_is_refused_unless_forced(recipe, tmp_pat
 
 def test_the_answer_as_json_is_the_file_or_the_manifest(recipe, tmp_path, small_config, monkeypatch):
     (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    done = CliRunner().invoke(app, ["export", str(file), "--format", "huggingface", "--json"])
+    done = CliRunner().invoke(app, ["export", str(file), "--format", "huggingface", "--data", "x", "--json"])
     answer = json.loads(done.stdout)
-    assert answer == {"path": str(tmp_path / "interleave.json"), "format": "huggingface", "weights_count": "documents"}
+    assert answer == {"path": str(tmp_path / "interleave.py"), "format": "huggingface", "weights_count": "documents"}
 
     manifest = {"total_tokens": 1000, "files": [], "tokens": {"web": 1000}, "unique_tokens": {"web": 500}}
     monkeypatch.setattr("align_ray.pipeline.recipe", lambda _: recipe)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from align_ray.config import Config, Search
-from align_ray.mixture.constraints import constraints_of, satisfied
+from align_ray.mixture.constraints import constraints_of, no_choice, satisfied
 from align_ray.mixture.describe import mixture_warnings, repeated_together, weight_table, what_if
 from align_ray.mixture.objectives import Objective
 from align_ray.mixture.solver import Goal, solve
@@ -100,3 +100,19 @@ def test_a_mixture_is_within_the_limits_or_not():
     assert satisfied(constraints, np.array([0.25, 0.75, 0.0]))
     assert not satisfied(constraints, np.array([0.26, 0.74, 0.0])), "repeated too often"
     assert not satisfied(constraints, np.array([0.2, 0.4, 0.4])), "of too many corpora"
+
+
+def constrained(budget, **search):
+    asked = Search.model_validate({"token_budget": budget, **search})
+    return asked, constraints_of(asked, {"a": 100_000, "b": 150_000})
+
+
+def test_a_budget_that_fixes_the_weights_is_said_with_one_that_does_not():
+    line = no_choice(*constrained(1_000_000))
+    assert (
+        "leaves no choice" in line and "1.00 times 1,000,000 tokens" in line and "search.token_budget 500,000" in line
+    )
+    assert no_choice(*constrained(980_000)).startswith("The token budget leaves no choice")
+    assert no_choice(*constrained(500_000)) == ""
+    pinned = {"weights": {"a": {"min": 0.5}, "b": {"min": 0.49}}}
+    assert no_choice(*constrained(200_000, **pinned)).startswith("The smallest weights leave 1.0%")

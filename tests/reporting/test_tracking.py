@@ -1,5 +1,6 @@
 """MLflow as a user meets it: real stores, and the server that `align-ray ui` starts."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -158,6 +159,56 @@ def test_a_training_has_its_losses_by_step_and_is_tracked_once(opened):
     assert len(children(tracker)) == 2
 
 
+def test_the_answer_is_on_the_parent_run_and_what_lasted_is_shown_so(opened, tmp_path):
+    config, store, tracker = opened
+    client, start = MlflowClient(tracker.uri), int(time.time() * 1000) - 60_000
+    tracker = dataclasses.replace(tracker, since=start)
+    store.write_json("recipe.json", recipe())
+    searched = search([-8.0, -6.0])
+    change = {"before": 4.0, "after": 3.5, "change": -0.5, "change_error": None, "overlap": 0.0}
+    training = {"weights": {"a": 0.75, "b": 0.25}, "sequences": 2, "targets": {"t": change}}
+    fine = Finetuned.parse(
+        {"tokens": 64, "runs": {"mixture": training}, "verdict": {"state": "undecided", "why": "because"}}
+    )
+    tracking.mixture(tracker, config, store, searched)
+    tracking.finetuned(tracker, config, store, fine)
+    tracking.answer(tracker, config, {"search": searched, "finetune": fine}, "Train on a.", "")
+    run = client.get_run(tracker.run_id)
+    day = time.strftime("%Y-%m-%d", time.gmtime(run.info.start_time / 1000))
+    assert run.info.run_name == f"{day} t ({config.name})"
+    description = run.data.tags["mlflow.note.content"]
+    for line in (
+        "**Train on a.**",
+        "Verdict: **undecided**: because",
+        "| a | 75.0% |",
+        "| mixture | 3.5000 | -0.5000 |",
+    ):
+        assert line in description.splitlines()
+    assert run.data.metrics["weight/a"] == 0.75 and run.data.metrics["mixture_loss/t"] == 3.5
+    assert run.data.tags["align_ray.verdict"] == "undecided"
+    found = list(children(tracker).values())
+    assert [r.info.run_name for r in found] == ["mixture"], "cheap trials are a table"
+    assert found[0].info.start_time == start and found[0].info.end_time - start >= 60_000
+    path = download_artifacts(
+        run_id=tracker.run_id, artifact_path="search_trials.json", tracking_uri=tracker.uri, dst_path=str(tmp_path)
+    )
+    table = json.loads(Path(path).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["value"] for row in rows] == [-8.0, -6.0] and {row["a"] for row in rows} == {0.5}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "search_trials.json", "type": "table"}]
+    experiment = client.get_experiment(tracker.experiment_id)
+    assert "weight/NAME" in experiment.tags["mlflow.note.content"]
+
+
+def test_trials_that_trained_are_runs_one_level_deeper(opened):
+    config, store, tracker = opened
+    store.write_json("recipe.json", recipe())
+    tracking.mixture(tracker, config, store, search([4.0, 3.0], key="loss"))
+    (above,) = children(tracker).values()
+    below = children(dataclasses.replace(tracker, run_id=above.info.run_id)).values()
+    assert above.info.run_name == "search" and sorted(r.data.metrics["loss"] for r in below) == [3.0, 4.0]
+
+
 def test_the_mixture_is_registered_once_and_its_files_are_the_recipe(opened):
     _, _, tracker = opened
     client, name = MlflowClient(tracker.uri), "mixture-registered-once"
@@ -287,7 +338,7 @@ def test_ui_serves_the_study_on_loopback_alone_and_a_study_can_be_tracked_on_suc
                 time.sleep(0.2)
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.2", port), timeout=5)
-        assert MlflowClient(uri).get_run(opened[2].run_id).info.run_name == opened[0].name
+        assert MlflowClient(uri).get_run(opened[2].run_id).info.run_name.endswith(f"({opened[0].name})")
 
         config, store = study(tmp_path, tracking={"uri": uri, "experiment": "through-a-server"}), Store(str(tmp_path))
         tracker = start_tracking(config, store)
