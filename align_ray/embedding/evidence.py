@@ -78,9 +78,7 @@ def read_evidence(study: Study, embedded: Any, keep: bool = True) -> Evidence:
     batches = Lazy(names, lambda name: read_sample(store, name).batches[: used.get(name)])
     units = Lazy(names, lambda name: units_of(store, key, batches[name]))
     # a sequential study asks with ever more batches: only what is there at its end is kept
-    reduced = Lazy(
-        names, lambda name: reduced_of(store, key, batches[name], absolute, keep=embedded.get("final", True))
-    )
+    reduced = Lazy(names, lambda name: reduced_of(store, key, batches[name], absolute, keep))
     rows = Lazy(names, lambda name: reduced[name].main)
     return Evidence(batches, units, reduced, rows, key, embedded["dtype"])
 
