@@ -84,7 +84,7 @@ def influence_measures(
 ) -> list[Measure]:
     """LESS and kernel mean matching (see `alignment/influence.py`)."""
     cost = float(np.median(list(seconds.values())))
-    named = {"LESS (LoRA, Adam's moments)": less, "gradient mean matching": mean_matching}
+    named = {"LESS (LoRA, Adam moments)": less, "gradient mean matching": mean_matching}
     return [
         Measure(name, "gradient", np.array([[f(vectors[c], vectors[t]) for t in targets] for c in candidates]), cost)
         for name, f in named.items()

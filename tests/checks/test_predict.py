@@ -75,7 +75,7 @@ def test_every_measure_is_judged_and_so_are_the_trainings_own_rungs(finished):
         "head kl pooled",
         "trunk+head hellinger pooled, unit pooling",
         "gzip (ZIP-FIT)",
-        "LESS (LoRA, Adam's moments)",
+        "LESS (LoRA, Adam moments)",
         "gradient mean matching",
     ):
         assert name in names

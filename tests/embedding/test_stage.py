@@ -93,6 +93,7 @@ def test_a_document_that_is_also_in_the_target_is_left_out_and_counted(corpora, 
     leaked.write_text("".join(json.dumps(t) + "\n" for t in texts))
     mapping = small_config(tmp_path / "out")
     mapping["candidates"][1] = {"name": "leaked", "source": str(leaked)}
+    mapping["finetune"]["tokens"] = 16_384  # so many documents that some of each kind are among them
     result, _ = embedded(mapping)
     assert result["corpora"]["leaked"]["in_target"] > 0
 
