@@ -456,8 +456,8 @@ class Choose(Model):
     """How candidates are compared."""
 
     by: Literal["words", "training"] = "words"
-    """`words`: ranked by unigram cross-entropy, for nothing; `training`: every candidate is trained a little, and those
-    with hope go on (`choose`, a stage of `run`), which is what predicts with a base that knows language."""
+    """`words`: ranked by unigram cross-entropy, without training; `training`: every candidate is trained a little, and
+    those that may be best go on (`choose`, a stage of `run`), which predicts losses better (docs/study.md)."""
 
 
 class Predict(Model):
@@ -465,7 +465,7 @@ class Predict(Model):
     them?"""
 
     tokens: Tokens = 22_000
-    """Training tokens of a run, at most `finetune.tokens` (its rows are drawn from a sample of that size, anew for
+    """Training tokens of a run, at most `finetune.tokens` (its rows are drawn from a sample of that size, again for
     every seed). Losses after fewer tokens are those of its rungs."""
     seeds: Annotated[int, Field(ge=2)] = 3
     """Trainings per candidate; they differ in the rows drawn, their order, and in random weights."""

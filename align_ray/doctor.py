@@ -464,7 +464,7 @@ Look = Callable[[Any], list[Check]]
 APART: dict[str, tuple[Look, int, str]] = {
     "configuration": (_configuration, 120, "align-ray embed says more; check that the sources answer"),
     "output": (_output, 60, "check the field 'output' and that its file system answers"),
-    "torch": (_torch, 60, 'python -c "import torch" shows why; install torch anew'),
+    "torch": (_torch, 60, 'python -c "import torch" shows why; install torch again'),
     "Ray": (
         _ray,
         120,

@@ -232,7 +232,7 @@ class Store:
         except DAMAGED as error:
             state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
             raise StoreError(
-                f"{self.uri}/{name} is {state}; run the stages from 'embed' on again, which make it anew."
+                f"{self.uri}/{name} is {state}; run the stages from 'embed' on again, which make it again."
             ) from None
 
     def read_json(self, name: str) -> Any:

@@ -113,7 +113,7 @@ def say_what_changed(before: "Answer", now: "Answer") -> None:
     if before.id == now.id:
         return
     found, where = set_beside(before, now), _near(now.store.uri)
-    out.print(f"beside the answer before, {before.id}: {'; '.join(map(str, found.configuration)) or 'made anew'}")
+    out.print(f"beside the answer before, {before.id}: {'; '.join(map(str, found.configuration)) or 'made again'}")
     for what, rows, form in (
         ("weight of", found.weights, ".1%"),
         ("cross-entropy and predicted loss,", found.predicted, ".4f"),

@@ -237,7 +237,7 @@ def samples(config: Path_, set_: Set = None) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def choose(config: Path_, set_: Set = None) -> None:
-    """Compare candidates by short trainings: all are trained a little, those with hope go on.
+    """Compare candidates by short trainings: all are trained a little, those that may be best go on.
 
     Example: [b]align-ray choose study.yaml --set choose.by=training[/b]
     """

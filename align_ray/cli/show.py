@@ -37,10 +37,10 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         counted = f" of {alignment.predicted.tokens:,} tokens" if alignment.predicted.tokens else ""
         lines = [
             f"x-ent: nats per token of {target},",
-            f"under the candidate's unigram model{counted}. Candidates are ranked by it:",
-            "nothing as cheap predicts the loss better (docs/study.md). P(>next): that it is",
-            "truly below the next one's, given the batches seen; *: settled at 95%, adjusted for",
-            "all comparisons.",
+            f"under the candidate's unigram model{counted}. Candidates are ranked by it: of the",
+            "cheap measures it predicts the loss best (docs/study.md). P(>next): the probability",
+            "that it is below the next one's, given the batches seen; *: that order is settled at",
+            "95%, adjusted for all comparisons.",
             f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]
         if runs:
@@ -50,7 +50,7 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         else:
             lines.append("corrected: align without label noise; batches: per corpus, to tell the row from the next")
         lines += [
-            f"no rank: {few.candidate} holds {few.tokens:,} tokens; its model is of these"
+            f"no rank: {few.candidate} holds {few.tokens:,} tokens, and its model is counted on these"
             for few in alignment.predicted.unranked.get(target, [])
         ]
         out.print("\n".join(lines), highlight=False)

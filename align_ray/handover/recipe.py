@@ -106,7 +106,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "weights"
         raise ConfigError(
-            f"{path}: field {field!r} of the recipe is wrong ({first['msg']}); make the recipe anew with align-ray "
+            f"{path}: field {field!r} of the recipe is wrong ({first['msg']}); make the recipe again with align-ray "
             "search."
         ) from None
     return recipe

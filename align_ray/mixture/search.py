@@ -131,7 +131,7 @@ def search_mixture(
 
     `rows`: batch embeddings [N, D] by corpus; `tokens`: available tokens by candidate; `storage`: where Ray Tune keeps
     its state; `others`: further mixtures to show. `mixtures[name]`: `weights`, `value` of the objective (nats for
-    cross-entropy and mixmin: minus the cross-entropy), the pooled `alignment` (the paper's, freed of bias, with its
+    cross-entropy and mixmin: minus the cross-entropy), the pooled `alignment` (the paper's, without its bias, with its
     interval) and `epochs` of every corpus at the token budget. Names: `recommended` (the mean of the near-optimal set),
     `closed_form` or `search` (the optimum), `unconstrained`, `uniform`, `proportional`, `unimax` (uniform within the
     caps), `best_single`, `bad`, and the `others`. `weights[corpus]`: interval of the optimum's weight, what limits it

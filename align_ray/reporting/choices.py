@@ -17,7 +17,7 @@ class Choice(Result):
         "p_best": ".3f", "p_within": ".3f", "regret": ".4f",
     }  # fmt: skip
     DRAWN = ("candidate", "loss")
-    AXIS = "loss after a whole training (nats per token), believed, 95%"
+    AXIS = "loss after a whole training (nats per token), expected, 95%"
 
     targets: dict[str, Standings]
     tokens: int
@@ -40,7 +40,7 @@ class Choice(Result):
         return list(dict.fromkeys(name for names in best for name in names))
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a target and candidate, the likeliest best first: `tokens` it was trained on, `loss` believed of
+        """One row a target and candidate, the likeliest best first: `tokens` it was trained on, `loss` expected of
         the end of a whole training with its 95% interval, `change` from the base's, `p_best`, `p_within` (within delta
         of the best) and `regret`, the expected loss above the best candidate's."""
         rows: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ class Choice(Result):
             *(f"{target}: {found.state}: {found.why}" for target, found in self.targets.items()),
             f"trained on {self.spent:,} tokens, of {self.exhaustive:,} that whole trainings on all would take (beside "
             "those that chose the learning rate)",
-            f"loss: believed after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed",
+            f"loss: expected after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed",
             f"P(within): of {self.delta:g} nats from the best; regret: expected loss above the best one's",
             *([f"left out, since their training diverged: {', '.join(self.diverged)}"] if self.diverged else []),
             *([f"stopped: {self.stopped}"] if self.stopped else []),

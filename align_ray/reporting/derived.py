@@ -64,7 +64,7 @@ def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
             {"name": name, **{end: getattr(found, end) - standing.before for end in ("value", "low", "high")}}
             for name, found in standing.candidates.items()
         ]
-        title, axis = "Candidates by training", "change of the loss, as believed (nats per token)"
+        title, axis = "Candidates by training", "change of the loss, expected (nats per token)"
     else:
         rows = [
             {"name": r.candidate, "value": r.value, "low": r.low, "high": r.high}

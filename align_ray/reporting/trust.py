@@ -14,11 +14,11 @@ GOOD_FOR = {
     "loss": (
         "measured loss",
         "The loss on held-out text of the target after a short training on the candidate: the thing itself.",
-        "It holds for this base and so many tokens. A longer training, or one that repeats text, can order them anew.",
+        "It holds for this base and so many tokens. A longer training, or one that repeats text, may rank otherwise.",
     ),
     "choice": (
         "choice by training",
-        "What a short training is believed to end in, where hopeless ones stop early. For many candidates.",
+        "What a training is expected to end in; those without a chance stop early. For many candidates.",
         "From one seed; small differences are not settled by it.",
     ),
     "words": (
