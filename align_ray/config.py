@@ -72,6 +72,7 @@ class Choices(Model):
     """A task: of several choices the model finds one most likely, by its log-likelihood per byte after the context."""
 
     kind: Literal["choices"]
+    """What is done: of several choices one is right."""
     context: str
     """A column, or a format string over columns, for example "{context}\\nQuestion: {question}\\nAnswer:"."""
     choices: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)]

@@ -287,7 +287,7 @@ def test_no_text_is_shown_that_may_not_leave(tmp_path, monkeypatch):
     others = [{"name": n, "source": f"installed:{n}"} for n in ("licences", "javascript")]
     data = {"output": str(tmp_path / "out"), "targets": corpora, "candidates": others, "text_in_results": False}
     rows = doctor._configuration(Config.model_validate(data))
-    assert row(rows, "corpus t").result == "column 'text'" and "secret" not in repr(rows)
+    assert row(rows, "corpus t").result.startswith("column 'text'") and "secret" not in repr(rows)
 
 
 @pytest.mark.parametrize(("load", "nice", "status"), [(5.0, "15", "warning"), (5.0, "0", "ok"), (0.5, "15", "ok")])

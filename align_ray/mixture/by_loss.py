@@ -71,15 +71,15 @@ def tune_loss(
     room = capacity(config.cluster)
     heldout = {t: validation_half(rows) for t, rows in heldout_rows(study).items()}
     fixed, unique = common_inputs(study, heldout), unique_sequences(config, tokens, config.search.proxy_tokens)
-    share = scaling(config, room.use_gpu)
+    share, replay, of_replay = scaling(config, room.use_gpu), replay_text(study), replay_share(study)
     settings = {**loop_settings(study, heldout), "targets": heldout, "config": config}
 
     def trial(point: dict[str, float]) -> None:
         weights = from_unit_cube(np.array([point[n] for n in names]), constraints)
         named = dict(zip(names, weights.tolist(), strict=True))
         rows = training_rows(config, store)
-        job = mixture_job(config, rows, unique, named, config.search.proxy_tokens, 0, replay_text(study))
-        key = job_key(fixed, job, replay_share(study))
+        job = mixture_job(config, rows, unique, named, config.search.proxy_tokens, 0, replay)
+        key = job_key(fixed, job, of_replay)
         if done := store.find_json(f"proxies/{key}.json"):
             for rung, losses in enumerate(done, start=1):
                 tune.report(metrics(config, named, rung, losses))

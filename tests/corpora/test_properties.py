@@ -176,8 +176,9 @@ def loaded(text: bytes):
         try:
             return load_config(path)
         except ConfigError as error:
-            sentence = str(error)
-            assert sentence.startswith(str(path)) and "\n" not in sentence and len(sentence) < 1500
+            first, *mistakes = str(error).split("\n")  # one sentence, or all mistakes at once, a line each
+            assert first.startswith(str(path)) and len(first) < 1500 and len(mistakes) != 1
+            assert not mistakes or first.endswith(f" {len(mistakes)} mistakes:")
             return None
 
 

@@ -22,6 +22,12 @@ from tests.stored_study import study, typed
 NUMBER = re.compile(r"(?<![\w.-])[-+±]?\d[\d,]*(?:\.\d+)?%?(?![\w.]*[a-z])")
 
 
+@pytest.fixture(autouse=True)
+def loud(monkeypatch):
+    """A command with --json before leaves the console quiet."""
+    monkeypatch.setattr(out, "quiet", False)
+
+
 @pytest.fixture(scope="module")
 def stored():
     return study()
