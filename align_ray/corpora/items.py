@@ -1,7 +1,8 @@
 """The items of a target's task: a context, choices and the right one, as rows whose choices' tokens count.
 
 Items are of the target's held-out records: those whose text is no part of what is embedded, so that nothing is chosen
-by them. One row an item and choice; contexts that are too long for the model lose their beginning.
+by them, nor of what is trained on (`item_keys`). One row an item and choice; contexts that are too long for the model
+lose their beginning.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from align_ray.corpora.rows import FILLED, Rows
 from align_ray.corpora.sources import whole_records
 from align_ray.corpora.tasks import with_template
 from align_ray.errors import CorpusError
-from align_ray.fisher.probe import Located, chat_template_of, load_tokenizer
+from align_ray.fisher.probe import Located, load_tokenizer
 
 FEWEST = 2
 """Items without which there is no interval."""
@@ -51,14 +52,32 @@ class Items:
 
 def read_items(study: Study) -> dict[str, Items]:
     """By target that has a task, its items, read once in a process. Raises CorpusError where records give none."""
-    seed, chat_template = study.config.seed, chat_template_of(study.tokenizer)
-    tasks = [with_template(t, chat_template) for t in study.config.targets if t.task is not None]
-    return {t.name: _items(t.model_dump_json(), seed, study.model) for t in tasks}
+    seed = study.config.seed
+    return {t.name: _items(t.model_dump_json(), seed, study.model) for t in _with_task(study)}
+
+
+def item_keys(study: Study) -> set[bytes]:
+    """The keys of the documents that items are of, those that are not drawn as well. Raises CorpusError as
+    `read_items`."""
+    return {key for t in _with_task(study) for key in _records(t.model_dump_json(), study.config.seed)}
+
+
+def _with_task(study: Study) -> list[Corpus]:
+    return [with_template(t, study.chat_template) for t in study.config.targets if t.task is not None]
 
 
 @lru_cache
 def _items(target_json: str, seed: int, model: Located) -> Items:
-    target, tokenizer = Corpus.model_validate_json(target_json), load_tokenizer(model)
+    task = Corpus.model_validate_json(target_json).task
+    assert task is not None
+    records = list(_records(target_json, seed).values())
+    return items_of(records, load_tokenizer(model), task.separator, model.context)
+
+
+@lru_cache
+def _records(target_json: str, seed: int) -> dict[bytes, tuple[str, list[str], int]]:
+    """By the key of its document, what `item_of` makes of a record: those with the smallest keys."""
+    target = Corpus.model_validate_json(target_json)
     task = target.task
     assert task is not None
     found: dict[bytes, tuple[str, list[str], int]] = {}
@@ -76,14 +95,13 @@ def _items(target_json: str, seed: int, model: Located) -> Items:
             f"target '{target.name}': field 'task' gives {len(found)} items of its held-out half, and {FEWEST} are "
             f"needed ({why}); check the fields 'context', 'choices' and 'answer', or give more records."
         )
-    kept = [found[key] for key in sorted(found)[: task.items]]
-    return items_of(kept, tokenizer, task.separator, model.context)
+    return {key: found[key] for key in sorted(found)[: task.items]}
 
 
 def item_of(task: Choices, record: dict[str, Any]) -> tuple[str, list[str], int]:
     """Context, choices and the number of the right one. Raises Unusable."""
-    given = task.context
-    text = filled(given, record, optional=True) if is_template(given) else as_text(value_at(record, given))
+    context = task.context
+    text = filled(context, record, optional=True) if is_template(context) else as_text(value_at(record, context))
     choices: Any = value_at(record, task.choices) if isinstance(task.choices, str) else task.choices
     labels: Any = None
     if isinstance(choices, dict):  # as some data sets keep them: {text: [...], label: [...]}
@@ -92,12 +110,15 @@ def item_of(task: Choices, record: dict[str, Any]) -> tuple[str, list[str], int]
         raise Unusable("missing_column")
     answer, texts = value_at(record, task.answer), [str(c) for c in choices]
     names = [str(label) for label in labels] if isinstance(labels, list | tuple) else []
+    given = [texts, names] if names else [texts]
+    if len(texts) < 2 or any(not len(set(among)) == len(among) == len(texts) for among in given):
+        raise Unusable("no_answer")  # nothing to choose between, or no telling which is meant
     for among in (texts, names, [chr(ord("A") + i) for i in range(len(texts))]):
         if isinstance(answer, str) and answer in among:
             return text, texts, among.index(answer)
-    if isinstance(answer, str) and answer.isdigit():
+    if isinstance(answer, str) and answer.isdecimal() and len(answer) < 10:  # no number of a choice is longer
         answer = int(answer)
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts) and len(texts) > 1:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
         return text, texts, answer
     raise Unusable("no_answer")
 

@@ -14,6 +14,7 @@ from align_ray import metrics
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
+from align_ray.corpora.items import item_keys
 from align_ray.corpora.overlap import SHARED, share_in
 from align_ray.corpora.rejects import rejects_table
 from align_ray.corpora.rows import Rows
@@ -44,8 +45,8 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     before is replaced when all of it is drawn, so that a source that cannot be read changes nothing.
 
     Documents of a target are split by their key: one half is embedded, the other is the held-out text on which
-    fine-tuning is judged. A candidate's document that is also a target's (same text) is left out and counted as
-    `in_target`. Raises CorpusError where a corpus gives fewer than two batches.
+    fine-tuning is judged. A candidate's document that is also a target's (same text), drawn or of an item of its task,
+    is left out and counted as `in_target`. Raises CorpusError where a corpus gives fewer than two batches.
     """
     config, store, tokenizer = study.config, study.store, study.tokenizer
     sampling, tune = config.sampling, config.finetune
@@ -56,7 +57,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     for_batches = sampling.batches * -(-sampling.batch_size // DOCUMENT_SEQUENCES)
     halves = max(for_batches, -(-tune.eval_tokens // sampling.sequence_length))  # held out: a sequence a document
     for_targets = 2 * halves + round(5 * math.sqrt(2 * halves)) + 10  # so that either half is hardly ever short
-    target_keys: set[bytes] = set()
+    target_keys = item_keys(study)
     report: dict[str, Any] = {}
     wanted = [
         *((c, target_tokens, for_targets) for c in config.targets),

@@ -97,7 +97,7 @@ def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarra
     """From one feasible mixture [K] to the best around it, until a step promises less than 1e-11 of the spread of the
     first slopes, or gives nothing."""
     w, k = start.copy(), len(start)
-    unit = max(float(np.ptp(slopes(goal, w).slopes)), 1e-300)
+    unit = float(np.ptp(slopes(goal, w).slopes)) or 1.0  # 0 where nothing is to gain
     worst, free = goal.weights is None, constraints.upper > constraints.lower
     share = goal.weights if goal.weights is not None else np.full(len(goal.objectives), 1 / len(goal.objectives))
     value = penalised(goal, constraints, w)
@@ -106,6 +106,9 @@ def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarra
         slope = at.slopes[0] if not worst else share @ at.slopes
         known = _candidates(w, slope, goal, constraints, free)
         part = np.flatnonzero(free) if goal.strength > 0 else known
+        lower, upper, total = constraints.lower[part], constraints.upper[part], w[part].sum()
+        if min(total - lower.sum(), upper.sum() - total) <= 1e-12:  # no weight to move among them
+            break
         bend = np.zeros((len(part), len(part)))
         curved = np.flatnonzero(np.isin(part, known))
         bend[np.ix_(curved, curved)] = curvature(goal, w, share, part[curved]) / unit
@@ -115,8 +118,8 @@ def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarra
             at.slopes[:, part] / unit,
             level,
             w[part],
-            constraints.lower[part],
-            constraints.upper[part],
+            lower,
+            upper,
             goal.strength / unit,
             np.log(np.maximum(constraints.prior[part], 1e-9)),
         )
@@ -140,23 +143,26 @@ def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarra
 
 
 def _candidates(w: np.ndarray, slope: np.ndarray, goal: Goal, constraints: Constraints, free: np.ndarray) -> np.ndarray:
-    """At most CURVED corpora, int, sorted: those between their bounds, and those at one that would gain most by
-    leaving it; of too many of the former those with most to gain or lose."""
+    """About CURVED corpora, int, sorted: those between their bounds, and those at one that would gain most by leaving
+    it; of too many of the former those with most to gain or lose. In any case some of those that have all they may, of
+    the least slopes: where nothing is inside, the weight that others could have is theirs."""
     if free.sum() <= CURVED:
         return np.flatnonzero(free)
     lower, upper = constraints.lower, constraints.upper
     inside = free & (w > lower + INSIDE) & (w < upper - INSIDE)
     if goal.strength:
         slope = slope - goal.strength * (log_ratio(constraints, w) + 1)
+    full = np.flatnonzero(free & (w >= upper - INSIDE))
+    full = full[np.argsort(slope[full], kind="stable")[: CURVED // 4]]
     worth = slope @ w if not inside.any() else float(slope[inside] @ w[inside] / w[inside].sum())
     gain = np.where(slope > worth, (slope - worth) * (upper - w), (worth - slope) * (w - lower))
     if inside.sum() <= CURVED // 2:
         order = np.lexsort((-gain, ~inside, ~free))
-        return np.sort(order[:CURVED])
+        return np.union1d(order[:CURVED], full)
     rising = np.argsort(-np.where(free & (slope > worth), gain, -1.0), kind="stable")[: CURVED // 4]
     heavy = np.argsort(-np.where(inside, w, -1.0), kind="stable")[: CURVED // 2]
     falling = np.argsort(-np.where(inside & (slope <= worth), gain, -1.0), kind="stable")[: CURVED // 4]
-    return np.unique(np.r_[rising, heavy, falling])
+    return np.unique(np.r_[rising, heavy, falling, full])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,14 +267,14 @@ def best_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
         right = -(slope - price - aim / at_low + aim / at_high - (aim / np.maximum(rest, 1e-300)) @ of_levels)
         try:
             x0, x1, x2 = cho_solve(cho_factor(system, lower=True), np.stack([right, np.ones(n), pull], axis=1)).T
-        except np.linalg.LinAlgError:
+            if many:
+                short = 1 - (aim / rest).sum()
+                left = np.array([[x1.sum(), x2.sum()], [-pull @ x1, ratio.sum() - pull @ x2]])
+                d_price, d_worst = np.linalg.solve(left, [total - v.sum() - x0.sum(), short + pull @ x0])
+            else:
+                d_price, d_worst = (total - v.sum() - x0.sum()) / x1.sum(), 0.0
+        except (np.linalg.LinAlgError, ValueError):  # ValueError: of what is not finite
             break
-        if many:
-            short = 1 - (aim / rest).sum()
-            left = np.array([[x1.sum(), x2.sum()], [-pull @ x1, ratio.sum() - pull @ x2]])
-            d_price, d_worst = np.linalg.solve(left, [total - v.sum() - x0.sum(), short + pull @ x0])
-        else:
-            d_price, d_worst = (total - v.sum() - x0.sum()) / x1.sum(), 0.0
         dv = x0 + d_price * x1 + d_worst * x2
         d_low = aim / at_low - z_low - z_low / at_low * dv
         d_high = aim / at_high - z_high + z_high / at_high * dv

@@ -93,7 +93,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             tokens = {name: heldout_losses(model, rows, device) for name, rows in heldout.items()}
             tasks_after = task_margins(model, tasks, device)
             if rank == 0 and kept:
-                store.write_bytes(weights_file(key), _differences(model, first, settings["lora_rank"]))
+                store.write_bytes(weights_file(key), _differences(done.average.values, first, settings["lora_rank"]))
         if rank == 0:
             store.write_bytes(f"finetune/{key}.safetensors", save(tokens))
             after = {name: sequence_losses(values) for name, values in tokens.items()}
@@ -306,13 +306,14 @@ def _mean_over_workers(losses: list[Any], world: int) -> list[float]:
     return (total / world).tolist()
 
 
-def _differences(model: Any, first: dict[str, Any], lora_rank: int | None) -> bytes:
-    """Safetensors of what a training changed: trained weights less the initial ones, in bfloat16; of LoRA the adapters
-    themselves, whose initial ones are random."""
+def _differences(average: dict[str, Any], first: dict[str, Any], lora_rank: int | None) -> bytes:
+    """Safetensors of what a training changed: the average of its weights less the initial ones, in bfloat16; of LoRA
+    the adapters themselves, whose initial ones are random. Not of the model's parameters: bfloat16 ones are rounded to
+    steps as large as what a training changes."""
     import torch
     from safetensors.torch import save
 
-    now = {name: p.detach().float().cpu() for name, p in learned(model).items()}
+    now = {name: value.cpu() for name, value in average.items()}
     changed = now if lora_rank else {name: value - first[name] for name, value in now.items()}
     return save({name: value.to(torch.bfloat16).contiguous() for name, value in changed.items()})
 

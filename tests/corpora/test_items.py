@@ -1,12 +1,17 @@
 """Items of a task: what a record says, what a row holds, what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
 from align_ray.config import Choices, Config
-from align_ray.corpora.items import item_of, items_of, margins
+from align_ray.corpora import sample
+from align_ray.corpora.draw import Drawn, cut_rows, document_key, tokenised
+from align_ray.corpora.items import item_keys, item_of, items_of, margins, read_items
 from align_ray.corpora.records import Unusable
 from align_ray.errors import ConfigError, CorpusError
+from align_ray.pipeline import open_study
 from tests.tiny import Characters
 
 
@@ -43,6 +48,13 @@ def test_the_right_choice_is_named_by_its_text_its_number_or_its_letter(choices,
         ({"q": "Why?", "choices": YES_NO, "answer": 3}, "no_answer"),
         ({"q": "Why?", "choices": YES_NO, "answer": True}, "no_answer"),
         ({"q": "Why?", "choices": YES_NO}, "no_answer"),
+        ({"q": "Why?", "choices": YES_NO, "answer": "\u00b2"}, "no_answer"),  # a digit that is no number
+        ({"q": "Why?", "choices": YES_NO, "answer": "9" * 5000}, "no_answer"),
+        *(({"q": "Why?", "choices": ["yes"], "answer": a}, "no_answer") for a in ("yes", "A", "0", 0)),
+        ({"q": "Why?", "choices": {"text": ["yes"], "label": ["x"]}, "answer": "x"}, "no_answer"),
+        ({"q": "Why?", "choices": ["yes", "no", "yes"], "answer": "no"}, "no_answer"),
+        ({"q": "Why?", "choices": {"text": YES_NO, "label": ["x", "y", "x"]}, "answer": "x"}, "no_answer"),
+        ({"q": "Why?", "choices": {"text": YES_NO, "label": ["w", "x", "y", "z"]}, "answer": "z"}, "no_answer"),
         ({"q": "", "choices": YES_NO, "answer": "no"}, "missing_column"),
         ({"q": "Why?", "choices": "yes", "answer": "yes"}, "missing_column"),
         ({"q": "Why?", "choices": ["yes", ""], "answer": "yes"}, "missing_column"),
@@ -74,6 +86,39 @@ def test_the_margin_is_of_the_right_choice_over_the_best_wrong_one_per_byte():
         [nan, 3.0, nan, nan], [nan, 1.0, 1.0, 1.0], [nan, 4.0, 0.0, nan],  # a: 3 in 1; bcd: 3 in 3; ef: 4 in 2
     ])  # fmt: skip
     np.testing.assert_allclose(margins(losses, items), [-0.5 + 2.0, -3.0 + 1.0])
+
+
+def test_no_candidate_is_embedded_or_trained_on_what_is_asked(small_config, tmp_path, monkeypatch):
+    """A candidate that is a copy of the target, of which more is drawn than of the target."""
+    texts = [f"question {i}: " + "why so " * 20 for i in range(200)]
+    records = [{"text": t, "q": t, "choices": ["yes", "no"], "answer": "no"} for t in texts]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = small_config(tmp_path / "out")
+    task = {"kind": "choices", "context": "q", "choices": "choices", "items": 40}
+    data["targets"] = [{"name": "t", "source": str(tmp_path / "t.jsonl"), "task": task}]
+    study = open_study(Config.model_validate(data))
+    keyed = sorted((document_key(study.config.seed, t), t) for t in texts)
+    asked = [key for key, _ in keyed if key[-1] % 2 == 1][:40]
+    assert item_keys(study) == set(asked) and len(next(iter(read_items(study).values())).rows) == 2 * 40
+
+    def draw(wanted, sampling, *_):  # of the target 30 documents, of a candidate all
+        for corpus, *_ in wanted:
+            taken = keyed[: 30 if corpus.name == "t" else None]
+            found = [tokenised(key, t, study.tokenizer) for key, t in taken]
+            yield corpus, Drawn(found, {"documents": 200, "sampled_bytes": 1}, [], np.zeros(0, np.uint64))
+
+    trained = []
+
+    def cut(documents, *given, **how):
+        trained.append({d.key for d in documents})
+        return cut_rows(documents, *given, **how)
+
+    monkeypatch.setattr(sample, "draw_corpora", draw)
+    monkeypatch.setattr(sample, "cut_rows", cut)
+    report = sample.sample_corpora(study)
+    left_out = {key for key, _ in keyed[:30]} | set(asked)
+    assert trained[2::2] == [{key for key, _ in keyed} - left_out] * 2
+    assert report["python-stdlib"]["in_target"] == len(left_out) > 30
 
 
 def test_a_task_is_for_targets_alone_and_its_absence_leaves_the_configuration_as_it_was():

@@ -8,6 +8,7 @@ import pytest
 from align_ray.alignment.distance import scaled_cosine
 from align_ray.config import Search
 from align_ray.errors import ConfigError
+from align_ray.mixture import newton
 from align_ray.mixture.constraints import constraints_of, from_unit_cube, nearest, to_unit_cube, unconstrained
 from align_ray.mixture.objectives import (
     hellinger_objective,
@@ -406,3 +407,28 @@ def test_the_front_of_many_targets_is_a_sample_without_repetition():
     front = pareto_front(log_mixture_objectives(pooled, targets), constraints(), 3)
     assert len(front) == FRONT == len({s.tobytes() for s, _ in front})
     assert all(s.sum() == pytest.approx(1) and w.sum() == pytest.approx(1) for s, w in front)
+
+
+@pytest.mark.parametrize("objective", [log_mixture_objective, scaled_cosine_objective])
+@pytest.mark.parametrize("held", [1, 4])
+def test_of_many_corpora_a_few_of_the_last_that_have_all_they_may_can_be_left_again(objective, held):
+    """Nothing is between its bounds there: to the last corpora goes the target's, or a worse one's weight."""
+    k = 300
+    pooled = np.random.default_rng(0).dirichlet(np.full(20, 3.0), k)
+    tokens = {f"c{i}": 1000 // held if held > 1 else 10_000 for i in range(k)}
+    bounds = constraints_of(Search(token_budget=1000, max_epochs=1), tokens)
+    start = np.zeros(k)
+    start[k - held :] = 1 / held
+    best = start @ pooled
+    stays = newton.ascend(Goal([objective(pooled, best)], np.ones(1)), bounds, start)
+    np.testing.assert_allclose(stays, start, atol=1e-6)
+    goal = Goal([objective(pooled, pooled[0])], np.ones(1))
+    found = newton.ascend(goal, bounds, start)
+    assert found[0] == pytest.approx(1 / held, abs=1e-6) and found.sum() == pytest.approx(1)
+
+
+def test_where_no_weight_can_move_newtons_method_stays():
+    k = 4
+    bounds = dataclasses.replace(constraints(), upper=np.full(k, 1 / k))
+    goal = Goal([objectives()["log-mixture"]], np.ones(1))
+    np.testing.assert_array_equal(newton.ascend(goal, bounds, np.full(k, 1 / k)), np.full(k, 1 / k))

@@ -5,11 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from align_ray.errors import ConfigError
 from align_ray.training import step
-from align_ray.training.loop import micro_batches
+from align_ray.training.loop import _differences, micro_batches
 from align_ray.training.step import (
     Average,
     add_gradients,
@@ -209,3 +210,22 @@ def test_every_worker_has_as_many_micro_batches_and_every_row_comes_once(rows, w
     assert sorted(kept) == sorted(batch.ids[batch.scored.any(1)].tolist())
     assert all(len(part) <= 2 for of in parts for part in of)
     assert np.array_equal(micro_batches(batch, 0, 1, None)[0].ids, batch.ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_weights_are_what_the_training_changed_whatever_the_parameters_hold(dtype):
+    model = shaped("gpt2", dtype)
+    first = {name: p.detach().float().clone() for name, p in learned(model).items()}
+    weights = master_weights(model)
+    average = Average(model, weights)
+    change = {name: 1e-4 * torch.randn_like(w) for name, w in weights.items()}  # below bfloat16's steps at 0.1
+    for name, weight in weights.items():
+        weight.data += change[name]
+    average.update()
+    average.update()
+    with average.in_place():
+        kept = load(_differences(average.values, first, None))
+        plain = {name: (p.detach().float() - first[name]).bfloat16() for name, p in learned(model).items()}
+    for name, wanted in change.items():
+        torch.testing.assert_close(kept[name].float(), wanted, rtol=1e-2, atol=1e-6)
+        assert dtype != torch.float32 or torch.equal(kept[name], plain[name]), "bit by bit"
