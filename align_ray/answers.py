@@ -51,7 +51,7 @@ class Answer:
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """A field that two configurations have different values of; of a corpus that only one has, `candidates` or
-    `targets`, its name, and None."""
+    `targets`, its name, and None. As text it says of the configuration after what it has in place of the one before."""
 
     field: str
     before: Any
@@ -60,7 +60,7 @@ class Difference:
     def __str__(self) -> str:
         if self.field in CORPORA:
             return f"{self.field} {f'without {self.before}' if self.after is None else f'with {self.after}'}"
-        return f"{self.field} {shown(self.before)} in place of {shown(self.after)}"
+        return f"{self.field} {shown(self.after)} in place of {shown(self.before)}"
 
 
 def shown(value: Any) -> str:

@@ -32,7 +32,7 @@ from align_ray.events import told
 from align_ray.fisher.probe import Located, locate_probe
 from align_ray.fisher.sound import check_model
 from align_ray.handover.recipe import make_recipe
-from align_ray.handover.runs import run_files
+from align_ray.handover.runs import FILES, run_files
 from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
@@ -217,7 +217,9 @@ def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     for name in further:
         if name not in known:
             raise UserError(f"--mixture {name}: the search has {', '.join(known)}.")
-    mixtures = {name: known[name].weights for name in (*VALIDATED, *further) if name in known}
+    before = stored(study, validate)
+    compared = before.mixtures if before and before.seeds == settings.seeds else ()  # asked for earlier: they stay
+    mixtures = {name: known[name].weights for name in (*VALIDATED, *further, *compared) if name in known}
     study.say("training on every candidate, for MixMin")
     mixtures["mixmin"] = mixmin_weights(study, tokens)
     study.say(f"training on {len(mixtures)} mixtures with {settings.seeds} seeds, {settings.tokens} tokens each")
@@ -275,11 +277,14 @@ def report(study: Study, stopped: str = "") -> str:
         files = {f"{name}.json": result.dump() for name, result in found.items() if name != embed.file}
         if search.file in found:
             files["recipe.json"] = recipe(study)
-        tables = run_files(found, study.config.search.proxy_tokens)
+        tables = run_files(found, study.config)
         for name, value in files.items():
             store.write_json(name, value)
         for name, content in tables.items():
             store.write_bytes(name, content)
+        for name in FILES:
+            if name not in tables:  # of another answer
+                store.remove(name)
         remember(store, study.config, __version__, {one.file: key for one in STAGES if (key := found_key(study, one))})
         store.write_bytes("config.yaml", study.config.to_yaml().encode())
         store.write_bytes("report.html", page)

@@ -138,7 +138,7 @@ def _nearest(study: Study, wanted: Stage[Any]) -> str:
     """What tells this configuration from the nearest answer that has a result of the stage; "" where none has."""
     config, fields = study.config.model_dump(mode="json"), _fields(study, wanted)
     apart: list[tuple[Answer, list[str]]] = [
-        (one, [str(d) for d in differences(one.config, config, fields)])
+        (one, [str(d) for d in differences(config, one.config, fields)])
         for one in answers(study.store)
         if wanted.file in one.results
     ]
@@ -210,11 +210,13 @@ def _run(wanted: Stage[Found], study: Study, arguments: tuple[Any, ...], options
             try:
                 with spending(study.config, study.store, room.most) if room else nullcontext():
                     result = wanted.result.parse(wanted.work(study, *arguments, **options))
-                study.store.write_json(_answer(wanted, answer_key(study, wanted)), result.dump())
+                known = stored(study, wanted)
+                kept = known if known is not None and known.covers(result) else result
+                study.store.write_json(_answer(wanted, answer_key(study, wanted)), kept.dump())
                 remember(study.store, study.config, __version__, _keys(study, wanted))
                 study.store.write_bytes("config.yaml", study.config.to_yaml().encode())
                 if wanted.needs:  # the sample's counts are a file of their own already
-                    study.store.write_json(f"{wanted.file}.json", result.dump())
+                    study.store.write_json(f"{wanted.file}.json", kept.dump())
                 made = result.recorded()
             finally:
                 seconds = time.perf_counter() - start

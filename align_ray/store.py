@@ -16,14 +16,14 @@
     OUTPUT/tune, OUTPUT/train             state of Ray Tune and Ray Train
     OUTPUT/answers/FILE-KEY.json          every result of a stage; KEY: all that determines it
     OUTPUT/answers/ID.json                a configuration and the keys of its results (`answers.py`)
-    OUTPUT/drawn/NAME.parquet             what is being drawn of a corpus
+    OUTPUT/drawn/RUN/NAME.parquet         what a process is drawing of a corpus
     OUTPUT/{alignment,contamination,samples,search,finetune,validation,prediction,
     choice}.json                          the last result of each
     OUTPUT/{recipe,estimate,cost}.json, report.html, study.md
     OUTPUT/costs/RUN.json                 what each process has spent, of which cost.json is the sum
     OUTPUT/events/TIME-STAGE-RUN.jsonl    what happened, an object a run of a stage
     OUTPUT/running/RUN.json               on object storage, who is at work (`claims`)
-    OUTPUT/ratios.csv, metrics.csv, results.md    every training (`handover/runs.py`)
+    OUTPUT/{ratios,metrics}*.csv, results.md      every training (`handover/runs.py`)
 
 A unit exists wholly or not at all, so that "run it again" is the recovery procedure. A file that was torn all the same
 (by a disk, or by hand) counts as not there and is made again. One run at a time uses a local folder (`locked`).
@@ -174,6 +174,12 @@ class Store:
         fs, path = self._at(name)
         with suppress(FileNotFoundError):
             fs.delete_file(path)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder and what is in it, if it is there."""
+        fs, path = self._at(name)
+        with suppress(FileNotFoundError):
+            fs.delete_dir(path)
 
     def move(self, name: str, to: str) -> None:
         """Give a file of the store another name, in the place of what has that name. Raises StoreError where that

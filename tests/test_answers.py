@@ -3,16 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from align_ray import stages
 from align_ray.answers import answer_id, answers, differences, remember
+from align_ray.cli.answers import say_what_changed
 from align_ray.cli.main import app
 from align_ray.compare import compare
 from align_ray.config import Config
 from align_ray.reporting.results import Corpora, Finetuned, Mixture
+from align_ray.reporting.tables import out
 from align_ray.store import Store
 
 COUNTS = {"batches": 4, "estimated_tokens": 1000, "sample_digest": "aa"}
@@ -80,9 +84,9 @@ def test_what_differs_is_named_by_field_and_corpora_by_their_name(tmp_path):
     assert found == [
         "candidates without a",
         "candidates with c",
-        "seed 0 in place of 4",
-        "search.token_budget 1,000 in place of 500",
-        "search.weights.a {'min': 0.1, 'max': 1.0} in place of none",
+        "seed 4 in place of 0",
+        "search.token_budget 500 in place of 1,000",
+        "search.weights.a none in place of {'min': 0.1, 'max': 1.0}",
     ]
     assert [d.field for d in differences(one, other.model_dump(mode="json"), ("seed",))] == ["seed"]
     source = study(tmp_path)
@@ -91,11 +95,37 @@ def test_what_differs_is_named_by_field_and_corpora_by_their_name(tmp_path):
     assert [d.field for d in differences(source.model_dump(mode="json"), renamed)] == ["targets.t.column"]
 
 
+def test_the_nearest_answer_is_said_to_have_what_it_has(folder, monkeypatch):
+    config = study("runs/one", ("a", "b", "c"), search={"token_budget": 1000})
+    asked = SimpleNamespace(store=Store("runs/one"), config=config)
+    monkeypatch.setattr(stages, "_fields", lambda study, wanted: ("candidates", "search"))
+    said = stages._nearest(asked, SimpleNamespace(file="search"))
+    assert said.endswith("has candidates without c"), said
+
+
+def test_values_with_brackets_are_printed_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights, template = {"a": 0.5, "b": 0.5}, "[INST] {q} [/INST] :smile:"
+    kept(one := study("runs/[/x]"), weights, 3.0, "0" * 16)
+    data = one.model_dump(mode="json")
+    data["targets"][0]["template"] = template
+    kept(Config.model_validate(data), weights, 3.0, "1" * 16)
+    now, before = answers(Store("runs/[/x]"))
+    compared = ("compare", f"runs/[/x]@{before.id}", "runs/[/x]")
+    for done in (run("list", "runs/[/x]"), run(*compared)):
+        text = " ".join(done.stdout.split())
+        assert done.exit_code == 0 and "[INST]" in text and "[/INST] :smile:" in text, done.output
+        assert "runs/[/x]" in text
+    with out.capture() as printed:
+        say_what_changed(before, now)
+    assert f"{template} in place of none" in " ".join(printed.get().split())
+
+
 def test_both_answers_are_listed_with_what_tells_them_apart(folder):
     done = run("list", "--json")
     assert done.exit_code == 0, done.output
     last, first = json.loads(done.stdout)
-    assert last["differs"] == ["search.token_budget 1,000 in place of 500"] and first["differs"] == []
+    assert last["differs"] == ["search.token_budget 500 in place of 1,000"] and first["differs"] == []
     assert (first["weights"], last["weights"]) == ({"a": 0.75, "b": 0.25}, {"a": 0.9, "b": 0.1})
     shown = run("list", "runs/one").stdout
     assert last["answer"] in shown and first["answer"] in shown and "runs/one" in shown

@@ -21,7 +21,7 @@ from align_ray.errors import CapReached, mistake_behind
 from align_ray.progress import shown_by
 from align_ray.reporting.tables import out
 
-err = Console(stderr=True)
+err = Console(stderr=True, emoji=False)
 lines = out
 """Where lines of progress go: beside the tables, or to standard error where standard output is JSON."""
 
@@ -62,7 +62,7 @@ def set_output(
     global lines
     out.quiet = json_
     err.quiet = False
-    lines = Console(stderr=json_, quiet=quiet)
+    lines = Console(stderr=json_, quiet=quiet, markup=False, emoji=False)
 
 
 def study_of(config: Path | None, overrides: list[str] | None, write: bool = True) -> Any:

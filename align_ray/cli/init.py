@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from align_ray.cli.common import err, guard, tokens_of
 from align_ray.errors import ConfigError, UserError
@@ -120,7 +120,7 @@ def _init(
             )
             out.print(f"  {held[corpus['name']]}", highlight=False, markup=False, soft_wrap=True)
             if mixed := held[corpus["name"]].mixed():
-                out.print(f"  [yellow]warning:[/yellow] {escape(mixed)}", highlight=False, soft_wrap=True)
+                out.print(Text.assemble("  ", ("warning:", "yellow"), f" {mixed}"), highlight=False, soft_wrap=True)
             for example in shown_examples(corpus):
                 out.print(example, highlight=False, soft_wrap=True)
     if said and tokens == budget:
@@ -135,7 +135,7 @@ def _init(
     return {"path": str(path), "config": asked}
 
 
-MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "failed": "[red]failed[/red]"}
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 def doctor(
@@ -158,7 +158,7 @@ def doctor(
         for column in ("check", "", "result", "what to do"):
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(row.check, MARKS[row.status], escape(row.result), escape(row.remedy))
+            table.add_row(row.check, Text(row.status, COLOURS[row.status]), row.result, row.remedy)
         out.print(table)
         return [dataclasses.asdict(row) for row in rows]
 

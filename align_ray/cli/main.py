@@ -76,7 +76,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     results: dict[str, Any] = {"search": mixture, "finetune": trained, "validation": stored(study, pipeline.validate)}
     said = headline({name: found for name, found in results.items() if found})
     if said:
-        out.print(said, style="bold", highlight=False, markup=False)
+        out.print(said, style="bold", highlight=False)
     first = {"headline": said, "verdict": _show_verdict(study).model_dump()} if mixture else {}
     if chosen:
         show_result(chosen)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from align_ray.cli.common import Path_, Set, from_here, guard, study_of, tokens_of
 from align_ray.errors import ConfigError
@@ -123,5 +122,5 @@ def show_selection(result: dict[str, Any], where: str) -> None:
     table.add_column("text", no_wrap=True)
     for row in [*result["examples"]["most"], *result["examples"]["least"][::-1]]:
         text = " ".join(row["text"].split())[:60]
-        table.add_row(f"{row['alignment']:.4f} ", "yes" if row["taken"] else "no", escape(text))
+        table.add_row(f"{row['alignment']:.4f} ", "yes" if row["taken"] else "no", text)
     out.print(table)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from align_ray.reporting.tables import out, plain_table
 
 if TYPE_CHECKING:  # the command line must not wait for torch and pandas
@@ -32,7 +34,7 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
             table.add_row(f"{few.candidate} (no rank)", f"{few.value:.3f}", "", "", "", "", "")
         for name in ("mixture", "uniform"):
             if name in runs:
-                table.add_row(f"[i]{name}[/i]", "", "", "", "", *_loss(runs[name].targets[target]))
+                table.add_row(Text(name, "italic"), "", "", "", "", *_loss(runs[name].targets[target]))
         out.print(table)
         counted = f" of {alignment.predicted.tokens:,} tokens" if alignment.predicted.tokens else ""
         lines = [

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray import metrics
+from align_ray.claims import RUN
 from align_ray.config import Config, Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
@@ -48,6 +49,13 @@ def sample_corpora(study: Study) -> dict[str, Any]:
     fine-tuning is judged. A candidate's document that is also a target's (same text), drawn or of an item of its task,
     is left out and counted as `in_target`. Raises CorpusError where a corpus gives fewer than two batches.
     """
+    try:
+        return _sample_corpora(study)
+    finally:
+        study.store.remove_folder(f"drawn/{RUN}")
+
+
+def _sample_corpora(study: Study) -> dict[str, Any]:
     config, store, tokenizer = study.config, study.store, study.tokenizer
     sampling, tune = config.sampling, config.finetune
     per_batch = sampling.batch_size * sampling.sequence_length
@@ -101,7 +109,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         if is_replay and 0 in (len(sample.training), len(sample.heldout)):
             raise CorpusError(f"corpus '{corpus.name}' holds too little text for replay; give more documents.")
         _say_if_short(study, corpus.name, sample, is_target, wanted_tokens)
-        _write_sample(store, f"drawn/{corpus.name}.parquet", sample)
+        _write_sample(store, f"drawn/{RUN}/{corpus.name}.parquet", sample)
         ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
         report[corpus.name] = {
             "role": "target" if is_target else "replay" if is_replay else "candidate",
@@ -116,7 +124,7 @@ def sample_corpora(study: Study) -> dict[str, Any]:
         _say_what_is_shared(study, name, shared)
     store.write_json("corpora.json", {})  # until all rows are there, no result belongs to them
     for name in report:
-        store.move(f"drawn/{name}.parquet", f"corpora/{name}.parquet")
+        store.move(f"drawn/{RUN}/{name}.parquet", f"corpora/{name}.parquet")
     store.write_json("corpora.json", report)
     return report
 

@@ -1,8 +1,9 @@
-"""Every training of a study as two tables and one to read: `ratios.csv` and `metrics.csv` in Olmix's columns, which
-`align-ray fit` and `propose` take, and `results.md`, a Markdown table as lm-evaluation-harness prints it.
+"""Every training of a study as tables in Olmix's columns, which `align-ray fit` and `propose` take, and as one to read:
+`results.md`, a Markdown table as lm-evaluation-harness prints it.
 
-A run is a training on one mixture, its losses means over seeds. Ratios are shares of tokens, metrics nats per token on
-held-out text, lower is better.
+`fit` takes the rows of a table for one experiment. So there is a pair of tables for each kind of training (KINDS), of
+one number of tokens and measured on the same text. A run is a training on one mixture, its losses means over seeds.
+Ratios are shares of tokens, metrics nats per token on held-out text, lower is better.
 """
 
 import csv
@@ -11,10 +12,14 @@ from collections.abc import Iterator, Mapping
 from io import StringIO
 from typing import Any
 
-from align_ray.config import digest
+from align_ray.config import Config, digest
 
 KEYS = ("run", "name", "index")
 """Olmix's columns that tell runs apart, before those of domains or metrics."""
+KINDS = {"finetune": "", "validate": "-validate", "search": "-search"}
+"""By kind of training, what the names of its tables end with: `ratios.csv` and `metrics.csv` are of `finetune`."""
+FILES = (*(f"{table}{end}.csv" for end in KINDS.values() for table in ("ratios", "metrics")), "results.md")
+"""All files that `run_files` may give."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +33,14 @@ class Run:
     tokens: int
 
 
-def trained_runs(results: Mapping[str, Any]) -> list[Run]:
-    """All trainings of a study's results by the name of their file: of `finetune`, `validation` and a search on real
-    losses, whose proxies are shorter."""
-    return [*_of_finetune(results), *_of_validation(results), *_of_search(results)]
+def trained_runs(results: Mapping[str, Any], config: Config) -> dict[str, list[Run]]:
+    """All trainings of a study's results (by the name of their file) by their kind: of `finetune`, of `validate`, and
+    of a search that trains."""
+    return {
+        "finetune": list(_of_finetune(results)),
+        "validate": list(_of_validation(results)),
+        "search": list(_of_search(results, config)),
+    }
 
 
 def _of_finetune(results: Mapping[str, Any]) -> Iterator[Run]:
@@ -52,28 +61,30 @@ def _of_validation(results: Mapping[str, Any]) -> Iterator[Run]:
                 )
 
 
-def _of_search(results: Mapping[str, Any]) -> Iterator[Run]:
+def _of_search(results: Mapping[str, Any], config: Config) -> Iterator[Run]:
+    whole = config.search.objective == "predicted"  # which trains as `finetune` does, `loss` trains proxies
+    tokens = config.finetune.tokens if whole else config.search.proxy_tokens
     if found := results.get("search"):
         for i, trial in enumerate(found.trials):
             if trial.losses:
-                yield Run(f"search/{i:04d}", trial.weights, trial.losses, {}, 0)
+                yield Run(f"search/{i:04d}", trial.weights, trial.losses, {}, tokens)
 
 
-def run_files(results: Mapping[str, Any], proxy_tokens: int) -> dict[str, bytes]:
-    """The three files by name; {} where nothing was trained. `proxy_tokens`: of a proxy of the search."""
-    runs = [dataclasses.replace(r, tokens=r.tokens or proxy_tokens) for r in trained_runs(results)]
-    if not runs:
-        return {}
-    domains = list(dict.fromkeys(name for run in runs for name in run.weights))
-    targets = list(dict.fromkeys(name for run in runs for name in run.losses))
-    ids = [(digest([run.name, run.weights], 8), run.name, i) for i, run in enumerate(runs)]
-    ratios = [[*key, *(run.weights.get(name, 0.0) for name in domains)] for key, run in zip(ids, runs, strict=True)]
-    metrics = [[*key, *(run.losses.get(name, "") for name in targets)] for key, run in zip(ids, runs, strict=True)]
-    return {
-        "ratios.csv": _table([*KEYS, *domains], ratios),
-        "metrics.csv": _table([*KEYS, *(f"loss/{target}" for target in targets)], metrics),
-        "results.md": markdown(runs).encode(),
-    }
+def run_files(results: Mapping[str, Any], config: Config) -> dict[str, bytes]:
+    """The files by name, of FILES those that have a row; {} where nothing was trained."""
+    files: dict[str, bytes] = {}
+    kinds = {kind: runs for kind, runs in trained_runs(results, config).items() if runs}
+    for kind, runs in kinds.items():
+        domains = list(dict.fromkeys(name for run in runs for name in run.weights))
+        targets = list(dict.fromkeys(name for run in runs for name in run.losses))
+        keys = [(digest([run.name, run.weights], 8), run.name, i) for i, run in enumerate(runs)]
+        ratios = [[*key, *(run.weights.get(n, 0.0) for n in domains)] for key, run in zip(keys, runs, strict=True)]
+        metrics = [[*key, *(run.losses.get(n, "") for n in targets)] for key, run in zip(keys, runs, strict=True)]
+        files[f"ratios{KINDS[kind]}.csv"] = _table([*KEYS, *domains], ratios)
+        files[f"metrics{KINDS[kind]}.csv"] = _table([*KEYS, *(f"loss/{target}" for target in targets)], metrics)
+    if kinds:
+        files["results.md"] = markdown([run for runs in kinds.values() for run in runs]).encode()
+    return files
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> bytes:

@@ -7,8 +7,6 @@ designed beforehand, and a surrogate of the loss is optimised under the same con
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow.csv import write_csv
 from scipy.stats import qmc
 
 from align_ray.config import Config, digest
@@ -178,8 +176,7 @@ def run_swarm(
     study: Study, tokens: dict[str, int], constraints: Constraints
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Train a proxy on each mixture of the swarm (finished ones stay in the store); returns weights [n, K] and, by
-    target, losses [n] on the validation half. Writes both as ratios.csv and metrics.csv, the format `align-ray fit`
-    reads."""
+    target, losses [n] on the validation half."""
     study = with_rate(study)
     config = study.config
     weights = swarm_mixtures(constraints, config.search.trials, config.seed)
@@ -188,8 +185,4 @@ def run_swarm(
     jobs = mixture_jobs(study, tokens, named, config.search.proxy_tokens, range(1))
     done = train_jobs(study, heldout, jobs)
     losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
-    for file, columns in (("ratios", dict(zip(constraints.names, weights.T, strict=True))), ("metrics", losses)):
-        sink = pa.BufferOutputStream()
-        write_csv(pa.table({"run": range(len(weights)), **columns}), sink)
-        study.store.write_bytes(f"{file}.csv", sink.getvalue().to_pybytes())
     return weights, losses

@@ -107,6 +107,10 @@ class Result(BaseModel):
                 table.add_row(*map(Text, row))
             yield table
 
+    def covers(self, other: Self) -> bool:
+        """Whether this one says all that `other` says of the same study, and more: it is then kept in its place."""
+        return False
+
     def notes(self) -> list[str]:
         """What the command line says below the tables: their columns in words, with units."""
         return []

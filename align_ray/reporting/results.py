@@ -522,6 +522,9 @@ class Contamination(Result):
     clean: dict[str, dict[str, Clean]]
     warnings: list[str] = []
 
+    def covers(self, other: "Contamination") -> bool:
+        return other.overlap.keys() < self.overlap.keys()
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and candidate: `documents` of `of` that share a run of words with the target, the share
         of the target's runs they cover, and alignment, cross-entropy and rank with and without (`_clean`) the
@@ -535,7 +538,7 @@ class Contamination(Result):
                     cells |= estimate_columns(name, getattr(found, name))
                 rows.append(cells)
         order = {target: i for i, target in enumerate(dict.fromkeys(row["target"] for row in rows))}
-        rows.sort(key=lambda row: (order[row["target"]], row["rank"]))
+        rows.sort(key=lambda row: (order[row["target"]], row["rank"] is None, row["rank"] or 0))
         return pd.DataFrame(rows)
 
     def notes(self) -> list[str]:

@@ -4,7 +4,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-out = Console()
+out = Console(markup=False, emoji=False)
+"""Text is printed as it is: names, paths and templates of users hold brackets."""
 
 
 def plain_table(title: str) -> Table:

@@ -332,7 +332,9 @@ def alignment(tracker: Tracker, config: Config, store: Store, result: Alignment)
 def choice(tracker: Tracker, config: Config, store: Store, result: Choice) -> None:
     """A child run a candidate, and what was spent."""
     for name in (c.name for c in config.candidates):
-        rows = {t: found.candidates[name] for t, found in result.targets.items()}
+        rows = {t: found.candidates[name] for t, found in result.targets.items() if name in found.candidates}
+        if not rows:  # its training diverged
+            continue
         values = {f"{k}/{t}": row[v] for k, v in CHOICE.items() for t, row in rows.items()}
         tracker.child(name, "choice", {"candidate": name, "tokens": max(r.tokens for r in rows.values())}, values)
     tracker.metrics({"choice_tokens": result.spent, "choice_tokens_exhaustive": result.exhaustive})

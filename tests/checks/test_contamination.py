@@ -144,6 +144,7 @@ def test_of_the_first_in_the_ranking_alone_the_rest_is_as_of_all(leaky):
     with actors_here():
         ranked = [row.candidate for row in pipeline.align(study).predicted.ranking["target"]]
         part = pipeline.contamination(study, 1)
+        assert stored(study, pipeline.contamination) == whole, "a part does not take the place of the whole"
         again = pipeline.contamination(study)
     assert list(part.overlap) == list(part.clean) == ranked[:1]
     assert part.overlap[ranked[0]] == whole.overlap[ranked[0]]

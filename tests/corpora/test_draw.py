@@ -1,12 +1,13 @@
 """The sample depends on the seed and the documents' content alone; batches share no document."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from align_ray.config import Config, Corpus, Sampling
-from align_ray.corpora import draw, tasks
+from align_ray.corpora import draw, sample, tasks
 from align_ray.corpora.draw import (
     DOCUMENT_SEQUENCES,
     cut_rows,
@@ -16,10 +17,12 @@ from align_ray.corpora.draw import (
     smallest,
     tokenised,
 )
+from align_ray.corpora.rows import Rows
 from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.corpora.sources import Fragment
 from align_ray.corpora.tasks import MOST_TASKS, TASK_BYTES, group_fragments, grouped_fragments
 from align_ray.pipeline import open_study
+from align_ray.store import Store
 from tests.conftest import write_jsonl
 from tests.tiny import Characters
 
@@ -296,3 +299,26 @@ def test_what_is_drawn_by_many_tasks_is_what_one_draws_though_each_hands_over_it
         assert read[0] == {2**30: 1, 4_000: 40}.get(size, read[0])
         assert surplus > 1 or size == 2**30 or len(read) > 2, "some were read again"
     assert found[0] == found[1] == found[2]
+
+
+def test_two_runs_of_one_configuration_draw_beside_each_other(tmp_path, small_config, monkeypatch):
+    """On object storage: another process draws the same while this one is drawing."""
+    config = Config.model_validate(small_config(tmp_path / "out"))
+    study = SimpleNamespace(config=config, store=Store(config.output), tokenizer=None, say=lambda line: None)
+    rows = Rows.plain(np.ones((1, 4), np.int32))
+    monkeypatch.setattr(sample, "_embedding_batches", lambda *given: np.ones((2, 1, 4), np.int32))
+    monkeypatch.setattr(sample, "cut_rows", lambda *given, **options: rows)
+    counts, names = Counter(sampled_tokens=4, sampled_bytes=4, bytes=4, documents=1), [c.name for c in config.read]
+
+    def drawing(wanted, *rest):
+        for corpus, *_ in wanted:
+            yield corpus, SimpleNamespace(counts=counts, rejects=[], documents=[], sketch=np.zeros(0, np.uint64))
+        if sample.RUN != "other":
+            with monkeypatch.context() as patch:
+                patch.setattr(sample, "RUN", "other")
+                sample_corpora(study)
+
+    monkeypatch.setattr(sample, "draw_corpora", drawing)
+    assert set(sample_corpora(study)) == set(names)
+    assert all(len(read_sample(study.store, name).batches) == 2 for name in names)
+    assert not list((tmp_path / "out" / "drawn").iterdir()), "nothing is left of what was being drawn"

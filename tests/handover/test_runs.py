@@ -1,8 +1,14 @@
 """Every training of a study, as the two tables that `fit` reads and as one for people."""
 
-from align_ray.handover.runs import run_files
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+from align_ray import pipeline
+from align_ray.config import Config
+from align_ray.handover.runs import FILES, run_files
 from align_ray.mixture.runs import read_runs
 from align_ray.reporting.results import Finetuned, Mixture, Validation
+from align_ray.store import Store
 
 NAMES = ("web", "code", "books")
 
@@ -31,19 +37,38 @@ def results() -> dict:
     }
 
 
-def test_the_tables_are_read_back_by_fit_as_they_were(tmp_path):
-    for name, content in run_files(results(), 32).items():
+def config(objective="loss") -> Config:
+    corpora = {"targets": [{"name": "t", "source": "t"}], "candidates": [{"name": n, "source": n} for n in NAMES]}
+    section = {"objective": objective, "proxy_tokens": 32}
+    return Config.model_validate({"output": "out", **corpora, "search": section, "finetune": {"tokens": 64}})
+
+
+def test_the_tables_of_a_kind_are_read_back_by_fit_as_they_were(tmp_path):
+    found = results()
+    trials = found["search"].trials
+    found["search"] = found["search"].model_copy(update={"trials": [*trials, *trials]})
+    files = run_files(found, config())
+    for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    head = (tmp_path / "ratios.csv").read_text().splitlines()[0]
+    assert set(files) == set(FILES)
+    head = (tmp_path / "ratios-search.csv").read_text().splitlines()[0]
     assert head == "run,name,index,web,code,books"
-    runs = read_runs(tmp_path / "ratios.csv", tmp_path / "metrics.csv")
-    assert runs.domains == NAMES and set(runs.metrics) == {"loss/t"} and len(runs.ids) == 11 and not runs.renormalised
-    assert runs.metrics["loss/t"].tolist() == [3.0, 4.0, 5.0, 2.0, 2.5, 2.75, 3.0, 4.0, 5.0, 6.0, 7.0]
-    assert runs.weights[3].tolist() == [0.5, 0.3, 0.2] and runs.weights[1].tolist() == [0, 1, 0]
+    runs = read_runs(tmp_path / "ratios-search.csv", tmp_path / "metrics-search.csv")
+    assert runs.domains == NAMES and set(runs.metrics) == {"loss/t"} and not runs.renormalised
+    assert runs.metrics["loss/t"].tolist() == [3.0, 4.0, 5.0, 6.0, 7.0] * 2
+    assert runs.weights[0].tolist() == [0.5, 0.3, 0.2]
+
+
+def test_trainings_of_different_kinds_are_in_different_tables():
+    files = run_files(results(), config())
+    for name, kind, count in (("", "finetune", 4), ("-validate", "validate", 2), ("-search", "search", 5)):
+        for table in ("ratios", "metrics"):
+            rows = files[f"{table}{name}.csv"].decode().splitlines()[1:]
+            assert [row.split(",")[1].split("/")[0] for row in rows] == [kind] * count
 
 
 def test_the_table_for_people_is_sorted_and_says_what_is_not_known():
-    lines = run_files(results(), 32)["results.md"].decode().splitlines()
+    lines = run_files(results(), config())["results.md"].decode().splitlines()
     assert lines[:3] == [
         "|Tasks: t|Tokens|Metric| |Value| |Stderr|",
         "|---|---:|---|---|---:|---|---:|",
@@ -53,5 +78,25 @@ def test_the_table_for_people_is_sorted_and_says_what_is_not_known():
     assert "|search/0004|32|loss|↓|7.0000|±|N/A|" in lines
 
 
+def test_a_search_on_predicted_losses_has_trained_as_finetune_does():
+    lines = run_files(results(), config("predicted"))["results.md"].decode().splitlines()
+    assert "|search/0004|64|loss|↓|7.0000|±|N/A|" in lines
+
+
 def test_without_trainings_there_are_no_tables():
-    assert run_files({}, 32) == {}
+    assert run_files({}, config()) == {}
+
+
+def test_tables_of_another_answer_do_not_stay_beside_a_report_without_trainings(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    for name in FILES:
+        store.write_bytes(name, b"of another answer")
+    for name in ("need", "stored", "found_key"):
+        monkeypatch.setattr(pipeline, name, lambda study, wanted: None)
+    for name in ("render_report", "headline"):
+        monkeypatch.setattr(pipeline, name, lambda *given: "")
+    tracker = SimpleNamespace(running=nullcontext, text=lambda name, content: None)
+    monkeypatch.setattr(pipeline.tracking, "start_tracking", lambda config, store: tracker)
+    monkeypatch.setattr(pipeline.tracking, "answer", lambda *given: None)
+    pipeline.report(SimpleNamespace(config=config(), store=store, say=lambda line: None))
+    assert (tmp_path / "report.html").exists() and not {p.name for p in tmp_path.iterdir()} & set(FILES)

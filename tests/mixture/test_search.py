@@ -135,16 +135,18 @@ def test_a_search_that_trains_stops_at_the_cap_and_goes_on_with_a_higher_one(emb
 
 
 @pytest.mark.slow
-def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded, no_trainings):
+def test_the_swarm_is_fitted_and_its_tables_are_what_fit_reads(embedded, no_trainings, tmp_path):
     study = embedded(objective="loss", method="swarm", trials=10, max_epochs=16)
     result = pipeline.search(study)
     assert len(result["trials"]) == 10 and result["surrogate"]["surrogate"] == "log-linear"
     assert weights_of(result).sum() == pytest.approx(1)
+    from align_ray.handover.runs import run_files
     from align_ray.mixture.runs import read_runs
 
-    folder = Path(study.store.uri)
-    runs = read_runs(folder / "ratios.csv", folder / "metrics.csv")
-    np.testing.assert_allclose(runs.metrics["target"], [t["loss"] for t in result["trials"]])
+    for name, content in run_files({"search": result}, study.config).items():
+        (tmp_path / name).write_bytes(content)
+    runs = read_runs(tmp_path / "ratios-search.csv", tmp_path / "metrics-search.csv")
+    np.testing.assert_allclose(runs.metrics["loss/target"], [t["loss"] for t in result["trials"]])
 
 
 @pytest.mark.full

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from align_ray.reporting import tracking as told
+from align_ray.reporting.choices import Choice
 from align_ray.reporting.result import WIDTH, Result
 from align_ray.reporting.results import (
     Alignment,
@@ -327,3 +330,26 @@ def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(f
     found = Validation.parse(validation.model_dump() | {"mixtures": mixtures, "before": {"t1": 4.0, "all": 4.0}})
     assert any("'recommended' is best by the loss, 'uniform' by the task" in note for note in found.notes())
     assert "accuracy_low" in found.to_pandas().columns
+
+
+def test_a_candidate_without_a_rank_comes_after_those_with_one(contamination):
+    of_t1 = {n: {**contamination.clean[n]["t1"].model_dump(), "rank": rank} for n, rank in (("a", None), ("b", 2))}
+    found = contamination.model_dump() | {"clean": {n: {"t1": row} for n, row in of_t1.items()}}
+    assert list(Contamination.parse(found).to_pandas()["candidate"]) == ["b", "a"]
+
+
+def test_a_result_of_some_candidates_is_covered_by_one_of_more(contamination):
+    part = contamination.model_copy(update={"overlap": {"a": contamination.overlap["a"]}})
+    assert contamination.covers(part) and not part.covers(contamination) and not contamination.covers(contamination)
+
+
+def test_a_candidate_whose_training_diverged_is_not_tracked():
+    row = {"value": 3.0, "error": 0.1, "low": 2.9, "high": 3.1, "tokens": 64, "p_best": 1, "p_within": 1, "regret": 0}
+    standings = {"state": "settled", "why": "", "before": 4.0, "candidates": {"a": row}}
+    spent = {"tokens": 64, "spent": 128, "exhaustive": 128, "learning_rate": 1e-4, "delta": 0.01, "diverged": ["b"]}
+    tracked, candidates = [], [SimpleNamespace(name=n) for n in "ab"]
+    tracker = SimpleNamespace(child=lambda name, *rest: tracked.append(name), metrics=lambda values: None)
+    told.choice(
+        tracker, SimpleNamespace(candidates=candidates), None, Choice.parse({"targets": {"t": standings}, **spent})
+    )
+    assert tracked == ["a"]
