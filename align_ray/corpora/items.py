@@ -16,7 +16,7 @@ from align_ray.context import Study
 from align_ray.corpora.draw import document_key
 from align_ray.corpora.records import Unusable, as_text, filled, is_template, render, value_at
 from align_ray.corpora.rows import FILLED, Rows
-from align_ray.corpora.sources import whole_records
+from align_ray.corpora.sources import files_seen, whole_records
 from align_ray.corpora.tasks import with_template
 from align_ray.errors import CorpusError
 from align_ray.fisher.probe import Located, chat_template_of, load_tokenizer
@@ -50,14 +50,15 @@ class Items:
 
 
 def read_items(study: Study) -> dict[str, Items]:
-    """By target that has a task, its items, read once in a process. Raises CorpusError where records give none."""
+    """By target that has a task, its items, read once in a process as long as its files stay as they are. Raises
+    CorpusError where records give none."""
     seed, chat_template = study.config.seed, chat_template_of(study.tokenizer)
     tasks = [with_template(t, chat_template) for t in study.config.targets if t.task is not None]
-    return {t.name: _items(t.model_dump_json(), seed, study.model) for t in tasks}
+    return {t.name: _items(t.model_dump_json(), seed, study.model, files_seen(t)) for t in tasks}
 
 
 @lru_cache
-def _items(target_json: str, seed: int, model: Located) -> Items:
+def _items(target_json: str, seed: int, model: Located, files: tuple[object, ...]) -> Items:
     target, tokenizer = Corpus.model_validate_json(target_json), load_tokenizer(model)
     task = target.task
     assert task is not None

@@ -1,12 +1,15 @@
 """Items of a task: what a record says, what a row holds, what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
 from align_ray.config import Choices, Config
-from align_ray.corpora.items import item_of, items_of, margins
+from align_ray.corpora.items import item_of, items_of, margins, read_items
 from align_ray.corpora.records import Unusable
 from align_ray.errors import ConfigError, CorpusError
+from align_ray.pipeline import open_study
 from tests.tiny import Characters
 
 
@@ -92,3 +95,21 @@ def test_a_task_is_for_targets_alone_and_its_absence_leaves_the_configuration_as
     mapping["candidates"][0]["task"] = task
     with pytest.raises(ConfigError, match="'a' has a task, which is for targets alone"):
         validated(Config, mapping, "study.yaml")
+
+
+def test_items_are_read_once_and_again_where_the_file_has_changed(small_config, tmp_path):
+    file = tmp_path / "target.jsonl"
+
+    def write(count):
+        records = [{"text": f"Question {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(count)]
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    mapping = small_config(tmp_path / "out")
+    task = {"kind": "choices", "context": "text", "choices": "choices", "answer": "answer"}
+    mapping["targets"] = [{"name": "target", "source": str(file), "task": task}]
+    write(40)
+    study = open_study(Config.model_validate(mapping))
+    first, again = read_items(study)["target"], read_items(study)["target"]
+    assert again is first
+    write(80)
+    assert len(read_items(study)["target"].rows) > len(first.rows)
