@@ -5,7 +5,7 @@ A stage reads what earlier stages stored and stores its own result, so that each
 (`stages.stage`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ from align_ray.reporting.results import (
     Samples,
     Validation,
 )
-from align_ray.stages import SEEDS, Stage, found_key, need, stage, stored
+from align_ray.stages import SEEDS, Stage, answer_key, found_key, need, stage, stored
 from align_ray.store import Store
 from align_ray.training.choose import check_choosable, choose_candidates
 from align_ray.training.finetune import feasible_alone, finetune_runs, planned_runs
@@ -311,6 +311,12 @@ def plan(study: Study) -> dict[str, Any]:
     return estimate(study, gpu)
 
 
+def to_make(study: Study, stages: Sequence[Stage[Any]]) -> list[str]:
+    """Names of the stages without a result of just this configuration: one over other seeds, which `stored` gives as
+    well, does not spare the trainings."""
+    return [one.name for one in stages if found_key(study, one) != answer_key(study, one)]
+
+
 def run(study: Study) -> str:
     """All stages of `of_run` and the report; returns where that is.
 
@@ -324,7 +330,7 @@ def run(study: Study) -> str:
         for number, one in enumerate(stages, start=1):
             if capped and any(stored(study, needed) is None for needed in one.needs):
                 continue
-            later = [s.name for s in stages[number:] if stored(study, s) is None]
+            later = to_make(study, stages[number:])
             seconds = sum(planned["stages"].get(name, {}).get("worker_seconds", 0.0) for name in later)
             try:
                 with placed(Place(number, len(stages), seconds)):

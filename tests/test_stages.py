@@ -8,7 +8,7 @@ import os
 import pytest
 
 from align_ray import pipeline, stages
-from align_ray.answers import answer_id, answers
+from align_ray.answers import answer_id, answers, remember
 from align_ray.config import Config, Replay
 from align_ray.errors import CapReached, UserError
 from align_ray.pipeline import open_study
@@ -154,6 +154,17 @@ def test_trainings_over_other_seeds_are_found_where_those_asked_for_are_not_ther
     assert answer_key(more, pipeline.search) == answer_key(finished, pipeline.search)
     assert need(more, pipeline.finetune).seeds == 2 and stored(rate, pipeline.finetune) is None
     finished.store.remove(f"answers/finetune-{key}.json")
+
+
+def test_a_result_over_other_seeds_does_not_spare_a_run_its_trainings(small_config, tmp_path):
+    study = open_study(Config.model_validate(small_config(tmp_path / "out")))
+    key = answer_key(study, pipeline.finetune)
+    study.store.write_json(f"answers/finetune-{key}.json", {"tokens": 64, "seeds": 2, "runs": {}})
+    remember(study.store, study.config, "0", {"finetune": key})
+    more = study.changed(finetune={"seeds": study.config.finetune.seeds + 2})
+    assert stored(more, pipeline.finetune) is not None, "for the report"
+    assert pipeline.to_make(study, [pipeline.finetune]) == []
+    assert pipeline.to_make(more, [pipeline.finetune]) == ["finetune"], "for the time that is left"
 
 
 def test_an_answer_is_written_down_with_its_results_and_the_recipe_says_which_it_belongs_to(finished):

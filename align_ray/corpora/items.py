@@ -17,7 +17,7 @@ from align_ray.context import Study
 from align_ray.corpora.draw import document_key
 from align_ray.corpora.records import Unusable, as_text, filled, is_template, render, value_at
 from align_ray.corpora.rows import FILLED, Rows
-from align_ray.corpora.sources import whole_records
+from align_ray.corpora.sources import files_seen, whole_records
 from align_ray.corpora.tasks import with_template
 from align_ray.errors import CorpusError
 from align_ray.fisher.probe import Located, load_tokenizer
@@ -51,15 +51,17 @@ class Items:
 
 
 def read_items(study: Study) -> dict[str, Items]:
-    """By target that has a task, its items, read once in a process. Raises CorpusError where records give none."""
+    """By target that has a task, its items, read once in a process as long as its files stay as they are. Raises
+    CorpusError where records give none."""
     seed = study.config.seed
-    return {t.name: _items(t.model_dump_json(), seed, study.model) for t in _with_task(study)}
+    return {t.name: _items(t.model_dump_json(), seed, study.model, files_seen(t)) for t in _with_task(study)}
 
 
 def item_keys(study: Study) -> set[bytes]:
     """The keys of the documents that items are of, those that are not drawn as well. Raises CorpusError as
     `read_items`."""
-    return {key for t in _with_task(study) for key in _records(t.model_dump_json(), study.config.seed)}
+    seed = study.config.seed
+    return {key for t in _with_task(study) for key in _records(t.model_dump_json(), seed, files_seen(t))}
 
 
 def _with_task(study: Study) -> list[Corpus]:
@@ -67,16 +69,17 @@ def _with_task(study: Study) -> list[Corpus]:
 
 
 @lru_cache
-def _items(target_json: str, seed: int, model: Located) -> Items:
+def _items(target_json: str, seed: int, model: Located, files: tuple[object, ...]) -> Items:
     task = Corpus.model_validate_json(target_json).task
     assert task is not None
-    records = list(_records(target_json, seed).values())
+    records = list(_records(target_json, seed, files).values())
     return items_of(records, load_tokenizer(model), task.separator, model.context)
 
 
 @lru_cache
-def _records(target_json: str, seed: int) -> dict[bytes, tuple[str, list[str], int]]:
-    """By the key of its document, what `item_of` makes of a record: those with the smallest keys."""
+def _records(target_json: str, seed: int, files: tuple[object, ...]) -> dict[bytes, tuple[str, list[str], int]]:
+    """By the key of its document, what `item_of` makes of a record: those with the smallest keys. `files`: what tells
+    that the target's files are those that were read (`sources.files_seen`)."""
     target = Corpus.model_validate_json(target_json)
     task = target.task
     assert task is not None

@@ -25,6 +25,7 @@ from align_ray.corpora.files import (
     GONE,
     Fragment,
     compression_of,
+    files_of,
     filesystem,
     fragments_of_files,
     open_file,
@@ -179,6 +180,15 @@ def whole_records(corpus: Corpus) -> Iterator[dict[str, Any]]:
                 yield from first_rows(file, sys.maxsize)
         else:
             yield from HEADS.get(fragment.kind, _records)(corpus, fragment, Counter())
+
+
+def files_seen(corpus: Corpus) -> tuple[tuple[str, int, int | None], ...]:
+    """Path, size and time of change of every file, by which a changed one is known without reading it; none of what
+    is no file."""
+    source = corpus.sources[0]
+    if source.startswith("installed:") or is_hub_dataset(source):
+        return ()
+    return tuple((info.path, info.size, info.mtime_ns) for info in files_of(corpus))
 
 
 # --- records of files ------------------------------------------------------------------------------------------------

@@ -47,36 +47,47 @@ MIXED = {"mixture": "recommended", "uniform": "uniform"}
 
 
 def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
-    """What the first figure shows of a target, best first: the change of the held-out loss by training on every
-    candidate and mixture, with 95% intervals; of fewer than three trained candidates, what the choice by training
-    believes of it, or else cross-entropy by words (`measured` false)."""
-    rows: list[dict[str, Any]]
-    if "finetune" in results and len(results["finetune"].runs) > len(MIXED) + 2:
+    """What the first figure shows of a target, best first, with 95% intervals. `kind`: "measured", the change of the
+    held-out loss by training on every candidate and mixture; "expected" where candidates were chosen by training: below
+    what was measured, what the choice believes of every candidate; "words", cross-entropy where nothing was trained.
+    Each row has a `kind` of its own and a `label`, which says it where not all are of one."""
+    rows: list[dict[str, Any]] = []
+    if "finetune" in results:
         found = {name: run.targets[target] for name, run in results["finetune"].runs.items()}
         rows = [
-            {"name": name, "value": loss.change, "low": loss.change_low, "high": loss.change_high}
-            for name, loss in found.items()
+            {"name": n, "kind": "measured", "value": loss.change, "low": loss.change_low, "high": loss.change_high}
+            for n, loss in found.items()
         ]
-        title, axis = "What was measured", "change of the held-out loss (nats per token)"
-    elif "choice" in results:
+    known = {row["name"] for row in rows}
+    if "choice" in results and not known.issuperset(results["choice"].targets[target].candidates):
         standing = results["choice"].targets[target]
-        rows = [
-            {"name": name, **{end: getattr(found, end) - standing.before for end in ("value", "low", "high")}}
-            for name, found in standing.candidates.items()
+        rows += [
+            {"name": n, "kind": "expected"}
+            | {end: getattr(believed, end) - standing.before for end in ("value", "low", "high")}
+            for n, believed in standing.candidates.items()
         ]
-        title, axis = "Candidates by training", "change of the loss, expected (nats per token)"
-    else:
+    if not rows:
         rows = [
-            {"name": r.candidate, "value": r.value, "low": r.low, "high": r.high}
+            {"name": r.candidate, "kind": "words", "value": r.value, "low": r.low, "high": r.high}
             for r in results["alignment"].predicted.ranking[target]
         ]
-        title, axis = "Candidates by words", "cross-entropy by words (nats per token)"
-    return {
-        "measured": title != "Candidates by words",
-        "title": title,
-        "axis": axis,
-        "rows": sorted(rows, key=lambda row: row["value"]),
-    }
+    kinds = {row["kind"] for row in rows}
+    for row in rows:
+        row["label"] = row["name"] if len(kinds) == 1 else f"{row['name']}, {row['kind']}"
+    kind = next(kind for kind in BARS if kind in kinds)
+    title, axis = BARS[kind]
+    if len(kinds) > 1:
+        title = "Measured, and expected by training"
+    ordered = sorted(rows, key=lambda row: (row["kind"] == "expected", row["value"]))
+    return {"kind": kind, "title": title, "axis": axis, "rows": ordered}
+
+
+BARS = {
+    "expected": ("Candidates by training", "change of the held-out loss (nats per token)"),
+    "measured": ("What was measured", "change of the held-out loss (nats per token)"),
+    "words": ("Candidates by words", "cross-entropy by words (nats per token)"),
+}
+"""By kind of the first figure its title and the name of its axis; one expected bar makes a figure of that kind."""
 
 
 def compared(config: Config, results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,8 +175,8 @@ def facts(config: Config, results: dict[str, Any], costs: dict[str, Any]) -> dic
 def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -> dict[str, Any]:
     """What the page shows beside stored values, computed from them.
 
-    `facts`, `bars`, `trust`, `compared`, `tried`: see there; `gain`: the chosen mixture's objective less uniform's;
-    `price`: the unconstrained optimum's less the optimum's;
+    `prior`: whether the search has one; `facts`, `bars`, `trust`, `compared`, `tried`: see there; `gain`: the chosen
+    mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, mean over seeds, with
     its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `headline`: see
     there; `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
@@ -178,6 +189,7 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     targets = results["alignment"].targets
     found: dict[str, Any] = {"losses": {}, "finetuned": {}, "front": {}, "compared": [], "tried": []}
     found["facts"] = facts(config, results, costs)
+    found["prior"] = config.search.prior_strength > 0
     found["bars"] = {target: bars(results, target) for target in targets}
     found["trust"] = {target: trust(results, target) for target in targets}
     found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None

@@ -67,7 +67,7 @@ def _figures(
     yield "tree", tree_figure(alignment)
     if search:
         yield "weights", weights_figure(search)
-        yield "budgets", budgets_figure(search)
+        yield "budgets", budgets_figure(search, more["prior"])
         yield "parallel", parallel_figure(more["tried"])
         for i, pair in enumerate(pairs):
             yield f"front-{i}", front_figure(search, pair)
@@ -98,26 +98,28 @@ def _axes(height: float, width: float = WIDE, columns: int = 1) -> tuple[Figure,
 
 
 def bars_figure(bars: dict[str, Any]) -> Figure:
-    """What was measured, or counted where nothing was, of every candidate and mixture, best first, with 95%
-    intervals."""
-    rows, measured = bars["rows"], bars["measured"]
+    """What was measured or, in outline, is expected of every candidate and mixture, or what was counted where nothing
+    was trained, with 95% intervals."""
+    rows, trained = bars["rows"], bars["kind"] != "words"
     figure, axes = _axes(0.75 + 0.27 * len(rows), 6.0)
     for i, row in enumerate(rows):
-        if measured:
+        if row["kind"] == "expected":
+            axes.barh(i, row["value"], height=0.62, color="none", edgecolor=SERIES[2])
+        elif trained:
             colour = {"mixture": SERIES[0], "uniform": SERIES[1]}.get(row["name"], SERIES[2])
             axes.barh(i, row["value"], height=0.62, color=colour, alpha=0.55 if colour == SERIES[2] else 0.85)
         else:
             axes.plot(row["value"], i, "o", color=SERIES[0], markersize=5)
         if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [i, i], color=FOREGROUND, linewidth=1.3, solid_capstyle="butt")
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(bars["axis"], fontsize=8.5, loc="right")
-    if measured:
+    if trained:
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.spines["left"].set_visible(False)
     return figure
@@ -180,8 +182,9 @@ def weights_figure(search: Mixture) -> Figure:
     return figure
 
 
-def budgets_figure(search: Mixture) -> Figure | None:
-    """The optimum's weights and its gain over UniMax, by token budget; None for fewer than two."""
+def budgets_figure(search: Mixture, prior: bool) -> Figure | None:
+    """The optimum's weights and its gain over UniMax, by token budget; None for fewer than two. `prior`: whether the
+    optimum keeps near one, whose penalty is not in the gain, which may then be below zero."""
     points = search.budgets
     if len(points) < 2:
         return None
@@ -200,9 +203,13 @@ def budgets_figure(search: Mixture) -> Figure | None:
     left.set_ylabel("weight at the optimum")
     left.yaxis.set_major_formatter("{x:.0%}")
     left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    right.plot(budgets, [p.gain for p in points], "-o", color=SERIES[0], markersize=4)
-    right.set_ylabel("objective above UniMax's")
-    right.set_ylim(bottom=0)
+    gains = [p.gain for p in points]
+    right.plot(budgets, gains, "-o", color=SERIES[0], markersize=4)
+    right.set_ylabel("objective above UniMax's" + (", without the prior" if prior else ""))
+    if min(gains) < 0:
+        right.axhline(0, color=MUTED, linewidth=1)
+    else:
+        right.set_ylim(bottom=0)
     left.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xscale("log")

@@ -137,3 +137,21 @@ def test_a_task_is_for_targets_alone_and_its_absence_leaves_the_configuration_as
     mapping["candidates"][0]["task"] = task
     with pytest.raises(ConfigError, match="'a' has a task, which is for targets alone"):
         validated(Config, mapping, "study.yaml")
+
+
+def test_items_are_read_once_and_again_where_the_file_has_changed(small_config, tmp_path):
+    file = tmp_path / "target.jsonl"
+
+    def write(count):
+        records = [{"text": f"Question {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(count)]
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    mapping = small_config(tmp_path / "out")
+    task = {"kind": "choices", "context": "text", "choices": "choices", "answer": "answer"}
+    mapping["targets"] = [{"name": "target", "source": str(file), "task": task}]
+    write(40)
+    study = open_study(Config.model_validate(mapping))
+    first, again = read_items(study)["target"], read_items(study)["target"]
+    assert again is first
+    write(80)
+    assert len(read_items(study)["target"].rows) > len(first.rows)

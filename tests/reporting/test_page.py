@@ -12,9 +12,10 @@ import yaml
 from align_ray.config import Config
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.derived import compared, derived
-from align_ray.reporting.figures import SERIES, parallel_figure, samples_figure
+from align_ray.reporting.figures import SERIES, bars_figure, budgets_figure, parallel_figure, samples_figure
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import Mixture, Samples
+from align_ray.reporting.values import AtBudget
 from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study, typed
 
 
@@ -559,7 +560,7 @@ def test_without_trainings_the_bars_are_by_words_and_no_measure_is_judged(stored
     for target in TARGETS:
         ranking = results["alignment"]["predicted"]["ranking"][target]
         assert [row["name"] for row in more["bars"][target]["rows"]] == [row["candidate"] for row in ranking]
-        assert more["bars"][target]["measured"] is False and more["trust"][target]["judge"] is None
+        assert more["bars"][target]["kind"] == "words" and more["trust"][target]["judge"] is None
     assert "Nothing was trained" in render_report(*typed(config, kept))
 
 
@@ -586,11 +587,48 @@ def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were
     more = derived(config, found, costs)
     for target in TARGETS:
         rows, trust = more["bars"][target]["rows"], more["trust"][target]
-        assert [row["name"] for row in rows] == list(CANDIDATES) and more["bars"][target]["measured"]
-        assert (rows[0]["value"], rows[0]["low"], rows[0]["high"]) == pytest.approx((-0.4, -0.5, -0.1))
+        measured, expected = rows[:3], rows[3:]
+        assert [row["label"] for row in expected] == [f"{name}, expected" for name in CANDIDATES]
+        assert [expected[0][end] for end in ("value", "low", "high")] == pytest.approx([-0.4, -0.5, -0.1])
+        assert {row["label"]: row["value"] for row in measured} == {
+            f"{name}, measured": run.targets[target].change for name, run in few.items()
+        }
         assert trust["judge"] == "choice" and [row["choice"] for row in trust["rows"]] == [1, 2, 3, 4, 5]
         assert set(trust["measures"]) == {"words", "alignment"}
-    assert "Candidates by training: proofs" in render_report(config, found, costs)
+    html = render_report(config, found, costs)
+    assert "Measured, and expected by training: proofs" in html and "expected at the end of a whole training" in html
+    figure = bars_figure(more["bars"][target])
+    filled = [bar.get_facecolor()[3] > 0 for bar in figure.axes[0].patches]
+    assert filled == [True] * 3 + [False] * len(CANDIDATES), "what is expected is an outline"
+    del found["finetune"]
+    bars = derived(config, found, costs)["bars"][target]
+    assert [row["label"] for row in bars["rows"]] == list(CANDIDATES) and bars["kind"] == "expected"
+    html = render_report(config, found, costs)
+    assert "Candidates by training: proofs" in html and "Full bar" not in html
+
+
+def test_a_study_of_two_candidates_shows_what_was_measured(stored, no_figures):
+    config, results = stored
+    config, found, costs = typed(config, {n: v for n, v in results.items() if n != "validation"})
+    few = {n: run for n, run in found["finetune"].runs.items() if n in (*CANDIDATES[:2], "uniform", "mixture")}
+    found["finetune"] = found["finetune"].model_copy(update={"runs": few})
+    more = derived(config, found, costs)
+    assert {more["bars"][target]["kind"] for target in TARGETS} == {"measured"}
+    assert len(more["bars"][TARGETS[0]]["rows"]) == 4 and "Nothing was trained" not in render_report(
+        config, found, costs
+    )
+
+
+def test_a_gain_below_zero_is_in_the_picture_and_named_for_what_it_is(stored):
+    config, results = stored
+    search = typed(config, results)[1]["search"]
+    first, second = {**results["search"]["budgets"][0], "gain": -0.02}, {**results["search"]["budgets"][1], "gain": 0.1}
+    search = search.model_copy(update={"budgets": [AtBudget(**first), AtBudget(**second)]})
+    right = budgets_figure(search, prior=True).axes[1]
+    assert right.get_ylim()[0] < -0.02 and right.get_ylabel() == "objective above UniMax's, without the prior"
+    search = search.model_copy(update={"budgets": [AtBudget(**{**first, "gain": 0.05}), AtBudget(**second)]})
+    right = budgets_figure(search, prior=False).axes[1]
+    assert right.get_ylim()[0] == 0 and "prior" not in right.get_ylabel()
 
 
 def test_mixtures_that_were_trained_on_are_a_line_each_the_best_one_in_a_colour_of_its_own():
