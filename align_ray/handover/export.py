@@ -8,12 +8,14 @@ rows have the proportions.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
+from align_ray.corpora.files import COMPRESSED, KINDS, TEXT, WILD
 from align_ray.errors import ConfigError
 from align_ray.handover.recipe import row_shares
 
@@ -70,6 +72,8 @@ SNIPPET = '''\
 Relative paths are relative to where the study was started.
 """
 
+from string import Formatter
+
 from datasets import interleave_datasets, load_dataset
 
 SEED = {seed}
@@ -79,9 +83,28 @@ PROBABILITIES = {{  # of documents: shares of tokens over mean tokens a document
 BUFFER = 10_000  # documents that are shuffled together
 
 
+def value(row, column):
+    """The text of a column, or of a nested one (outer.inner); None where there is none."""
+    found = row.get(column)
+    if column not in row:
+        found = row
+        for name in column.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, list) and all(isinstance(line, str) for line in found):
+        found = "\\n".join(found)
+    return found if isinstance(found, str) else None
+
+
+def filled(row, template):
+    """A template with a row's values; None where one is missing."""
+    parts = [(literal, value(row, column) if column else "") for literal, column, _, _ in Formatter().parse(template)]
+    return None if any(said is None for _, said in parts) else "".join(literal + said for literal, said in parts)
+
+
 def texts(rows, text):
-    """Every row's text, shuffled, again and again."""
-    plain = rows.map(lambda row: {{"text": text(row)}}).select_columns(["text"])
+    """Every row's text, shuffled, again and again; rows without one are left out, as the study left them out."""
+    plain = rows.map(lambda row: {{"text": text(row) or ""}}).select_columns(["text"])
+    plain = plain.filter(lambda row: row["text"].strip())
     return plain.shuffle(seed=SEED, buffer_size=BUFFER).repeat(None)
 
 
@@ -97,9 +120,9 @@ mixture = interleave_datasets(
 '''
 LOADERS = {
     ".parquet": "parquet", ".pq": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv",
-    ".tsv": "csv", ".arrow": "arrow",
+    ".tsv": "tsv", ".arrow": "arrow",
 }  # fmt: skip
-"""By suffix, how `datasets` calls a kind of file; the others are text."""
+"""By suffix, how `datasets` calls a kind of file (tsv: csv with tabs)."""
 
 
 def _loaded(name: str, corpus: dict[str, Any], data: str) -> str:
@@ -107,7 +130,7 @@ def _loaded(name: str, corpus: dict[str, Any], data: str) -> str:
     how = "split='train', streaming=True"
     if data:
         files = _at(data, f"{name}/*.parquet")
-        return f"texts(load_dataset('parquet', data_files={files!r}, {how}), lambda row: row['text'])"
+        return f"texts(load_dataset('parquet', data_files={files!r}, {how}), lambda row: value(row, 'text'))"
     if "source" not in corpus:
         raise ConfigError(
             f"corpus '{name}': the recipe does not say where it is; give --data, a folder with all of them."
@@ -118,30 +141,43 @@ def _loaded(name: str, corpus: dict[str, Any], data: str) -> str:
             "materialise (or give --data, a folder with Parquet files of texts by corpus)."
         )
     template, column = corpus.get("template"), corpus.get("column", "text")
-    text = f"lambda row: {template!r}.format(**row)" if template else f"lambda row: row{_keys(column)}"
+    text = f"lambda row: filled(row, {template!r})" if template else f"lambda row: value(row, {column!r})"
     sources = [corpus["source"]] if isinstance(corpus["source"], str) else list(corpus["source"])
-    first = sources[0]
-    if first.startswith("installed:"):
-        raise ConfigError(
-            f"corpus '{name}' is text of this installation ({first}); write it with align-ray materialise and give its "
-            "folder with --data."
-        )
-    if first.startswith("hf://") and not first.startswith("hf://datasets/"):
+    kinds, first = list(dict.fromkeys(_kind(name, source) for source in sources)), sources[0]
+    if len(kinds) > 1 or (kinds[0] in ("hub", "folder") and len(sources) > 1):
+        raise ConfigError(f"corpus '{name}' has several sources, which datasets does not read as one; {OTHERWISE}.")
+    if kinds[0] == "hub":
         subset = f"{corpus['subset']!r}, " if corpus.get("subset") else ""
         split = f"split={corpus.get('split', 'train')!r}, streaming=True"
         return f"texts(load_dataset({first.removeprefix('hf://')!r}, {subset}{split}), {text})"
-    suffixes = [s.lower() for s in PurePosixPath(first).suffixes]
-    kind = next((LOADERS[s] for s in reversed(suffixes) if s in LOADERS), None)
-    if kind is None and not suffixes:  # a folder: its files say
+    if kinds[0] == "folder":  # its files say
         return f"texts(load_dataset({first!r}, {how}), {text})"
     by = {"paragraph": ", sample_by='paragraph'", "document": ", sample_by='document'"}
-    kind, more = (kind, "") if kind else ("text", by.get(corpus.get("sample_by", "document"), ""))
+    more = by.get(corpus.get("sample_by", "document"), "") if kinds[0] == "text" else ""
+    kind, more = ("csv", ", sep='\\t'") if kinds[0] == "tsv" else (kinds[0], more)
     return f"texts(load_dataset({kind!r}, data_files={sources!r}, {how}{more}), {text})"
 
 
-def _keys(column: str) -> str:
-    """Subscripts of a column, or of a nested one such as `doc.body`."""
-    return "".join(f"[{part!r}]" for part in column.split("."))
+OTHERWISE = "write it with align-ray materialise and give its folder with --data"
+
+
+def _kind(name: str, source: str) -> str:
+    """How a source is read: as `hub`, `folder`, `tsv`, or as `datasets` calls a kind of file."""
+    if source.startswith("installed:"):
+        raise ConfigError(f"corpus '{name}' is text of this installation ({source}); {OTHERWISE}.")
+    if source.startswith("hf://") and not source.startswith("hf://datasets/"):
+        return "hub"
+    local = os.path.expanduser(source)
+    if source.endswith("/") or os.path.isdir(local):
+        return "folder"
+    suffix = next((s for s in reversed(PurePosixPath(source.lower()).suffixes) if s not in COMPRESSED), "")
+    if suffix in LOADERS or suffix in TEXT:
+        return LOADERS.get(suffix, "text")
+    if os.path.isfile(local) and suffix not in KINDS:
+        return "text"
+    if suffix or WILD & set(source):
+        raise ConfigError(f"corpus '{name}': {source} does not say whether it is a folder or what file; {OTHERWISE}.")
+    return "folder"
 
 
 def trl(recipe: dict[str, Any], data: str) -> str:

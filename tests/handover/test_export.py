@@ -102,6 +102,40 @@ def test_the_hugging_face_export_reads_corpora_as_the_study_did(recipe, tmp_path
         written("huggingface", chat, "")
 
 
+def test_the_hugging_face_export_leaves_out_what_the_study_left_out(recipe):
+    names: dict = {}
+    code = written("huggingface", recipe).partition("CORPORA")[0].partition("import interleave")[2]
+    exec("from string import Formatter\n" + code.partition("\n")[2], names)
+    row = {"doc": {"title": "T", "lines": ["a", "b"], "none": None}, "x.y": "flat", "n": 3}
+    assert names["filled"](row, "{{{doc.title}}}: {doc.lines}") == "{T}: a\nb"
+    assert names["value"](row, "x.y") == "flat" and names["value"](row, "doc.title") == "T"
+    for missing in ("doc.none", "doc.other.deeper", "n", "gone"):
+        assert names["value"](row, missing) is None and names["filled"](row, f"{{doc.title}} {{{missing}}}") is None
+
+
+def test_sources_that_datasets_cannot_read_as_one_are_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("web-2.0").mkdir()
+    Path("notes.raw").write_text("plain")
+
+    def export(*sources):
+        found = dict(recipe["corpora"], web={**recipe["corpora"]["web"], "source": list(sources)})
+        found |= {n: {**found[n], "source": f"{n}.jsonl"} for n in ("code", "books")}
+        code = written("huggingface", {**recipe, "corpora": found}, "")
+        return next(line for line in code.splitlines() if line.startswith("    'web': texts"))
+
+    assert "load_dataset('web-2.0', split" in export("web-2.0")
+    assert "load_dataset('text'" in export("notes.raw")
+    assert "data_files=['a.v1.jsonl', 'b.jsonl.gz']" in export("a.v1.jsonl", "b.jsonl.gz")
+    assert r"load_dataset('csv', data_files=['a.tsv'], split='train', streaming=True, sep='\t')" in export("a.tsv")
+    for sources in (("web-2.0", "a.jsonl"), ("a.jsonl", "b.parquet"), ("web-2.0", "other"), ("hf://a/b", "hf://a/c")):
+        with pytest.raises(ConfigError, match="corpus 'web' has several sources"):
+            export(*sources)
+    for source in ("elsewhere-3.1", "some/*"):
+        with pytest.raises(ConfigError, match="does not say whether it is a folder"):
+            export(source)
+
+
 def test_an_export_makes_the_folder_it_is_to_be_in(recipe, tmp_path):
     (file := tmp_path / "recipe.json").write_text(json.dumps(recipe))
     done = CliRunner().invoke(app, ["export", str(file), "--format", "regmix", "--out", str(tmp_path / "new/folder/x")])
