@@ -25,6 +25,7 @@ RUNS = {
         ["--corpora", "6", "--entries", "60", "--most-units", "4", "--megabytes", "0.1"],
         "| 6 | 1 |",
     ),
+    "optimum.py": (["--corpora", "60", "--entries", "100"], "| scaled cosine, worst of 10, with a prior | 60 |"),
     "distances.py": (["--corpora", "2", "--batches", "20", "--entries", "3000"], "blocked is"),
 }
 
