@@ -39,10 +39,10 @@ def show_ranking(alignment: "Alignment", finetuned: "Finetuned | None" = None) -
         counted = f" of {alignment.predicted.tokens:,} tokens" if alignment.predicted.tokens else ""
         lines = [
             f"x-ent: nats per token of {target},",
-            f"under the candidate's unigram model{counted}. Candidates are ranked by it: of the",
-            "cheap measures it predicts the loss best (docs/study.md). P(>next): the probability",
-            "that it is below the next one's, given the batches seen; *: that order is settled at",
-            "95%, adjusted for all comparisons.",
+            f"under the candidate's unigram model{counted}; it ranks them: of the",
+            "cheap measures it predicts the loss best (docs/study.md). P(>next): the",
+            "probability that it is below the next one's, given the batches seen;",
+            "*: that order is settled at 95%, adjusted for all comparisons.",
             f"align: the paper's coefficient; its ceiling, 1 - div({target}), is {alignment.ceiling[target].value:.4f}",
         ]
         if runs:
