@@ -68,7 +68,7 @@ def test_the_events_and_costs_of_every_stage_are_in_the_bucket_beside_the_result
     out = job_run.folder / "out"
     runs = [[json.loads(line) for line in f.read_text().splitlines()] for f in sorted((out / "events").glob("*.jsonl"))]
     assert runs[0][0]["event"] == "started" and runs[0][0]["stage"] == "embed"
-    assert runs[0][-1]["event"] not in ("finished", "failed"), "the job that was stopped"
+    assert runs[0][-1]["event"] != "finished", "the job that was stopped"
     whole = [events for events in runs if events[-1]["event"] == "finished"]
     names = [events[0]["stage"] for events in whole]
     assert names == ["embed", "align", "contamination", "samples", "search", "finetune"]

@@ -28,7 +28,7 @@ def study(small_config, local_ray, tmp_path_factory):
 
 
 @pytest.fixture
-def counted(monkeypatch):
+def counted():
     """The trainings that are asked for: (rung, how many), in order."""
     asked = []
 
@@ -36,9 +36,9 @@ def counted(monkeypatch):
         asked.append((rung, len(todo)))
         return real(study, heldout, todo, rung)
 
-    with trainings_here():
+    with trainings_here(), pytest.MonkeyPatch.context() as patch:  # undone before what it stands on is
         here = jobs_of_ray._train
-        monkeypatch.setattr(jobs_of_ray, "_train", lambda *a: counting(*a, real=here))
+        patch.setattr(jobs_of_ray, "_train", lambda *a: counting(*a, real=here))
         yield asked
 
 
