@@ -80,6 +80,7 @@ def test_the_hugging_face_export_runs_and_gives_the_tokens_wanted(recipe, tmp_pa
         assert count / sum(counted.values()) == pytest.approx(WEIGHTS[name], abs=0.08)
 
 
+@pytest.mark.full
 def test_the_hugging_face_export_reads_corpora_as_the_study_did(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "web.jsonl", ["one", "two"], column="body")
