@@ -1,6 +1,6 @@
 """Who uses a store that has no lock (object storage), and what a process is called in what it writes there.
 
-While a process uses such a store its marker lies in OUTPUT/running, written anew every BEAT seconds. Whoever comes
+While a process uses such a store its marker lies in OUTPUT/running, written again every BEAT seconds. Whoever comes
 writes its own marker first and looks at the others after that: object stores show a finished write to everybody, so
 that of two that come at once at least one sees the other. It is refused where the other has another configuration: each
 would replace the other's samples and config.yaml. Runs of one configuration work beside each other: units are named by

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/optimum.py [--corpora 100 --corpora 1000] [--entries 2048]
 
-Synthetic corpora are blends of K / 5 topics with noise of their own; a target is a blend of about twenty of them. The gap
+Synthetic corpora are blends of K / 5 topics with noise of their own; a target is one of about twenty of them. The gap
 is by how much any other feasible mixture could be better, to first order, in units of the spread over single corpora.
 """
 

@@ -1,10 +1,7 @@
 """Influence of every corpus (`alignment/influence.py`): one warm-up on all candidates together, then one Ray task a
 corpus; kept in the store."""
 
-from typing import Any
-
 import numpy as np
-import torch
 
 from align_ray.alignment.influence import (
     RANK,
@@ -19,7 +16,8 @@ from align_ray.alignment.influence import (
 from align_ray.config import digest
 from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
-from align_ray.fisher.probe import Located, load_model
+from align_ray.embedding.kept import is_kept, keep, kept
+from align_ray.fisher.probe import Located
 from align_ray.runtime import capacity
 from align_ray.store import Store
 
@@ -32,52 +30,24 @@ def influences(study: Study) -> tuple[dict[str, Influence], dict[str, float]]:
     rows = {c.name: np.concatenate(list(read_sample(store, c.name).batches)) for c in study.config.corpora}
     together = np.concatenate([spread(rows[c.name], WARM_UP) for c in study.config.candidates])
     start = f"influence/{digest([located.digest, RANK, together.tolist()])}.safetensors"
-    keys = {n: (f"influence/{digest([start, spread(r, SEQUENCES).tolist()])}.safetensors", r) for n, r in rows.items()}
+    some = {name: spread(r, SEQUENCES) for name, r in rows.items()}
+    keys = {name: f"influence/{digest([start, ids.tolist()])}.safetensors" for name, ids in some.items()}
     resources = capacity(study.config.cluster).resources
-    if _found(store, start) is None:
+    if not is_kept(store, start):
         ray.get(ray.remote(**resources)(_warm_up_task).remote(located, store, start, together))
     task = ray.remote(**resources)(_influence_task)
-    todo = [(key, spread(r, SEQUENCES)) for key, r in keys.values() if _found(store, key) is None]
-    ray.get([task.remote(located, store, start, key, ids) for key, ids in todo])
-    found = {name: _read(store, key) for name, (key, _) in keys.items()}
-    shared = float(_read(store, start)["seconds"][0]) / len(rows)
-    vectors = {
-        name: Influence(arrays["update"], arrays["gradient"], int(arrays["sequences"]))
-        for name, arrays in found.items()
-    }
-    return vectors, {name: shared + float(arrays["seconds"][0]) for name, arrays in found.items()}
-
-
-def _found(store: Store, key: str) -> Any:
-    from safetensors.numpy import load
-
-    return store.find(key, load)
-
-
-def _read(store: Store, key: str) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load
-
-    return load(store.read_bytes(key))
-
-
-def _probe(located: Located) -> Any:
-    torch.set_num_threads(1)
-    return adapted(load_model(located, "cuda" if torch.cuda.is_available() else "cpu"))
+    todo = [name for name, key in keys.items() if not is_kept(store, key)]
+    ray.get([task.remote(located, store, start, keys[name], some[name]) for name in todo])
+    found = {name: kept(store, key) for name, key in keys.items()}
+    shared = kept(store, start)[1] / len(rows)
+    vectors = {n: Influence(a["update"], a["gradient"], int(a["sequences"])) for n, (a, _) in found.items()}
+    return vectors, {name: shared + seconds for name, (_, seconds) in found.items()}
 
 
 def _warm_up_task(located: Located, store: Store, key: str, ids: np.ndarray) -> None:
-    _timed(store, key, lambda: warm_up(_probe(located), ids))
+    keep(store, key, located, lambda model: warm_up(adapted(model), ids))
 
 
 def _influence_task(located: Located, store: Store, start: str, key: str, ids: np.ndarray) -> None:
-    _timed(store, key, lambda: vars(corpus_influence(_probe(located), _read(store, start), ids)))
-
-
-def _timed(store: Store, key: str, work: Any) -> None:
-    import time
-
-    from safetensors.numpy import save
-
-    begun = time.perf_counter()
-    arrays = {name: np.asarray(value) for name, value in work().items()}
-    store.write_bytes(key, save({**arrays, "seconds": np.array([time.perf_counter() - begun])}))
+    state, _ = kept(store, start)
+    keep(store, key, located, lambda model: vars(corpus_influence(adapted(model), state, ids)))

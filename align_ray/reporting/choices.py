@@ -57,7 +57,9 @@ class Choice(Result):
             *(f"{target}: {found.state}: {found.why}" for target, found in self.targets.items()),
             f"trained on {self.spent:,} tokens, of {self.exhaustive:,} that whole trainings on all would take (beside "
             "those that chose the learning rate)",
-            f"loss: expected after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed",
+            f"loss: expected after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed; "
+            "its interval is too narrow while few steps were taken, above all where the base knows language "
+            "(docs/coverage.md)",
             f"P(within): of {self.delta:g} nats from the best; regret: expected loss above the best one's",
             *([f"left out, since their training diverged: {', '.join(self.diverged)}"] if self.diverged else []),
             *([f"stopped: {self.stopped}"] if self.stopped else []),
