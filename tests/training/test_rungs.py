@@ -98,6 +98,15 @@ def test_a_candidate_goes_on_while_one_target_has_hope_for_it():
     assert [rung for _, rung in calls] == list(range(len(calls))), "a rung is a barrier"
 
 
+def test_nobody_stops_at_the_first_rung_but_what_diverged():
+    rows = 3.0 - 0.5 * X[None, :, None] + np.arange(6)[:, None, None] * X[None, :, None] + np.zeros((6, 5, 40))
+    rows = rows + np.random.default_rng(9).normal(0, 0.01, (6, 1, 40))
+    rows[5] = np.nan
+    calls = []
+    replay({"target": rows}, {"target": np.zeros(6)}, calls=calls)
+    assert calls[1] == ([0, 1, 2, 3, 4], 1), "hopeless ones as well"
+
+
 def test_what_does_not_belong_to_a_target_is_no_candidate_of_it():
     truth, rows, prior = simulated(np.random.default_rng(4), k=6)
     prior[int(truth.argmin())] = np.nan
