@@ -34,6 +34,7 @@ def pytest_configure(config):
     settings.load_profile("full" if config.option.full else "default")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     import torch
 
@@ -41,11 +42,21 @@ def pytest_collection_modifyitems(config, items):
     if not config.option.full:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+    spread(items)
     for item in items:
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="no shared corpora beside the checkout"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def spread(items) -> None:
+    """The order in which the test processes take the tests: a file at a time, since its tests share fixtures, and all
+    files that look at the one study that runs as a job first, as one."""
+    by_job = {item.path for item in items if "job_run" in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("job" if item.path in by_job else str(item.path.relative_to(ROOT))))
+    items.sort(key=lambda item: item.path not in by_job)
 
 
 def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
