@@ -34,7 +34,6 @@ def pytest_configure(config):
     settings.load_profile("full" if config.option.full else "default")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     import torch
 
@@ -42,7 +41,9 @@ def pytest_collection_modifyitems(config, items):
     if not config.option.full:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
         items[:] = [item for item in items if not item.get_closest_marker("full")]
-    spread(items)
+    astray = {item.path.name for item in items if "job_run" in item.fixturenames and not of_the_job(str(item.path))}
+    assert not astray, f"the study would run twice: add {astray} to OF_THE_JOB"
+    items.sort(key=lambda item: not of_the_job(str(item.path)))
     for item in items:
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="no shared corpora beside the checkout"))
@@ -50,13 +51,25 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def spread(items) -> None:
-    """The order in which the test processes take the tests: a file at a time, since its tests share fixtures, and all
-    files that look at the one study that runs as a job first, as one."""
-    by_job = {item.path for item in items if "job_run" in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("job" if item.path in by_job else str(item.path.relative_to(ROOT))))
-    items.sort(key=lambda item: item.path not in by_job)
+OF_THE_JOB = ("cluster/test_jobs", "cluster/test_metrics", "test_security", "test_study", "test_wheel")
+"""The files whose tests look at the one study that runs as a job: one process takes them all, and begins with them."""
+
+
+def of_the_job(path: str) -> bool:
+    """Whether a test's id or file is in one of them."""
+    return any(f"tests/{name}.py" in path for name in OF_THE_JOB)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        """A file at a time, since its tests share fixtures."""
+
+        def _split_scope(self, nodeid):
+            return "the job" if of_the_job(nodeid) else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
