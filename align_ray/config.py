@@ -432,8 +432,9 @@ class Finetune(Model):
     """Trainings of each candidate and mixture; they differ in the sequences drawn and their order. A verdict needs
     three."""
     delta: PositiveFloat = 0.005
-    """A difference of losses that makes none, nats per token: where the mixture's is within it of the uniform
-    mixture's, the verdict is `no difference`, and another mixture refutes it by more than that alone."""
+    """A difference of losses that makes none, nats per token (of the scores of a target's task, nats per byte): where
+    the mixture's is within it of the uniform mixture's, the verdict is `no difference`, and another mixture refutes it
+    by more than that alone."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0

@@ -291,7 +291,7 @@ class Finetuned(Result):
         often each was seen (`epochs`), loss `before` and `after` (nats per token; of
         a target with completions, of those alone), `bits_per_byte` after, `change` with its interval over seeds and
         held-out rows, and `overlap`, the share of held-out 13-token windows in the training
-        text. Of a target with a task also `accuracy` and `margin`, each with its interval and the value before."""
+        text. Of a target with a task also `accuracy` and `score`, each with its interval and the value before."""
         rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
@@ -375,16 +375,16 @@ def _of_task(target: str, scores: dict[str, TaskScore], losses: dict[str, float]
     lines = [
         f"{target}, task after '{name}': accuracy {_between(score.accuracy, '.3f')}, "
         f"{score.accuracy_before:.3f} before, {score.chance:.3f} by chance; "
-        f"margin {_between(score.margin, '+.4f')} nats per byte, "
-        f"{score.margin_before:+.4f} before; {score.items} items"
+        f"{score.measure} {_between(score.score, '+.4f')} nats per byte, "
+        f"{score.score_before:+.4f} before; {score.items} items"
         for name in said
         if (score := scores.get(name)) is not None
     ]
     if scores:
-        by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].margin.value)
+        by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].score.value)
         if by_loss != by_task:
-            margins = f"margins {scores[by_loss].margin.value:+.4f} and {scores[by_task].margin.value:+.4f}"
-            lines.append(f"WARNING: {target}: '{by_loss}' is best by the loss, '{by_task}' by the task ({margins})")
+            both = f"{scores[by_loss].score.value:+.4f} and {scores[by_task].score.value:+.4f}"
+            lines.append(f"WARNING: {target}: '{by_loss}' is best by the loss, '{by_task}' by the task (scores {both})")
     return lines
 
 
@@ -395,7 +395,7 @@ def _between(of: Estimate, form: str) -> str:
 def _flat(score: TaskScore) -> dict[str, float]:
     """A task's scores as columns."""
     found: dict[str, float] = {}
-    for name in ("accuracy", "margin"):
+    for name in ("accuracy", "score"):
         of: Estimate = getattr(score, name)
         found |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
         found[f"{name}_before"] = getattr(score, f"{name}_before")

@@ -47,6 +47,17 @@ class Losses:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a model makes of a task's n items before and after a job: the continuous score, float64 [n], nats per byte,
+    higher is better, and whether each is answered, bool [n]."""
+
+    before: np.ndarray
+    after: np.ndarray
+    right_before: np.ndarray
+    right_after: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Rung:
     """Losses by target on the validation half of its held-out rows, float64 [m // 2], nats per token, after so many
     steps."""
@@ -66,8 +77,8 @@ class Trained:
     training: list[tuple[int, float]]
     general: Losses | None = None
     """On general text, where the study has some for replay: what the training made the model forget."""
-    tasks: dict[str, Losses] = dataclasses.field(default_factory=dict)
-    """By target that has a task, its items' margins (`items.margins`) before and after, in the place of losses."""
+    tasks: dict[str, Answers] = dataclasses.field(default_factory=dict)
+    """By target that has a task."""
 
 
 def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
@@ -170,9 +181,14 @@ def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job
 def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
     general = [losses.pop(name) for name in [*losses] if name not in heldout]
-    tasks = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored.get("tasks", {}).items()}
+    tasks = {t: _answers(r) for t, r in stored.get("tasks", {}).items()}
     kept = general[0] if general else None
     return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, tasks)
+
+
+def _answers(stored: dict[str, list[float]]) -> Answers:
+    before, after = np.array(stored["before"]), np.array(stored["after"])
+    return Answers(before, after, before > 0, after > 0)  # margins: the right choice is the likeliest
 
 
 def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:

@@ -17,18 +17,23 @@ def task_scores(trained: Sequence[Trained], items: Mapping[str, Items]) -> dict[
 
 
 def _score(trained: Sequence[Trained], target: str, chance: float) -> dict[str, Any]:
-    before, after = (np.stack([getattr(x.tasks[target], when) for x in trained]) for when in ("before", "after"))
-    answered = [(margins > 0).astype(np.float64) for margins in (before, after)]
+    before, after = (of_items(trained, target, when) for when in ("before", "after"))
+    answered = [of_items(trained, target, when) for when in ("right_before", "right_after")]
     return {
         "items": after.shape[1],
         "chance": chance,
         "accuracy_before": float(answered[0].mean()),
         "accuracy": _share(two_sample_mean(answered[1])),
         "accuracy_change": vars(two_sample_mean(answered[1] - answered[0])),
-        "margin_before": float(before.mean()),
-        "margin": vars(two_sample_mean(after)),
-        "margin_change": vars(two_sample_mean(after - before)),
+        "score_before": float(before.mean()),
+        "score": vars(two_sample_mean(after)),
+        "score_change": vars(two_sample_mean(after - before)),
     }
+
+
+def of_items(trained: Sequence[Trained], target: str, what: str) -> np.ndarray:
+    """A field of `jobs.Answers` of a run's trainings, float64 [seeds, items]."""
+    return np.stack([getattr(x.tasks[target], what).astype(np.float64) for x in trained])
 
 
 def _share(estimate: Estimate) -> dict[str, float]:

@@ -5,19 +5,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from align_ray.training.jobs import Losses
+from align_ray.training.jobs import Answers
 from align_ray.training.tasks import task_scores
 
 
 def test_scores_are_means_over_seeds_and_items_and_an_accuracy_stays_a_share():
     before = np.array([-1.0, -0.5, 0.5, -0.2])
     after = [np.array([0.3, 0.1, 0.9, -0.2]), np.array([-0.3, -0.1, 0.4, -0.4])]
-    trained = [SimpleNamespace(tasks={"t": Losses(before, of_seed)}) for of_seed in after]
+    trained = [SimpleNamespace(tasks={"t": Answers(before, of_seed, before > 0, of_seed > 0)}) for of_seed in after]
     (found,) = task_scores(trained, {"t": SimpleNamespace(chance=0.5)}).values()
     assert found["items"] == 4 and found["chance"] == 0.5
     assert found["accuracy_before"] == 0.25 and found["accuracy"]["value"] == 0.5
     assert found["accuracy_change"]["value"] == pytest.approx(0.25)
     assert found["accuracy"]["low"] == 0.0 and found["accuracy"]["high"] == 1.0, "two seeds that differ"
-    assert found["margin"]["value"] == pytest.approx(np.mean(after)) and found["margin_before"] == before.mean()
-    assert found["margin_change"]["value"] == pytest.approx(np.mean(after) - before.mean())
-    assert found["margin"]["low"] < found["margin"]["value"] < found["margin"]["high"]
+    assert found["score"]["value"] == pytest.approx(np.mean(after)) and found["score_before"] == before.mean()
+    assert found["score_change"]["value"] == pytest.approx(np.mean(after) - before.mean())
+    assert found["score"]["low"] < found["score"]["value"] < found["score"]["high"]

@@ -208,11 +208,11 @@ def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
     found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
     python, licences = (found.runs[name].targets["target"].task for name in ("python-stdlib", "licences"))
     assert python.items == 12 and python.chance == 0.5
-    assert python.margin.low < python.margin.value < python.margin.high
-    assert python.margin.value > licences.margin.value and python.margin_before == licences.margin_before
-    assert python.margin_change.value == pytest.approx(python.margin.value - python.margin_before)
+    assert python.score.low < python.score.value < python.score.high
+    assert python.score.value > licences.score.value and python.score_before == licences.score_before
+    assert python.score_change.value == pytest.approx(python.score.value - python.score_before)
     frame = found.to_pandas()
-    assert {"accuracy", "accuracy_low", "margin", "margin_before"} <= set(frame.columns)
+    assert {"accuracy", "accuracy_low", "score", "score_before"} <= set(frame.columns)
     assert any(note.startswith("target, task after 'mixture': accuracy ") for note in found.notes())
 
     (items,) = read_items(study).values()
