@@ -314,14 +314,25 @@ class Finetuned(Result):
         return [about, *self.forgets(), *self.tasks(), *self.better_alone(), *self.repeated()]
 
     def tasks(self) -> list[str]:
-        """Of every target with a task, what the mixture and the uniform one came to in it, and whether another run is
-        best by the task than by the loss."""
-        lines = []
-        for target in next(iter(self.runs.values())).targets if self.runs else ():
-            scores = {n: task for n, run in self.runs.items() if (task := run.targets[target].task) is not None}
-            losses = {name: self.runs[name].targets[target].after for name in scores}
-            lines += _of_task(target, scores, losses, ("mixture", "uniform"))
-        return lines
+        """Of every target with a task, what the mixture and the uniform one came to in it, and `task_remarks`."""
+        found = self._by_task().items()
+        return [
+            line for t, (scores, _) in found for line in _said(t, scores, ("mixture", "uniform"))
+        ] + self.task_remarks()
+
+    def task_remarks(self) -> list[str]:
+        """A sentence where another run is best by the task than by the loss, and where accuracies are at the floor."""
+        return [line for t, of in self._by_task().items() for line in _remarks(t, *of)]
+
+    def _by_task(self) -> dict[str, tuple[dict[str, TaskScore], dict[str, float]]]:
+        """By target with a task the scores and the losses of all runs."""
+        found: dict[str, tuple[dict[str, TaskScore], dict[str, float]]] = {}
+        for name, run in self.runs.items():
+            for target, loss in run.targets.items():
+                if loss.task is not None:
+                    scores, losses = found.setdefault(target, ({}, {}))
+                    scores[name], losses[name] = loss.task, loss.after
+        return found
 
     def forgets(self) -> list[str]:
         """Of the mixture and the uniform one, what they made the model forget of general text."""
@@ -370,22 +381,32 @@ def verdict_of(results: Mapping[str, Any], stopped: str = "") -> Verdict:
     return Verdict(state="not tested", why=stopped.rstrip(".") or why)
 
 
-def _of_task(target: str, scores: dict[str, TaskScore], losses: dict[str, float], said: tuple[str, ...]) -> list[str]:
-    """A sentence for each of the runs `said`, and a warning where the best by the loss is another than by the task."""
-    lines = [
+def _said(target: str, scores: dict[str, TaskScore], runs: tuple[str, ...]) -> list[str]:
+    """A sentence for each of these runs."""
+    return [
         f"{target}, task after '{name}': accuracy {_between(score.accuracy, '.3f')}, "
         f"{score.accuracy_before:.3f} before, {score.chance:.3f} by chance; "
         f"{score.measure} {_between(score.score, '+.4f')} nats per byte, "
         f"{score.score_before:+.4f} before; {score.items} items"
-        for name in said
+        for name in runs
         if (score := scores.get(name)) is not None
     ]
-    if scores:
-        by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].score.value)
-        if by_loss != by_task:
-            both = f"{scores[by_loss].score.value:+.4f} and {scores[by_task].score.value:+.4f}"
-            lines.append(f"WARNING: {target}: '{by_loss}' is best by the loss, '{by_task}' by the task (scores {both})")
-    return lines
+
+
+def _remarks(target: str, scores: dict[str, TaskScore], losses: dict[str, float]) -> Iterator[str]:
+    """Where no accuracy is told from guessing, and a warning where the best by the loss is another than by the
+    task."""
+    if all(score.at_floor for score in scores.values()):
+        measure = next(iter(scores.values())).measure
+        yield f"{target}: no training's accuracy is told from guessing: the {measure} says more"
+    by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].score.value)
+    if by_loss != by_task:
+        low, high = scores[by_loss].score, scores[by_task].score
+        apart = "" if low.high < high.low else "; their intervals overlap"
+        yield (
+            f"WARNING: {target}: '{by_loss}' is best by the loss, '{by_task}' by the task (scores {low.value:+.4f} and "
+            f"{high.value:+.4f}{apart})"
+        )
 
 
 def _between(of: Estimate, form: str) -> str:
@@ -452,13 +473,22 @@ class Validation(Result):
 
     def tasks(self) -> list[str]:
         """The same as `Finetuned.tasks`, of mixtures."""
-        own = {name: m for name, m in self.mixtures.items() if not m.same_as}
-        lines = []
-        for target in self.before:
-            scores = {name: m.task[target] for name, m in own.items() if target in m.task}
-            losses = {name: own[name].loss[target].value for name in scores}
-            lines += _of_task(target, scores, losses, ("recommended", "uniform"))
-        return lines
+        found = self._by_task().items()
+        return [
+            line for t, (scores, _) in found for line in _said(t, scores, ("recommended", "uniform"))
+        ] + self.task_remarks()
+
+    def task_remarks(self) -> list[str]:
+        """The same as `Finetuned.task_remarks`."""
+        return [line for t, of in self._by_task().items() for line in _remarks(t, *of)]
+
+    def _by_task(self) -> dict[str, tuple[dict[str, TaskScore], dict[str, float]]]:
+        found: dict[str, tuple[dict[str, TaskScore], dict[str, float]]] = {}
+        for name, mixture in self.mixtures.items():
+            for target, task in mixture.task.items() if mixture.same_as is None else ():
+                scores, losses = found.setdefault(target, ({}, {}))
+                scores[name], losses[name] = task, mixture.loss[target].value
+        return found
 
     def repeated(self) -> list[str]:
         """A sentence for every mixture whose training saw its text more than once."""

@@ -325,6 +325,9 @@ def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(f
     assert "WARNING: t1: 'uniform' is best by the loss, 'mixture' by the task (scores +0.1000 and +0.3000)" in (
         apart.conditions()
     )
+    near = with_tasks({"mixture": 0.305, "uniform": 0.3}).task_remarks()
+    assert near[-1].endswith("(scores +0.3000 and +0.3050; their intervals overlap)")
+    assert not any("told from guessing" in line for line in apart.tasks()), "0.49 is above a third"
     said = "t1, task after 'mixture': accuracy 0.500 ["
     assert any(line.startswith(said) and "0.400 before, 0.333 by chance" in line for line in apart.tasks())
     assert apart.to_pandas().set_index("run")["score"].dropna().to_dict() == {"uniform": 0.1, "mixture": 0.3}
@@ -335,6 +338,23 @@ def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(f
     found = Validation.parse(validation.model_dump() | {"mixtures": mixtures, "before": {"t1": 4.0, "all": 4.0}})
     assert any("'recommended' is best by the loss, 'uniform' by the task" in note for note in found.notes())
     assert "accuracy_low" in found.to_pandas().columns
+
+
+def test_accuracies_at_the_floor_are_said_where_all_are():
+    from align_ray.reporting.results import _remarks
+    from align_ray.reporting.values import TaskScore
+
+    def score(accuracy):
+        of = {"accuracy": estimate(accuracy, 0.1), "score": estimate(-0.2)}
+        changes = {"accuracy_change": estimate(0.0), "score_change": estimate(0.0)}
+        before = {"items": 200, "chance": 1 / 3, "accuracy_before": 0.3, "score_before": -0.2}
+        return TaskScore.model_validate({**of, **changes, **before})
+
+    low, high = score(0.4), score(0.45)
+    assert low.at_floor and not high.at_floor
+    (line,) = _remarks("t", {"a": low, "b": low}, {"a": 3.0, "b": 3.1})
+    assert line == "t: no training's accuracy is told from guessing: the margin says more"
+    assert list(_remarks("t", {"a": low, "b": high}, {"a": 3.0, "b": 3.1})) == []
 
 
 def test_a_candidate_without_a_rank_comes_after_those_with_one(contamination):
