@@ -14,6 +14,7 @@ from pydantic import ConfigDict, RootModel
 
 from align_ray.reporting.names import called
 from align_ray.reporting.result import Result, estimate_columns, texts_of
+from align_ray.reporting.tasks import columns, remarks, said, task_tables
 from align_ray.reporting.values import (
     AtBudget,
     Bounded,
@@ -24,7 +25,6 @@ from align_ray.reporting.values import (
     Difference,
     Diversity,
     Embedded,
-    Estimate,
     Estimates,
     FrontPoint,
     Lead,
@@ -298,11 +298,15 @@ class Finetuned(Result):
                 seen = {"distinct_tokens": run.distinct_tokens, "epochs": run.epochs}
                 known = {k: v for k, v in loss.model_dump(exclude={"task"}).items() if v is not None}
                 if loss.task is not None:
-                    known |= _flat(loss.task)
+                    known |= columns(loss.task)
                 if of_token := self.bytes_per_token.get(target):
                     known["bits_per_byte"] = loss.after / of_token / math.log(2)
                 rows.append({"target": target, "run": name, "tokens": self.tokens, **seen, **known})
         return _by_loss(rows, "after")
+
+    def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from super()._shown()
+        yield from task_tables(self._by_target(), "run")
 
     def notes(self) -> list[str]:
         return [*([f"verdict: {self.verdict}"] if self.verdict else []), *self.conditions()]
@@ -317,12 +321,12 @@ class Finetuned(Result):
         """Of every target with a task, what the mixture and the uniform one came to in it, and `task_remarks`."""
         found = self._by_task().items()
         return [
-            line for t, (scores, _) in found for line in _said(t, scores, ("mixture", "uniform"))
+            line for t, (scores, _) in found for line in said(t, scores, ("mixture", "uniform"))
         ] + self.task_remarks()
 
     def task_remarks(self) -> list[str]:
         """A sentence where another run is best by the task than by the loss, and where accuracies are at the floor."""
-        return [line for t, of in self._by_task().items() for line in _remarks(t, *of)]
+        return [line for t, of in self._by_task().items() for line in remarks(t, *of)]
 
     def _by_task(self) -> dict[str, tuple[dict[str, TaskScore], dict[str, float]]]:
         """By target with a task the scores and the losses of all runs."""
@@ -381,48 +385,6 @@ def verdict_of(results: Mapping[str, Any], stopped: str = "") -> Verdict:
     return Verdict(state="not tested", why=stopped.rstrip(".") or why)
 
 
-def _said(target: str, scores: dict[str, TaskScore], runs: tuple[str, ...]) -> list[str]:
-    """A sentence for each of these runs."""
-    return [
-        f"{target}, task after '{name}': accuracy {_between(score.accuracy, '.3f')}, "
-        f"{score.accuracy_before:.3f} before, {score.chance:.3f} by chance; "
-        f"{score.measure} {_between(score.score, '+.4f')} nats per byte, "
-        f"{score.score_before:+.4f} before; {score.items} items"
-        for name in runs
-        if (score := scores.get(name)) is not None
-    ]
-
-
-def _remarks(target: str, scores: dict[str, TaskScore], losses: dict[str, float]) -> Iterator[str]:
-    """Where no accuracy is told from guessing, and a warning where the best by the loss is another than by the
-    task."""
-    if all(score.at_floor for score in scores.values()):
-        measure = next(iter(scores.values())).measure
-        yield f"{target}: no training's accuracy is told from guessing: the {measure} says more"
-    by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].score.value)
-    if by_loss != by_task:
-        low, high = scores[by_loss].score, scores[by_task].score
-        apart = "" if low.high < high.low else "; their intervals overlap"
-        yield (
-            f"WARNING: {target}: '{by_loss}' is best by the loss, '{by_task}' by the task (scores {low.value:+.4f} and "
-            f"{high.value:+.4f}{apart})"
-        )
-
-
-def _between(of: Estimate, form: str) -> str:
-    return f"{of.value:{form}} [{of.low:{form}}, {of.high:{form}}]"
-
-
-def _flat(score: TaskScore) -> dict[str, float]:
-    """A task's scores as columns."""
-    found: dict[str, float] = {}
-    for name in ("accuracy", "score"):
-        of: Estimate = getattr(score, name)
-        found |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
-        found[f"{name}_before"] = getattr(score, f"{name}_before")
-    return found
-
-
 def _repeated(seen: dict[str, tuple[int | None, float | None]]) -> list[str]:
     """A sentence for every training that saw its text more than once; `seen`: by run its distinct tokens and epochs."""
     lines = []
@@ -458,6 +420,10 @@ class Validation(Result):
     versus: dict[str, dict[str, dict[str, Difference]]]
     """`versus[a][b][target]`: a's loss less b's."""
 
+    def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from super()._shown()
+        yield from task_tables(self._by_target(), "mixture")
+
     def notes(self) -> list[str]:
         before = ", ".join(f"{target} {loss:.4f}" for target, loss in self.before.items())
         return [
@@ -475,12 +441,12 @@ class Validation(Result):
         """The same as `Finetuned.tasks`, of mixtures."""
         found = self._by_task().items()
         return [
-            line for t, (scores, _) in found for line in _said(t, scores, ("recommended", "uniform"))
+            line for t, (scores, _) in found for line in said(t, scores, ("recommended", "uniform"))
         ] + self.task_remarks()
 
     def task_remarks(self) -> list[str]:
         """The same as `Finetuned.task_remarks`."""
-        return [line for t, of in self._by_task().items() for line in _remarks(t, *of)]
+        return [line for t, of in self._by_task().items() for line in remarks(t, *of)]
 
     def _by_task(self) -> dict[str, tuple[dict[str, TaskScore], dict[str, float]]]:
         found: dict[str, tuple[dict[str, TaskScore], dict[str, float]]] = {}
@@ -511,7 +477,7 @@ class Validation(Result):
                     "mixture": name,
                     "same_as": mixture.same_as,
                     **estimate_columns("loss", loss),
-                    **(_flat(mixture.task[target]) if target in mixture.task else {}),
+                    **(columns(mixture.task[target]) if target in mixture.task else {}),
                 }
                 against = self.against_recommended(name, target)
                 rows.append(

@@ -462,6 +462,8 @@ class Final(Estimate):
     """Probability of being within delta of the best one."""
     regret: float
     """Expected loss above the best candidate's."""
+    task: TaskScore | None = None
+    """After those tokens, where the target has a task; interval over items."""
 
 
 class Standings(Value):

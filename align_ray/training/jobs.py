@@ -91,19 +91,30 @@ def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[
     return [_trained(study.store.read_json(f"finetune/{key}.json"), heldout) for key in keys]
 
 
-def train_to_rung(
-    study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int
-) -> list[tuple[dict[str, np.ndarray], list[Rung]]]:
-    """Train every job to a rung of `loop.RUNGS`, from where the store has it; returns the losses before by target,
-    float64 [m], and those at the rungs so far. Errors: see `train_jobs`."""
+@dataclasses.dataclass(frozen=True)
+class SoFar:
+    """What a job came to at a rung: the losses before by target, float64 [m], those at the rungs so far, and by target
+    that has a task what the model made of it then, where the job was stopped there (not at the first rung)."""
+
+    before: dict[str, np.ndarray]
+    rungs: list[Rung]
+    tasks: dict[str, Answers]
+
+
+def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int) -> list[SoFar]:
+    """Train every job to a rung of `loop.RUNGS`, from where the store has it. Errors: see `train_jobs`."""
     found = []
     for key in _train_missing(study, heldout, jobs, rung):
         whole = study.store.find_json(f"finetune/{key}.json")
         if whole is not None:  # at its end; what a rung left behind is older
-            part = {"before": {t: r["before"] for t, r in whole["targets"].items()}, "rungs": whole["rungs"]}
+            part = {"before": {t: r["before"] for t, r in whole["targets"].items()}, **whole}
+            part["tasks_before"] = {t: r["before"] for t, r in whole.get("tasks", {}).items()}
         else:
             part = study.store.read_json(rungs_file(key))
-        found.append(({t: np.array(v) for t, v in part["before"].items()}, _rungs(part["rungs"])[: rung + 1]))
+        before = {t: np.array(v) for t, v in part["before"].items()}
+        at = part.get("tasks_at", {}).get(str(rung), {})
+        tasks = {t: _answers({"before": part["tasks_before"][t], "after": after}) for t, after in at.items()}
+        found.append(SoFar(before, _rungs(part["rungs"])[: rung + 1], tasks))
     return found
 
 

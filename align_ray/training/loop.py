@@ -66,10 +66,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         model = trainable_model(settings, device)
         first = {name: p.detach().float().cpu().clone() for name, p in learned(model).items()} if kept else {}
         model.eval()
-        passed = store.find_json(rungs_file(key))
-        if isinstance(passed, dict):
+        passed = store.find_mapping(rungs_file(key))
+        if passed:
             before = {name: np.array(losses) for name, losses in passed["before"].items()}
-            tasks_before = passed.get("tasks", {})
+            tasks_before = passed.get("tasks_before") or task_margins(model, tasks, device)
         elif not before or settings["scratch"] is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
             tasks_before = task_margins(model, tasks, device)
@@ -81,11 +81,16 @@ def train_loop(settings: dict[str, Any]) -> None:
                     metrics.gauge("align_ray_heldout_loss", values.mean(), target=name)
             return {"steps": steps, "losses": {name: values.tolist() for name, values in found.items()}}
 
+        tasks_at: dict[str, Any] = passed.get("tasks_at", {})  # by rung at which it was stopped
         done = train_model(model, job, settings, device, RUNGS, losses_at_rung, store, rung)
         started = {name: values.tolist() for name, values in before.items()}
         if rung is not None:
+            if rung > 0 and tasks:  # at the first nobody stops (`rungs.py`)
+                with done.average.in_place():
+                    tasks_at[str(rung)] = task_margins(model, tasks, device)
             if rank == 0:
-                so_far = {"before": started, "rungs": done.rungs, "seconds": done.seconds, "tasks": tasks_before}
+                so_far = {"before": started, "rungs": done.rungs, "seconds": done.seconds}
+                so_far |= {"tasks_before": tasks_before, "tasks_at": tasks_at}
                 store.write_json(rungs_file(key), so_far)
             train.report({"job": key})
             continue
@@ -104,6 +109,7 @@ def train_loop(settings: dict[str, Any]) -> None:
                 "seconds": done.seconds,
                 "training": list(enumerate(done.losses, start=1)),
                 "tasks": {n: {"before": tasks_before[n], "after": tasks_after[n]} for n in tasks},
+                "tasks_at": tasks_at,
             }
             store.write_json(f"finetune/{key}.json", result)
             store.remove(state_file(key))

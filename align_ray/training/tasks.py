@@ -1,39 +1,51 @@
 """What trainings made of the targets' tasks, beside the loss."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from align_ray.alignment.intervals import Estimate, two_sample_mean
+from align_ray.alignment.intervals import Estimate, interval, two_sample_mean
 from align_ray.corpora.items import Items
-from align_ray.training.jobs import Trained
+from align_ray.training.jobs import Answers
 
 
-def task_scores(trained: Sequence[Trained], items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
+class HasTasks(Protocol):
+    """A training with what its model makes of the targets' tasks."""
+
+    @property
+    def tasks(self) -> Mapping[str, Answers]: ...
+
+
+def task_scores(trained: Sequence[HasTasks], items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
     """By target with a task, what a run's trainings (one a seed) came to, as a JSON value (see `values.TaskScore`):
-    means with 95% intervals over seeds and items."""
+    means with 95% intervals over seeds and items, of a single training over items alone."""
     return {target: _score(trained, target, of.chance) for target, of in items.items()}
 
 
-def _score(trained: Sequence[Trained], target: str, chance: float) -> dict[str, Any]:
+def _score(trained: Sequence[HasTasks], target: str, chance: float) -> dict[str, Any]:
     before, after = (of_items(trained, target, when) for when in ("before", "after"))
     answered = [of_items(trained, target, when) for when in ("right_before", "right_after")]
     return {
         "items": after.shape[1],
         "chance": chance,
         "accuracy_before": float(answered[0].mean()),
-        "accuracy": _share(two_sample_mean(answered[1])),
-        "accuracy_change": vars(two_sample_mean(answered[1] - answered[0])),
+        "accuracy": _share(_mean(answered[1])),
+        "accuracy_change": vars(_mean(answered[1] - answered[0])),
         "score_before": float(before.mean()),
-        "score": vars(two_sample_mean(after)),
-        "score_change": vars(two_sample_mean(after - before)),
+        "score": vars(_mean(after)),
+        "score_change": vars(_mean(after - before)),
     }
 
 
-def of_items(trained: Sequence[Trained], target: str, what: str) -> np.ndarray:
+def of_items(trained: Sequence[HasTasks], target: str, what: str) -> np.ndarray:
     """A field of `jobs.Answers` of a run's trainings, float64 [seeds, items]."""
     return np.stack([getattr(x.tasks[target], what).astype(np.float64) for x in trained])
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    seeds, items = values.shape
+    return two_sample_mean(values) if seeds > 1 else interval(values.mean(), values.var(ddof=1) / items, items - 1)
 
 
 def _share(estimate: Estimate) -> dict[str, float]:

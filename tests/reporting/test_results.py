@@ -341,7 +341,7 @@ def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(f
 
 
 def test_accuracies_at_the_floor_are_said_where_all_are():
-    from align_ray.reporting.results import _remarks
+    from align_ray.reporting.tasks import remarks
     from align_ray.reporting.values import TaskScore
 
     def score(accuracy):
@@ -352,9 +352,9 @@ def test_accuracies_at_the_floor_are_said_where_all_are():
 
     low, high = score(0.4), score(0.45)
     assert low.at_floor and not high.at_floor
-    (line,) = _remarks("t", {"a": low, "b": low}, {"a": 3.0, "b": 3.1})
+    (line,) = remarks("t", {"a": low, "b": low}, {"a": 3.0, "b": 3.1})
     assert line == "t: no training's accuracy is told from guessing: the margin says more"
-    assert list(_remarks("t", {"a": low, "b": high}, {"a": 3.0, "b": 3.1})) == []
+    assert list(remarks("t", {"a": low, "b": high}, {"a": 3.0, "b": 3.1})) == []
 
 
 def test_a_candidate_without_a_rank_comes_after_those_with_one(contamination):

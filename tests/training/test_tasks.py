@@ -21,3 +21,13 @@ def test_scores_are_means_over_seeds_and_items_and_an_accuracy_stays_a_share():
     assert found["score"]["value"] == pytest.approx(np.mean(after)) and found["score_before"] == before.mean()
     assert found["score_change"]["value"] == pytest.approx(np.mean(after) - before.mean())
     assert found["score"]["low"] < found["score"]["value"] < found["score"]["high"]
+
+
+def test_of_a_single_training_the_interval_is_over_items():
+    after = np.array([0.3, 0.1, 0.9, -0.2])
+    trained = [SimpleNamespace(tasks={"t": Answers(after - 1, after, after > 1, after > 0)})]
+    (found,) = task_scores(trained, {"t": SimpleNamespace(chance=0.5)}).values()
+    error = after.std(ddof=1) / 2
+    assert found["score"]["error"] == pytest.approx(error)
+    assert found["score"]["high"] == pytest.approx(after.mean() + 3.1824 * error, rel=1e-4), "t, three degrees"
+    assert found["accuracy"]["value"] == 0.75 and found["score_change"]["value"] == pytest.approx(1.0)

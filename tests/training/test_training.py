@@ -91,10 +91,10 @@ def test_a_training_in_parts_is_the_training_in_one(sampled, no_trainings, monke
         study.store.remove(f"finetune/{name}")
     for rung in (1, 3):
         parts = train_to_rung(study, heldout, jobs, rung)
-        for (before, rungs), expected in zip(parts, whole, strict=True):
-            np.testing.assert_array_equal(before["target"], expected.losses["target"].before)
-            assert [r.steps for r in rungs] == [r.steps for r in expected.rungs[: rung + 1]]
-            for mine, theirs in zip(rungs, expected.rungs, strict=False):
+        for so_far, expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(so_far.before["target"], expected.losses["target"].before)
+            assert [r.steps for r in so_far.rungs] == [r.steps for r in expected.rungs[: rung + 1]]
+            for mine, theirs in zip(so_far.rungs, expected.rungs, strict=False):
                 np.testing.assert_allclose(mine.losses["target"], theirs.losses["target"], atol=1e-6)
     assert not ends & study.store.names("finetune"), "no losses of an end are written"
 
