@@ -24,8 +24,9 @@ def remarks(target: str, scores: dict[str, TaskScore], losses: dict[str, float])
     """Where no accuracy is told from guessing, and a warning where the best by the loss is another than by the
     task."""
     if all(score.at_floor for score in scores.values()):
-        measure = next(iter(scores.values())).measure
-        yield f"{target}: no training's accuracy is told from guessing: the {measure} says more"
+        first = next(iter(scores.values()))
+        floor = f"no training's accuracy is told from its floor, {first.chance:.3f}"
+        yield f"{target}: {floor}: the {first.measure} says more"
     by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].score.value)
     if by_loss != by_task:
         low, high = scores[by_loss].score, scores[by_task].score

@@ -222,7 +222,7 @@ class TaskScore(Value):
 
     measure: str = "margin"
     """What the score is called: `margin`, the log-likelihood per byte of the right choice less that of the best wrong
-    one."""
+    one, or `log-likelihood`, that of the whole right answer per byte."""
     items: int
     chance: float
     """Accuracy of guessing."""

@@ -197,9 +197,16 @@ def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, tasks)
 
 
-def _answers(stored: dict[str, list[float]]) -> Answers:
-    before, after = np.array(stored["before"]), np.array(stored["after"])
-    return Answers(before, after, before > 0, after > 0)  # margins: the right choice is the likeliest
+def _answers(stored: dict[str, Any]) -> Answers:
+    (before, right_before), (after, right_after) = _scored(stored["before"]), _scored(stored["after"])
+    return Answers(before, after, right_before, right_after)
+
+
+def _scored(stored: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, and which items are answered; an earlier version stored margins alone."""
+    if isinstance(stored, dict):
+        return np.array(stored["score"]), np.array(stored["right"])
+    return np.array(stored), np.array(stored) > 0
 
 
 def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:

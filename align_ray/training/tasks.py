@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from scipy import stats
 
 from align_ray.alignment.intervals import Estimate, interval, two_sample_mean
 from align_ray.corpora.items import Items
+from align_ray.corpora.questions import Questions
 from align_ray.training.jobs import Answers
 
 
@@ -17,20 +19,21 @@ class HasTasks(Protocol):
     def tasks(self) -> Mapping[str, Answers]: ...
 
 
-def task_scores(trained: Sequence[HasTasks], items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
+def task_scores(trained: Sequence[HasTasks], items: Mapping[str, Items | Questions]) -> dict[str, dict[str, Any]]:
     """By target with a task, what a run's trainings (one a seed) came to, as a JSON value (see `values.TaskScore`):
     means with 95% intervals over seeds and items, of a single training over items alone."""
-    return {target: _score(trained, target, of.chance) for target, of in items.items()}
+    return {target: _score(trained, target, of) for target, of in items.items()}
 
 
-def _score(trained: Sequence[HasTasks], target: str, chance: float) -> dict[str, Any]:
+def _score(trained: Sequence[HasTasks], target: str, asked: Items | Questions) -> dict[str, Any]:
     before, after = (of_items(trained, target, when) for when in ("before", "after"))
     answered = [of_items(trained, target, when) for when in ("right_before", "right_after")]
     return {
+        "measure": asked.measure,
         "items": after.shape[1],
-        "chance": chance,
+        "chance": asked.chance,
         "accuracy_before": float(answered[0].mean()),
-        "accuracy": _share(_mean(answered[1])),
+        "accuracy": _share(_mean(answered[1]), after.shape[1]),
         "accuracy_change": vars(_mean(answered[1] - answered[0])),
         "score_before": float(before.mean()),
         "score": vars(_mean(after)),
@@ -48,6 +51,10 @@ def _mean(values: np.ndarray) -> Estimate:
     return two_sample_mean(values) if seeds > 1 else interval(values.mean(), values.var(ddof=1) / items, items - 1)
 
 
-def _share(estimate: Estimate) -> dict[str, float]:
-    """A share of items, whose interval ends at 0 and 1: over two seeds alone it is wider."""
-    return {**vars(estimate), "low": max(0.0, estimate.low), "high": min(1.0, estimate.high)}
+def _share(estimate: Estimate, items: int) -> dict[str, float]:
+    """A share of items, whose interval ends at 0 and 1: over two seeds alone it is wider. Of none or all of them, which
+    have no variance, it is Clopper and Pearson's."""
+    low, high = max(0.0, estimate.low), min(1.0, estimate.high)
+    if estimate.error == 0:
+        low, high = stats.binomtest(round(estimate.value * items), items).proportion_ci()
+    return {**vars(estimate), "low": float(low), "high": float(high)}
