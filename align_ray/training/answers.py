@@ -6,16 +6,17 @@ import numpy as np
 
 from align_ray.corpora.items import Items, margins
 from align_ray.corpora.questions import Questions
+from align_ray.corpora.rows import FILLED, Rows
 from align_ray.fisher.probe import has_bfloat16
 from align_ray.training.step import heldout_losses
 
-WRITTEN_AT_ONCE = 16
-"""Answers that are written together."""
+ROWS_AT_ONCE, WRITTEN_AT_ONCE = 8, 16
+"""Rows that are measured together, and answers that are written together."""
 
 
 def task_answers(model: Any, asked: Items | Questions, tokenizer: Any, device: Any) -> dict[str, list[Any]]:
     """By item the continuous `score`, nats per byte, higher is better, and whether it is answered (`right`)."""
-    losses = heldout_losses(model, asked.rows, device)
+    losses = row_losses(model, asked.rows, device)
     if isinstance(asked, Items):
         scores = margins(losses, asked)
         right = scores > 0
@@ -23,6 +24,19 @@ def task_answers(model: Any, asked: Items | Questions, tokenizer: Any, device: A
         scores = asked.scores(losses)
         right = asked.answered(written(model, asked, tokenizer, device))
     return {"score": scores.tolist(), "right": right.tolist()}
+
+
+def row_losses(model: Any, rows: Rows, device: Any) -> np.ndarray:
+    """`step.heldout_losses` of rows of many lengths, [n, T-1]: those of alike length together, none longer than it
+    must be."""
+    lengths = (rows.documents != FILLED).sum(1)
+    order = np.argsort(lengths, kind="stable")
+    losses = np.full((len(rows), rows.ids.shape[1] - 1), np.nan, np.float32)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = order[start : start + ROWS_AT_ONCE]
+        length = int(lengths[some].max())
+        losses[some, : length - 1] = heldout_losses(model, rows[some][:, :length], device)
+    return losses
 
 
 def written(model: Any, asked: Questions, tokenizer: Any, device: Any) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 
 from align_ray.config import ExactMatch, Probe
 from align_ray.corpora.questions import questions_of
+from align_ray.corpora.rows import Rows
 from align_ray.fisher.probe import load_tokenizer, locate_probe
 from align_ray.training import answers
 from align_ray.training.answers import task_answers, written
@@ -79,3 +80,21 @@ def test_the_score_is_the_log_likelihood_of_the_right_answer_per_byte(probe, mon
             log_p = model(torch.tensor([[*prompt, *said]])).logits[0].log_softmax(-1)
         by_hand = sum(log_p[len(prompt) + j - 1, token].item() for j, token in enumerate(said))
         np.testing.assert_allclose(score, by_hand / len(b"def #### 7"), atol=0.02)  # products in bfloat16
+
+
+def test_rows_of_alike_length_are_measured_together_and_come_out_in_their_order(probe, monkeypatch):
+    model, _ = probe
+    rng, seen = np.random.default_rng(0), []
+    lines = [rng.integers(0, 100, size).tolist() for size in rng.integers(3, 40, 21)]
+    rows = Rows.ending(lines, [2] * len(lines))
+
+    def measured(model, some, device, real=answers.heldout_losses):
+        seen.append(some.ids.shape)
+        return real(model, some, device)
+
+    whole = answers.heldout_losses(model, rows, CPU)
+    monkeypatch.setattr(answers, "heldout_losses", measured)
+    found = answers.row_losses(model, rows, CPU)
+    np.testing.assert_allclose(found, whole, atol=0.05)  # products in bfloat16
+    lengths = sorted(map(len, lines))
+    assert seen == [(8, lengths[7]), (8, lengths[15]), (5, lengths[20])] and np.isfinite(found).sum() == 42
