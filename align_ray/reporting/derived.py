@@ -226,7 +226,7 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     against = {target: loss_against_task(results, target) for target in targets}
     found["tasks"] = {target: task for target, task in against.items() if task is not None}
     found["of_tasks"] = {
-        stage: results[stage].task_remarks() for stage in ("finetune", "validation") if stage in results
+        stage: results[stage].task_remarks() for stage in ("finetune", "validation", "choice") if stage in results
     }
     found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
     if "search" in results:

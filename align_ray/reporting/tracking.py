@@ -337,6 +337,7 @@ def choice(tracker: Tracker, config: Config, store: Store, result: Choice) -> No
         if not rows:  # its training diverged
             continue
         values = {f"{k}/{t}": row[v] for k, v in CHOICE.items() for t, row in rows.items()}
+        values |= _task_metrics({t: row.task for t, row in rows.items()})
         tracker.child(name, "choice", {"candidate": name, "tokens": max(r.tokens for r in rows.values())}, values)
     tracker.metrics({"choice_tokens": result.spent, "choice_tokens_exhaustive": result.exhaustive})
 
