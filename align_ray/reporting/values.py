@@ -280,7 +280,7 @@ class Verdict(Value):
     measure: str = "held-out loss, nats per token"
     """What `against` compares, lower is better."""
     accuracy: Estimate | None = None
-    """By a task: the recommended mixture's accuracy less the uniform one's."""
+    """By a task: the recommended mixture's accuracy less the uniform one's; None where they differ on no item."""
     by_loss: str | None = None
     """By a task: what the verdict by the loss would be, where it is another."""
 

@@ -34,7 +34,7 @@ def _score(trained: Sequence[HasTasks], target: str, asked: Items | Questions) -
         "chance": asked.chance,
         "accuracy_before": float(answered[0].mean()),
         "accuracy": _share(_mean(answered[1]), after.shape[1]),
-        "accuracy_change": vars(_mean(answered[1] - answered[0])),
+        "accuracy_change": _change(_mean(answered[1] - answered[0]), after.shape[1]),
         "score_before": float(before.mean()),
         "score": vars(_mean(after)),
         "score_change": vars(_mean(after - before)),
@@ -58,3 +58,11 @@ def _share(estimate: Estimate, items: int) -> dict[str, float]:
     if estimate.error == 0:
         low, high = stats.binomtest(round(estimate.value * items), items).proportion_ci()
     return {**vars(estimate), "low": float(low), "high": float(high)}
+
+
+def _change(estimate: Estimate, items: int) -> dict[str, float]:
+    """The change of a share; where every item changed alike, as far as the share of others may reach either way."""
+    if estimate.error > 0:
+        return vars(estimate)
+    reach = stats.binomtest(0, items).proportion_ci().high
+    return {**vars(estimate), "low": estimate.value - reach, "high": estimate.value + reach}

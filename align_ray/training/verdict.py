@@ -105,16 +105,18 @@ def judged(
     without = [t for t in counted if t not in tasks]
     why = [
         found.why,
-        *([f"accuracy less that of 'uniform' {_between(estimate)}"] if found.against else []),
+        *([_accuracy(estimate)] if found.against else []),
         *([f"by the loss: {other}"] if other else []),
         *([f"targets without a task do not count: {', '.join(without)}"] if without else []),
     ]
-    accuracy = Estimate(**vars(estimate)) if found.against else None
+    accuracy = Estimate(**vars(estimate)) if found.against and estimate.error > 0 else None
     return found.model_copy(update={"why": "; ".join(why), "accuracy": accuracy, "by_loss": other})
 
 
-def _between(accuracy: intervals.Estimate) -> str:
-    return f"{accuracy.value:+.3f} [{accuracy.low:+.3f}, {accuracy.high:+.3f}]"
+def _accuracy(found: intervals.Estimate) -> str:
+    if found.error == 0:  # an interval of no width would say more than is known
+        return "accuracies do not differ on any item"
+    return f"accuracy less that of 'uniform' {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _losses(trained: "Sequence[Trained]", targets: Iterable[str], when: str) -> ByTarget:

@@ -39,3 +39,5 @@ def test_none_answered_is_no_certainty():
     (found,) = task_scores(trained, {"t": SimpleNamespace(chance=0.0, measure="log-likelihood")}).values()
     assert found["accuracy"]["value"] == found["accuracy"]["low"] == 0.0 and found["measure"] == "log-likelihood"
     assert found["accuracy"]["high"] == pytest.approx(1 - 0.025 ** (1 / 64)), "Clopper and Pearson, 64 items"
+    change = found["accuracy_change"]
+    assert change["value"] == 0.0 and change["high"] == -change["low"] == found["accuracy"]["high"]

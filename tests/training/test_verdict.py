@@ -245,3 +245,8 @@ def test_a_task_that_no_training_helps_gives_no_verdict():
     found = by_task((2.8, -0.3), (2.9, -0.4))
     assert (found.state, found.by, found.by_loss) == ("not tested", "task", "confirmed")
     assert "no training raises the score of a target's task for certain" in found.why and found.accuracy is None
+
+
+def test_accuracies_that_differ_on_no_item_have_no_interval_of_no_width():
+    found = by_task((2.9, 2.0), (2.9, 1.9))  # all are right
+    assert found.state == "confirmed" and found.accuracy is None and "accuracies do not differ on any item" in found.why
