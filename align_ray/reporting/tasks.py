@@ -25,7 +25,7 @@ def remarks(target: str, scores: dict[str, TaskScore], losses: dict[str, float])
     task."""
     if all(score.at_floor for score in scores.values()):
         first = next(iter(scores.values()))
-        floor = f"no training's accuracy is told from its floor, {first.chance:.3f}"
+        floor = f"no training's accuracy is for certain above its floor, {first.chance:.3f}"
         yield f"{target}: {floor}: the {first.measure} says more"
     by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].score.value)
     if by_loss != by_task:

@@ -327,7 +327,7 @@ def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(f
     )
     near = with_tasks({"mixture": 0.305, "uniform": 0.3}).task_remarks()
     assert near[-1].endswith("(scores +0.3000 and +0.3050; their intervals overlap)")
-    assert not any("told from its floor" in line for line in apart.tasks()), "0.49 is above a third"
+    assert not any("for certain above its floor" in line for line in apart.tasks()), "0.49 is above a third"
     said = "t1, task after 'mixture': accuracy 0.500 ["
     assert any(line.startswith(said) and "0.400 before, 0.333 by chance" in line for line in apart.tasks())
     assert apart.to_pandas().set_index("run")["score"].dropna().to_dict() == {"uniform": 0.1, "mixture": 0.3}
@@ -353,7 +353,7 @@ def test_accuracies_at_the_floor_are_said_where_all_are():
     low, high = score(0.4), score(0.45)
     assert low.at_floor and not high.at_floor
     (line,) = remarks("t", {"a": low, "b": low}, {"a": 3.0, "b": 3.1})
-    assert line == "t: no training's accuracy is told from its floor, 0.333: the margin says more"
+    assert line == "t: no training's accuracy is for certain above its floor, 0.333: the margin says more"
     assert list(remarks("t", {"a": low, "b": high}, {"a": 3.0, "b": 3.1})) == []
 
 

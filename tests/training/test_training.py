@@ -261,5 +261,5 @@ def test_answers_are_written_and_scored_in_the_same_run_as_the_loss(
     assert python.measure == "log-likelihood" and python.items == 8 and python.chance == 0.0
     assert python.accuracy.value == 0.0 and 0.3 < python.accuracy.high < 0.4, "none of eight is no certainty"
     assert python.score.value > licences.score.value and python.score_before == licences.score_before < 0
-    floor = "target: no training's accuracy is told from its floor, 0.000: the log-likelihood says more"
+    floor = "target: no training's accuracy is for certain above its floor, 0.000: the log-likelihood says more"
     assert floor in found.notes() and found.verdict.by == "task"
