@@ -621,6 +621,14 @@ def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were
         assert set(trust["measures"]) == {"words", "alignment"}
     html = render_report(config, found, costs)
     assert "Measured, and expected by training: proofs" in html and "expected at the end of a whole training" in html
+    assert "task: score, nats per byte" not in html and "of_tasks" not in html.partition('id="choice"')[2]
+    scored = stored[1]["finetune"]["runs"]["news"]["targets"][TASKED]["task"]
+    few_scored = {n: {**row, "task": scored} if n in CANDIDATES[:2] else row for n, row in believed.items()}
+    with_tasks = choice | {"targets": {**choice["targets"], TASKED: standings | {"candidates": few_scored}}}
+    of_choice = Choice.parse({**with_tasks, "learning_rate": 1e-4, "delta": 0.01})
+    table = render_report(config, {**found, "choice": of_choice}, costs).partition(f'id="choice-{TASKED}"')[2]
+    rows = [row.count("<td>") for row in table.partition("</table>")[0].split("<tr>")[2:]]
+    assert rows == [7] * 5 and f"choice/targets/{TASKED}/candidates/textbook/task/score/value" in table
     figure = bars_figure(more["bars"][target])
     filled = [bar.get_facecolor()[3] > 0 for bar in figure.axes[0].patches]
     assert filled == [True] * 3 + [False] * len(CANDIDATES), "what is expected is an outline"
