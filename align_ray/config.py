@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -68,6 +69,14 @@ class Chat(Model):
         return {"messages": value} if isinstance(value, str) else value
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error}); mend it") from None
+    return pattern
+
+
 class Choices(Model):
     """A task: of several choices the model finds one most likely, by its log-likelihood per byte after the context."""
 
@@ -82,6 +91,30 @@ class Choices(Model):
     separator: str = " "
     """Between context and choice, where the context does not end in white space."""
     items: PositiveInt = 500
+    """Items at most, of the half of the records that is held out."""
+
+
+class ExactMatch(Model):
+    """A task: after the context the model writes an answer, each token its likeliest, whose final answer must be the
+    record's. The score beside it is the log-likelihood per byte of the record's whole answer."""
+
+    kind: Literal["exact_match"]
+    """What is done: an answer is written."""
+    context: str
+    """A column, or a format string over columns, for example "Question: {question}\\nAnswer:"."""
+    answer: str = "answer"
+    """The column of the right answer, in full."""
+    pattern: Annotated[str, AfterValidator(_compiles)] = r"####\s*(\S+)"
+    """A regular expression that finds the final answer, in the record's and in what is written: its first group, or
+    all that it matches, at the first place. Default: what follows `####`, as in GSM8K. Numbers are compared as such,
+    without commas, a dollar sign before and a full stop after."""
+    stop: Annotated[str, Field(min_length=1)] = "\n\n"
+    """What ends an answer that is written."""
+    max_new_tokens: PositiveInt = 128
+    """Tokens of it at most."""
+    separator: str = " "
+    """Between context and the record's answer, where the context does not end in white space."""
+    items: PositiveInt = 200
     """Items at most, of the half of the records that is held out."""
 
 
@@ -124,7 +157,7 @@ class Corpus(Model):
     """hf:// only: the data set's configuration name."""
     streaming: bool = True
     """hf:// only: stream the data set instead of downloading it whole."""
-    task: Choices | None = None
+    task: Annotated[Choices | ExactMatch, Field(discriminator="kind")] | None = None
     """Targets only: what the model is to do with the records, scored before and after every training, beside the
     loss."""
 
@@ -432,8 +465,9 @@ class Finetune(Model):
     """Trainings of each candidate and mixture; they differ in the sequences drawn and their order. A verdict needs
     three."""
     delta: PositiveFloat = 0.005
-    """A difference of losses that makes none, nats per token: where the mixture's is within it of the uniform
-    mixture's, the verdict is `no difference`, and another mixture refutes it by more than that alone."""
+    """A difference of losses that makes none, nats per token (of the scores of a target's task, nats per byte): where
+    the mixture's is within it of the uniform mixture's, the verdict is `no difference`, and another mixture refutes it
+    by more than that alone."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0

@@ -10,6 +10,7 @@ from typing import Any
 
 from align_ray.config import TRAINED, Config
 from align_ray.context import Study
+from align_ray.corpora.items import read_items
 from align_ray.corpora.sample import replay_tokens
 from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
@@ -66,9 +67,13 @@ def planned_work(study: Study) -> dict[str, Work]:
     def embedding(batches: int) -> Work:
         return Work(batches * batch, batches * batch * forward * passes(config))
 
-    def training(runs: int, tokens: int) -> Work:
+    asked = sum(items.tokens for items in read_items(study).values())
+
+    def training(runs: int, tokens: int, scored: int = 2) -> Work:
+        """`scored`: times that the targets' tasks are scored, before and after."""
         seen, general = tokens * tune.epochs, replay_tokens(config) * tokens / tune.tokens * tune.epochs
-        return Work(runs * seen, runs * ((seen + general) * TRAINING_PASSES + MEASURED * held) * forward_trained)
+        measured = MEASURED * held + scored * asked
+        return Work(runs * seen, runs * ((seen + general) * TRAINING_PASSES + measured) * forward_trained)
 
     rates = len(tune.learning_rate) if len(tune.learning_rate) > 1 else 0  # to choose one
     search = embedding(len(CHECKED) * max(2, sampling.batches // 2))  # to check the prediction
@@ -81,7 +86,7 @@ def planned_work(study: Study) -> dict[str, Work]:
             proxies = training(config.search.trials, config.search.proxy_tokens)
         search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
     trained = config.choose.by == "training"
-    chosen = {"choose": training(candidates + rates, tune.tokens)} if trained else {}
+    chosen = {"choose": training(candidates + rates, tune.tokens, 1 + len(RUNGS))} if trained else {}
     alone = min(candidates, len(config.targets)) if trained else candidates
     return {
         "embed": embedding(len(config.corpora) * sampling.batches),

@@ -2,6 +2,7 @@
 model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from align_ray.reporting.results import (
     Validation,
 )
 from align_ray.training.finetune import change
+from align_ray.training.jobs import Answers
+from align_ray.training.tasks import task_scores
 
 TARGETS, CANDIDATES = ("proofs", "code"), ("textbook", "exercises", "library", "news", "licences.v2")
 KINDS = {"proofs": (0.8, 0.1), "code": (0.1, 0.8), "textbook": (0.7, 0.0), "exercises": (0.45, 0.35), "library": (0.0, 0.75),
@@ -117,18 +120,30 @@ def shared_text(rng):
     }
 
 
+TASKED = "code"
+"""The target that has a task."""
+
+
+def task(before, after):
+    """A task's scores by the real function, from items' margins float64 [seeds, items]."""
+    trained = [SimpleNamespace(tasks={TASKED: Answers(before, of_seed, before > 0, of_seed > 0)}) for of_seed in after]
+    return task_scores(trained, {TASKED: SimpleNamespace(chance=1 / 3, measure="margin")})[TASKED]
+
+
 def trainings(rng, search):
     runs = {n: {n: 1.0} for n in CANDIDATES} | {
         "uniform": search["mixtures"]["uniform"]["weights"],
         "mixture": search["mixtures"]["recommended"]["weights"],
     }
     before = rng.gamma(40, 0.1, (len(TARGETS), 64))
+    items = rng.normal(-0.3, 0.5, 40)
     report = {}
-    for i, (name, weights) in enumerate(runs.items()):
+    for i, (name, weights) in enumerate(runs.items()):  # the worst by the loss is best by the task
         losses = [(np.stack([b, b]), b + rng.normal(0.05 * (3 - i), 0.1, (2, 64))) for b in before]
         targets = {t: {**change(*x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
         epochs = [0.5, 1.0, 1.0, 1.5, 5.5][i % 5] if i > len(CANDIDATES) - 1 else 1.0
         seen = {"distinct_tokens": round(512 / epochs), "epochs": epochs}
+        targets[TASKED]["task"] = task(items, items + rng.normal(0.1 * (7 - i), 0.1, (2, 40)))
         report[name] = {"weights": weights, "sequences": 16, **seen, "targets": targets}
     paired = {t: {"value": 0.0, "error": 0.01, "low": 0.021 * k, "high": 0.043 * k} for k, t in enumerate(TARGETS, 1)}
     against = {"uniform": {"value": 0.0271, "low": -0.0123, "high": 0.0665, "p_lower": 0.07}}
@@ -159,6 +174,9 @@ def seeds(rng, search):
         n: {"weights": search["mixtures"][n]["weights"], "same_as": None, "loss": estimates(after[n], False)}
         for n in names
     }
+    items = rng.normal(-0.3, 0.5, 40)
+    for i, name in enumerate(names):
+        mixtures[name]["task"] = {TASKED: task(items, items + rng.normal(-0.1 * i, 0.1, (3, 40)))}
     mixtures["unimax"] = {**mixtures["uniform"], "same_as": "uniform"}
     versus = {
         a: {b: estimates([x - y for x, y in zip(after[a], after[b], strict=True)], True) for b in names if a != b}

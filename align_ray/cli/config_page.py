@@ -53,8 +53,10 @@ def _sections(model: dict[str, Any], models: dict[str, Any], above: str) -> dict
         for reference in _references(field):
             inner = models[reference]
             path = f"{above}{name}"
+            kind = inner["properties"].get("kind", {}).get("const")
+            path = f"{path}: {kind}" if kind else path  # one of several
             if not any(inner is other for other in found.values()):
-                found |= {path: inner} | _sections(inner, models, f"{path}.")
+                found |= {path: inner} | _sections(inner, models, f"{above}{name}.")
     return found
 
 
@@ -90,7 +92,7 @@ def _heading(path: str) -> str:
 
 
 def _anchor(path: str) -> str:
-    return _heading(path).replace(", ", "-").replace(".", "")
+    return _heading(path).replace(", ", "-").replace(": ", "-").replace(".", "")
 
 
 def _type(field: dict[str, Any], places: dict[str, str]) -> str:
@@ -98,8 +100,9 @@ def _type(field: dict[str, Any], places: dict[str, str]) -> str:
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         return f"[{name.lower()}](#{_anchor(places[name])})"
-    if "anyOf" in field:
-        return " or ".join(_type(f, places) for f in field["anyOf"])
+    for several in ("anyOf", "oneOf"):
+        if several in field:
+            return " or ".join(_type(f, places) for f in field[several])
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:

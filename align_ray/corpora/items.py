@@ -1,4 +1,5 @@
-"""The items of a target's task: a context, choices and the right one, as rows whose choices' tokens count.
+"""The items of a target's task: a context, choices and the right one, as rows whose choices' tokens count. Those whose
+answer is written are in `questions.py`.
 
 Items are of the target's held-out records: those whose text is no part of what is embedded, so that nothing is chosen
 by them, nor of what is trained on (`item_keys`). One row an item and choice; contexts that are too long for the model
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.config import Choices, Corpus, digest
+from align_ray.config import Choices, Corpus, ExactMatch, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import document_key
-from align_ray.corpora.records import Unusable, as_text, filled, is_template, render, value_at
-from align_ray.corpora.rows import FILLED, Rows
+from align_ray.corpora.questions import Questions, context_of, question_of, questions_of
+from align_ray.corpora.records import Unusable, render, value_at
+from align_ray.corpora.rows import Rows
 from align_ray.corpora.sources import files_seen, whole_records
 from align_ray.corpora.tasks import with_template
 from align_ray.errors import CorpusError
@@ -39,6 +41,14 @@ class Items:
     bytes: np.ndarray
     """int64 [m]: of the choice, as UTF-8."""
 
+    measure = "margin"
+    """What the continuous score is called."""
+
+    @property
+    def tokens(self) -> int:
+        """That go through the model."""
+        return self.rows.tokens
+
     @property
     def chance(self) -> float:
         """Accuracy of guessing."""
@@ -50,7 +60,7 @@ class Items:
         return digest([self.rows.digest(), rest.hexdigest()])
 
 
-def read_items(study: Study) -> dict[str, Items]:
+def read_items(study: Study) -> dict[str, Items | Questions]:
     """By target that has a task, its items, read once in a process as long as its files stay as they are. Raises
     CorpusError where records give none."""
     seed = study.config.seed
@@ -69,42 +79,44 @@ def _with_task(study: Study) -> list[Corpus]:
 
 
 @lru_cache
-def _items(target_json: str, seed: int, model: Located, files: tuple[object, ...]) -> Items:
-    task = Corpus.model_validate_json(target_json).task
-    assert task is not None
+def _items(target_json: str, seed: int, model: Located, files: tuple[object, ...]) -> Items | Questions:
+    target = Corpus.model_validate_json(target_json)
     records = list(_records(target_json, seed, files).values())
-    return items_of(records, load_tokenizer(model), task.separator, model.context)
+    if isinstance(target.task, ExactMatch):
+        return questions_of(target.name, records, load_tokenizer(model), target.task, model.context)
+    assert target.task is not None
+    return items_of(records, load_tokenizer(model), target.task.separator, model.context)
 
 
 @lru_cache
-def _records(target_json: str, seed: int, files: tuple[object, ...]) -> dict[bytes, tuple[str, list[str], int]]:
-    """By the key of its document, what `item_of` makes of a record: those with the smallest keys. `files`: what tells
-    that the target's files are those that were read (`sources.files_seen`)."""
+def _records(target_json: str, seed: int, files: tuple[object, ...]) -> dict[bytes, tuple[Any, ...]]:
+    """By the key of its document, what `item_of` or `question_of` makes of a record: those with the smallest keys.
+    `files`: what tells that the target's files are those that were read (`sources.files_seen`)."""
     target = Corpus.model_validate_json(target_json)
     task = target.task
     assert task is not None
-    found: dict[bytes, tuple[str, list[str], int]] = {}
+    found: dict[bytes, tuple[Any, ...]] = {}
     faults: dict[str, int] = {}
     for record in whole_records(target):
         try:
             key = document_key(seed, render(target, record))
             if key[-1] % 2 == 1:  # the held-out half (`sample.sample_corpora`)
-                found[key] = item_of(task, record)
+                found[key] = question_of(task, record) if isinstance(task, ExactMatch) else item_of(task, record)
         except Unusable as reason:
             faults[str(reason)] = faults.get(str(reason), 0) + 1
     if len(found) < FEWEST:
+        wanted = [f"'{field}'" for field in ("context", "choices", "answer", "pattern") if hasattr(task, field)]
         why = ", ".join(f"{count} with {reason}" for reason, count in faults.items()) or "too few records"
         raise CorpusError(
             f"target '{target.name}': field 'task' gives {len(found)} items of its held-out half, and {FEWEST} are "
-            f"needed ({why}); check the fields 'context', 'choices' and 'answer', or give more records."
+            f"needed ({why}); check the fields {', '.join(wanted[:-1])} and {wanted[-1]}, or give more records."
         )
     return {key: found[key] for key in sorted(found)[: task.items]}
 
 
 def item_of(task: Choices, record: dict[str, Any]) -> tuple[str, list[str], int]:
     """Context, choices and the number of the right one. Raises Unusable."""
-    context = task.context
-    text = filled(context, record, optional=True) if is_template(context) else as_text(value_at(record, context))
+    text = context_of(task.context, record)
     choices: Any = value_at(record, task.choices) if isinstance(task.choices, str) else task.choices
     labels: Any = None
     if isinstance(choices, dict):  # as some data sets keep them: {text: [...], label: [...]}
@@ -127,7 +139,7 @@ def item_of(task: Choices, record: dict[str, Any]) -> tuple[str, list[str], int]
 
 
 def items_of(items: list[tuple[str, list[str], int]], tokenizer: Any, separator: str, context: int) -> Items:
-    """Items as rows of the longest one's length, at most `context` tokens; a context loses its beginning."""
+    """Items as rows of at most `context` tokens; a context loses its beginning."""
     lines, counted, item, right, sizes = [], [], [], [], []
     for i, (text, choices, answer) in enumerate(items):
         between = "" if not separator or text[-1].isspace() else separator
@@ -143,14 +155,7 @@ def items_of(items: list[tuple[str, list[str], int]], tokenizer: Any, separator:
             item.append(i)
             right.append(c == answer)
             sizes.append(len(choice.encode()))
-    length = max(map(len, lines))
-    ids, documents = np.zeros((len(lines), length), np.int32), np.full((len(lines), length), FILLED, np.int64)
-    scored, places = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.int32)
-    for r, (line, count) in enumerate(zip(lines, counted, strict=True)):
-        ids[r, : len(line)], documents[r, : len(line)] = line, r
-        scored[r, len(line) - count : len(line)] = True
-        places[r, : len(line)] = np.arange(len(line))
-    return Items(Rows(ids, documents, places, scored), np.array(item), np.array(right), np.array(sizes))
+    return Items(Rows.ending(lines, counted), np.array(item), np.array(right), np.array(sizes))
 
 
 def margins(losses: np.ndarray, items: Items) -> np.ndarray:

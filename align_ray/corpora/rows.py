@@ -74,6 +74,18 @@ class Rows:
         return cls(*(np.concatenate(arrays) for arrays in zip(*(part._arrays() for part in parts), strict=True)))
 
     @classmethod
+    def ending(cls, lines: Sequence[Sequence[int]], counted: Sequence[int]) -> Self:
+        """Token ids of documents of any length, filled up to the longest one's; of each the last `counted` count."""
+        length = max(map(len, lines))
+        ids, documents = np.zeros((len(lines), length), np.int32), np.full((len(lines), length), FILLED, np.int64)
+        scored, places = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.int32)
+        for r, (line, count) in enumerate(zip(lines, counted, strict=True)):
+            ids[r, : len(line)], documents[r, : len(line)] = line, r
+            scored[r, len(line) - count : len(line)] = True
+            places[r, : len(line)] = np.arange(len(line))
+        return cls(ids, documents, places, scored)
+
+    @classmethod
     def plain(cls, ids: np.ndarray) -> Self:
         """Rows [n, T] of which nothing else is known: each one document, every token but the first counts."""
         number = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)

@@ -82,6 +82,30 @@ def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
     return {"kind": kind, "title": title, "axis": axis, "rows": ordered}
 
 
+def loss_against_task(results: dict[str, Any], target: str) -> dict[str, Any] | None:
+    """Every training of `finetune` and every further mixture of `validate`, by loss and by the target's task, highest
+    score first: `run`, `loss`, the `task` and where that and the loss stand (`path`, `loss_path`). `pairs` of them,
+    and in how many the lower loss has the higher score (`alike`). None where there is no task."""
+    points: list[dict[str, Any]] = []
+    finetune, validation = results.get("finetune"), results.get("validation")
+    for name, run in finetune.runs.items() if finetune else ():
+        if (task := run.targets[target].task) is not None:
+            path: tuple[str, ...] = ("finetune", "runs", name, "targets", target)
+            points.append({"run": name, "loss": run.targets[target].after, "task": task})
+            points[-1] |= {"path": (*path, "task"), "loss_path": (*path, "after")}
+    known = {MIXED[point["run"]] for point in points if point["run"] in MIXED}
+    for name, mixture in validation.mixtures.items() if validation else ():
+        if target in mixture.task and mixture.same_as is None and name not in known:
+            path = ("validation", "mixtures", name)
+            points.append({"run": called(name), "loss": mixture.loss[target].value, "task": mixture.task[target]})
+            points[-1] |= {"path": (*path, "task", target), "loss_path": (*path, "loss", target, "value")}
+    if not points:
+        return None
+    points.sort(key=lambda point: -point["task"].score.value)
+    both = [(b["loss"] - a["loss"]) for i, a in enumerate(points) for b in points[i + 1 :]]
+    return {"points": points, "pairs": len(both), "alike": sum(difference > 0 for difference in both)}
+
+
 BARS = {
     "expected": ("Candidates by training", "change of the held-out loss (nats per token)"),
     "measured": ("What was measured", "change of the held-out loss (nats per token)"),
@@ -179,7 +203,8 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
     `finetuned[target]`: loss with the uniform mixture less loss with the recommended one, mean over seeds, with
     its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `headline`: see
-    there; `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
+    there; `tasks` by target: see `loss_against_task`; `of_tasks`: see `task_remarks`, by stage;
+    `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
     candidates that did better alone than the mixture;
     `losses` by target, see `loss_against_measures`; `front` by target: see `Finetuned.front`; `skipped`: sequences
     left out, by corpus; `trials`: their number; `ran`: stages that have run;
@@ -198,6 +223,11 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
         stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
     }
     found["better_alone"] = results["finetune"].better_alone() if "finetune" in results else []
+    against = {target: loss_against_task(results, target) for target in targets}
+    found["tasks"] = {target: task for target, task in against.items() if task is not None}
+    found["of_tasks"] = {
+        stage: results[stage].task_remarks() for stage in ("finetune", "validation", "choice") if stage in results
+    }
     found["skipped"] = {name: len(places) for name, places in results["alignment"].skipped.items()}
     if "search" in results:
         mixtures = results["search"].mixtures

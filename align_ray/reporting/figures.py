@@ -73,6 +73,8 @@ def _figures(
             yield f"front-{i}", front_figure(search, pair)
     for target, loss in more["losses"].items():
         yield f"loss-{target}", loss_figure(loss["points"])
+    for target, task in more["tasks"].items():
+        yield f"task-{target}", task_figure(task["points"])
     if "samples" in results:
         for target in alignment.targets:
             yield f"samples-{target}", samples_figure(results["samples"], target)
@@ -287,6 +289,39 @@ def loss_figure(points: list[dict[str, Any]]) -> Figure:
         panel.set_xlabel(label)
     panels[0].set_ylabel("held-out loss (nats per token)")
     panels[0].invert_xaxis()  # better to the right in both
+    return figure
+
+
+def task_figure(points: list[dict[str, Any]]) -> Figure:
+    """Every training by its loss and by its task: the continuous score and the accuracy, with 95% intervals."""
+    figure, panels = _axes(3.9, columns=2)
+    losses = [point["loss"] for point in points]
+    middle = (min(losses) + max(losses)) / 2
+    for panel, what in zip(panels, ("score", "accuracy"), strict=True):
+        found = [point["task"][what] for point in points]
+        ends = [[e.value - e.low for e in found], [e.high - e.value for e in found]]
+        values = [e.value for e in found]
+        panel.errorbar(losses, values, ends, fmt="o", color=SERIES[0], ecolor=MUTED, elinewidth=1, markersize=4.5)
+        for point, value in zip(points, values, strict=True):
+            right = point["loss"] >= middle  # towards the middle, where there is room; the axis is turned round
+            panel.annotate(
+                point["run"],
+                (point["loss"], value),
+                (6 if right else -6, 0),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                fontsize=8.5,
+            )
+        panel.invert_xaxis()  # better to the right
+        panel.margins(x=0.12)
+        panel.locator_params(axis="x", nbins=5)
+        panel.set_xlabel("held-out loss (nats per token)")
+    task = points[0]["task"]
+    panels[0].axhline(task.score_before, color=MUTED, linestyle=":", linewidth=1)
+    panels[1].axhline(task.chance, color=MUTED, linestyle=":", linewidth=1)
+    panels[0].set_ylabel(f"{task.measure} (nats per byte)")
+    panels[1].set_ylabel("accuracy")
     return figure
 
 

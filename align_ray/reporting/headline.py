@@ -43,12 +43,15 @@ def _measured(verdict: Verdict, bytes_per_token: float | None) -> str:
         n for n, a in verdict.against.items() if n != "uniform" and verdict.state == "not confirmed" and a.value < 0
     ]
     beaten = min(better, key=lambda n: verdict.against[n].value, default=None)
-    size = f"{abs(against.value):.4f} nats per token"
-    if bytes_per_token:
+    by_task, number = verdict.by == "task", f"{abs(against.value):.4f} nats per"
+    size, direction = f"{number} token", "lower"
+    if by_task:
+        size, direction = f"{number} byte of the task's score", "higher"
+    elif bytes_per_token:
         size += f" ({abs(against.value) / bytes_per_token / math.log(2):.4f} bits per byte)"
-    side = "below" if against.value > 0 else "above"
-    said = f"; measured {size} {side} uniform, P(lower) = {1 - against.p_lower:.3f}"
-    return f"{said}, and '{beaten}' is lower" if beaten and f"'{beaten}'" in verdict.why else said
+    side = "above" if (against.value > 0) == by_task else "below"  # what is compared by a task is minus the score
+    said = f"; measured {size} {side} uniform, P({direction}) = {1 - against.p_lower:.3f}"
+    return f"{said}, and '{beaten}' is {direction}" if beaten and f"'{beaten}'" in verdict.why else said
 
 
 def _bytes_per_token(results: Mapping[str, Any]) -> float | None:

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, RootModel
 
 from align_ray.reporting.names import called
 from align_ray.reporting.result import Result, estimate_columns, texts_of
+from align_ray.reporting.tasks import columns, remarks, said, task_tables
 from align_ray.reporting.values import (
     AtBudget,
     Bounded,
@@ -24,7 +25,6 @@ from align_ray.reporting.values import (
     Difference,
     Diversity,
     Embedded,
-    Estimate,
     Estimates,
     FrontPoint,
     Lead,
@@ -291,18 +291,22 @@ class Finetuned(Result):
         often each was seen (`epochs`), loss `before` and `after` (nats per token; of
         a target with completions, of those alone), `bits_per_byte` after, `change` with its interval over seeds and
         held-out rows, and `overlap`, the share of held-out 13-token windows in the training
-        text. Of a target with a task also `accuracy` and `margin`, each with its interval and the value before."""
+        text. Of a target with a task also `accuracy` and `score`, each with its interval and the value before."""
         rows: list[dict[str, Any]] = []
         for name, run in self.runs.items():
             for target, loss in run.targets.items():
                 seen = {"distinct_tokens": run.distinct_tokens, "epochs": run.epochs}
                 known = {k: v for k, v in loss.model_dump(exclude={"task"}).items() if v is not None}
                 if loss.task is not None:
-                    known |= _flat(loss.task)
+                    known |= columns(loss.task)
                 if of_token := self.bytes_per_token.get(target):
                     known["bits_per_byte"] = loss.after / of_token / math.log(2)
                 rows.append({"target": target, "run": name, "tokens": self.tokens, **seen, **known})
         return _by_loss(rows, "after")
+
+    def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from super()._shown()
+        yield from task_tables(self._by_target(), "run")
 
     def notes(self) -> list[str]:
         return [*([f"verdict: {self.verdict}"] if self.verdict else []), *self.conditions()]
@@ -314,14 +318,25 @@ class Finetuned(Result):
         return [about, *self.forgets(), *self.tasks(), *self.better_alone(), *self.repeated()]
 
     def tasks(self) -> list[str]:
-        """Of every target with a task, what the mixture and the uniform one came to in it, and whether another run is
-        best by the task than by the loss."""
-        lines = []
-        for target in next(iter(self.runs.values())).targets if self.runs else ():
-            scores = {n: task for n, run in self.runs.items() if (task := run.targets[target].task) is not None}
-            losses = {name: self.runs[name].targets[target].after for name in scores}
-            lines += _of_task(target, scores, losses, ("mixture", "uniform"))
-        return lines
+        """Of every target with a task, what the mixture and the uniform one came to in it, and `task_remarks`."""
+        found = self._by_task().items()
+        return [
+            line for t, (scores, _) in found for line in said(t, scores, ("mixture", "uniform"))
+        ] + self.task_remarks()
+
+    def task_remarks(self) -> list[str]:
+        """A sentence where another run is best by the task than by the loss, and where accuracies are at the floor."""
+        return [line for t, of in self._by_task().items() for line in remarks(t, *of)]
+
+    def _by_task(self) -> dict[str, tuple[dict[str, TaskScore], dict[str, float]]]:
+        """By target with a task the scores and the losses of all runs."""
+        found: dict[str, tuple[dict[str, TaskScore], dict[str, float]]] = {}
+        for name, run in self.runs.items():
+            for target, loss in run.targets.items():
+                if loss.task is not None:
+                    scores, losses = found.setdefault(target, ({}, {}))
+                    scores[name], losses[name] = loss.task, loss.after
+        return found
 
     def forgets(self) -> list[str]:
         """Of the mixture and the uniform one, what they made the model forget of general text."""
@@ -370,38 +385,6 @@ def verdict_of(results: Mapping[str, Any], stopped: str = "") -> Verdict:
     return Verdict(state="not tested", why=stopped.rstrip(".") or why)
 
 
-def _of_task(target: str, scores: dict[str, TaskScore], losses: dict[str, float], said: tuple[str, ...]) -> list[str]:
-    """A sentence for each of the runs `said`, and a warning where the best by the loss is another than by the task."""
-    lines = [
-        f"{target}, task after '{name}': accuracy {_between(score.accuracy, '.3f')}, "
-        f"{score.accuracy_before:.3f} before, {score.chance:.3f} by chance; "
-        f"margin {_between(score.margin, '+.4f')} nats per byte, "
-        f"{score.margin_before:+.4f} before; {score.items} items"
-        for name in said
-        if (score := scores.get(name)) is not None
-    ]
-    if scores:
-        by_loss, by_task = min(scores, key=lambda n: losses[n]), max(scores, key=lambda n: scores[n].margin.value)
-        if by_loss != by_task:
-            margins = f"margins {scores[by_loss].margin.value:+.4f} and {scores[by_task].margin.value:+.4f}"
-            lines.append(f"WARNING: {target}: '{by_loss}' is best by the loss, '{by_task}' by the task ({margins})")
-    return lines
-
-
-def _between(of: Estimate, form: str) -> str:
-    return f"{of.value:{form}} [{of.low:{form}}, {of.high:{form}}]"
-
-
-def _flat(score: TaskScore) -> dict[str, float]:
-    """A task's scores as columns."""
-    found: dict[str, float] = {}
-    for name in ("accuracy", "margin"):
-        of: Estimate = getattr(score, name)
-        found |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
-        found[f"{name}_before"] = getattr(score, f"{name}_before")
-    return found
-
-
 def _repeated(seen: dict[str, tuple[int | None, float | None]]) -> list[str]:
     """A sentence for every training that saw its text more than once; `seen`: by run its distinct tokens and epochs."""
     lines = []
@@ -437,6 +420,10 @@ class Validation(Result):
     versus: dict[str, dict[str, dict[str, Difference]]]
     """`versus[a][b][target]`: a's loss less b's."""
 
+    def _shown(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from super()._shown()
+        yield from task_tables(self._by_target(), "mixture")
+
     def notes(self) -> list[str]:
         before = ", ".join(f"{target} {loss:.4f}" for target, loss in self.before.items())
         return [
@@ -452,13 +439,22 @@ class Validation(Result):
 
     def tasks(self) -> list[str]:
         """The same as `Finetuned.tasks`, of mixtures."""
-        own = {name: m for name, m in self.mixtures.items() if not m.same_as}
-        lines = []
-        for target in self.before:
-            scores = {name: m.task[target] for name, m in own.items() if target in m.task}
-            losses = {name: own[name].loss[target].value for name in scores}
-            lines += _of_task(target, scores, losses, ("recommended", "uniform"))
-        return lines
+        found = self._by_task().items()
+        return [
+            line for t, (scores, _) in found for line in said(t, scores, ("recommended", "uniform"))
+        ] + self.task_remarks()
+
+    def task_remarks(self) -> list[str]:
+        """The same as `Finetuned.task_remarks`."""
+        return [line for t, of in self._by_task().items() for line in remarks(t, *of)]
+
+    def _by_task(self) -> dict[str, tuple[dict[str, TaskScore], dict[str, float]]]:
+        found: dict[str, tuple[dict[str, TaskScore], dict[str, float]]] = {}
+        for name, mixture in self.mixtures.items():
+            for target, task in mixture.task.items() if mixture.same_as is None else ():
+                scores, losses = found.setdefault(target, ({}, {}))
+                scores[name], losses[name] = task, mixture.loss[target].value
+        return found
 
     def repeated(self) -> list[str]:
         """A sentence for every mixture whose training saw its text more than once."""
@@ -481,7 +477,7 @@ class Validation(Result):
                     "mixture": name,
                     "same_as": mixture.same_as,
                     **estimate_columns("loss", loss),
-                    **(_flat(mixture.task[target]) if target in mixture.task else {}),
+                    **(columns(mixture.task[target]) if target in mixture.task else {}),
                 }
                 against = self.against_recommended(name, target)
                 rows.append(

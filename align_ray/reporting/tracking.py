@@ -23,7 +23,7 @@ from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation, verdict_of
-from align_ray.reporting.values import Verdict
+from align_ray.reporting.values import TaskScore, Verdict
 from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
@@ -244,9 +244,10 @@ TABLES = "mlflow.loggedArtifacts"
 WHERE_TO_LOOK = """\
 Each run at the top is one answer of a study, named by its date and target. Its **description** is the answer: mixture,
 verdict, losses, ranking. Metrics `weight/NAME` are the recommended mixture, `mixture_loss/TARGET` and
-`uniform_loss/TARGET` what was measured. Open it with + for candidates and trainings (tag `align_ray.kind`: alignment,
-choice, finetune, validation). Artifacts hold report.html, recipe.json, ratios.csv and metrics.csv, and the trials of
-the search as a table. The registered model `mixture-NAME` has the recipe under the alias `recommended`.
+`uniform_loss/TARGET` what was measured, of a target's task `mixture_accuracy/TARGET` and `mixture_score/TARGET`. Open
+it with + for candidates and trainings (tag `align_ray.kind`: alignment, choice, finetune, validation). Artifacts hold
+report.html, recipe.json, ratios.csv and metrics.csv, and the trials of the search as a table. The registered model
+`mixture-NAME` has the recipe under the alias `recommended`.
 """
 
 
@@ -336,6 +337,7 @@ def choice(tracker: Tracker, config: Config, store: Store, result: Choice) -> No
         if not rows:  # its training diverged
             continue
         values = {f"{k}/{t}": row[v] for k, v in CHOICE.items() for t, row in rows.items()}
+        values |= _task_metrics({t: row.task for t, row in rows.items()})
         tracker.child(name, "choice", {"candidate": name, "tokens": max(r.tokens for r in rows.values())}, values)
     tracker.metrics({"choice_tokens": result.spent, "choice_tokens_exhaustive": result.exhaustive})
 
@@ -387,19 +389,32 @@ def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned)
     for name, run in result.runs.items():
         rows = {t: row.model_dump() for t, row in run.targets.items()}
         values = {f"{label}/{t}": row[k] for k, label in shown.items() for t, row in rows.items() if row[k] is not None}
+        values |= _task_metrics({t: row.task for t, row in run.targets.items()})
         if run.general:
             values |= {"general_loss": run.general.after, "general_change": run.general.change}
         weights = {n: run.weights.get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
         tracker.child(name, "finetune", _weights(weights), values, {"training_loss": list(run.training)})
         if name in ("mixture", "uniform"):
             tracker.metrics({f"{name}_loss/{t}": row.after for t, row in run.targets.items()})
+            scores = _task_metrics({t: row.task for t, row in run.targets.items()})
+            tracker.metrics({f"{name}_{key}": value for key, value in scores.items()})
+
+
+def _task_metrics(tasks: Mapping[str, TaskScore | None]) -> dict[str, float]:
+    """Accuracy and continuous score by target with a task."""
+    found: dict[str, float] = {}
+    for target, task in tasks.items():
+        if task is not None:
+            found |= {f"accuracy/{target}": task.accuracy.value, f"score/{target}": task.score.value}
+    return found
 
 
 def validation(tracker: Tracker, config: Config, store: Store, result: Validation) -> None:
     """A child run a mixture, and the verdict as a tag of the parent."""
     tracker.verdict(result.verdict, "validate")
     for name, row in result.mixtures.items():
-        tracker.child(name, "validation", _weights(row.weights), {f"loss/{t}": e.value for t, e in row.loss.items()})
+        losses = {f"loss/{t}": e.value for t, e in row.loss.items()}
+        tracker.child(name, "validation", _weights(row.weights), losses | _task_metrics(row.task))
 
 
 def prediction(tracker: Tracker, config: Config, store: Store, result: Prediction) -> None:
@@ -436,6 +451,7 @@ def answer(tracker: Tracker, config: Config, results: Mapping[str, Any], said: s
             lines.append("|---|---:|---:|")
             ordered = sorted(trained.runs.items(), key=lambda item: item[1].targets[target].after)
             lines += [f"| {n} | {r.targets[target].after:.4f} | {r.targets[target].change:+.4f} |" for n, r in ordered]
+        lines += [part for line in trained.tasks() for part in ("", line)]
     if aligned := results.get("alignment"):
         for target, rows in aligned.predicted.ranking.items():
             rankings[f"align_ray.ranking/{target}"] = order = ", ".join(row.candidate for row in rows)

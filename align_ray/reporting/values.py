@@ -217,18 +217,26 @@ class Forgotten(Value):
 
 
 class TaskScore(Value):
-    """A target's task on its items: the share answered, and the margin, the log-likelihood per byte of the right
-    choice less that of the best wrong one, nats; intervals over seeds and items."""
+    """A target's task on its items: the share answered, and a continuous score, nats per byte, higher is better;
+    intervals over seeds and items."""
 
+    measure: str = "margin"
+    """What the score is called: `margin`, the log-likelihood per byte of the right choice less that of the best wrong
+    one, or `log-likelihood`, that of the whole right answer per byte."""
     items: int
     chance: float
     """Accuracy of guessing."""
     accuracy_before: float
     accuracy: Estimate
     accuracy_change: Estimate
-    margin_before: float
-    margin: Estimate
-    margin_change: Estimate
+    score_before: float
+    score: Estimate
+    score_change: Estimate
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether the accuracy is not told from guessing: the end of its interval is at it or below."""
+        return self.accuracy.low <= self.chance
 
 
 class Change(Forgotten):
@@ -249,7 +257,7 @@ class Rung(Value):
 
 
 class Against(Value):
-    """Another mixture's loss less the recommended one's (above 0 the other is worse), nats per token, mean over
+    """Another mixture's loss (see `Verdict.measure`) less the recommended one's (above 0 the other is worse), mean over
     targets, and the probability that the other's is lower."""
 
     value: float
@@ -267,6 +275,14 @@ class Verdict(Value):
     """By mixture that was trained and could be recommended in its place, and the uniform one."""
     seeds_needed: int | None = None
     """Of an undecided one: about how many seeds would settle it."""
+    by: Literal["loss", "task"] = "loss"
+    """What it is by: the loss, or the continuous score of the targets' tasks where there are any."""
+    measure: str = "held-out loss, nats per token"
+    """What `against` compares, lower is better."""
+    accuracy: Estimate | None = None
+    """By a task: the recommended mixture's accuracy less the uniform one's; None where they differ on no item."""
+    by_loss: str | None = None
+    """By a task: what the verdict by the loss would be, where it is another."""
 
     def __str__(self) -> str:
         return f"{self.state}: {self.why}"
@@ -446,6 +462,8 @@ class Final(Estimate):
     """Probability of being within delta of the best one."""
     regret: float
     """Expected loss above the best candidate's."""
+    task: TaskScore | None = None
+    """After those tokens, where the target has a task; interval over items."""
 
 
 class Standings(Value):

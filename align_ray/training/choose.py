@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from align_ray.context import Study
+from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import validation_half
 from align_ray.errors import CapReached, ConfigError
 from align_ray.reporting.values import Ranked
@@ -17,6 +18,7 @@ from align_ray.training.loop import RUNGS, effective_steps, own_rows, rung_steps
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, with_rate
 from align_ray.training.rungs import SETTLED, Halving, Standing, halve
 from align_ray.training.state import state_file
+from align_ray.training.tasks import HasTasks, task_scores
 
 FEWEST_ROWS = 4
 """Held-out rows of a target on which rungs are measured."""
@@ -58,6 +60,7 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
     last = {steps: index for index, steps in enumerate(at)}  # of rungs at one step the last
     steps, stopped = list(last), ""
     before: dict[str, np.ndarray] = {}
+    scored: dict[int, HasTasks] = {}
 
     def measured(who: list[int], rung: int) -> dict[str, np.ndarray]:
         some = [jobs[k] for k in who]
@@ -66,10 +69,12 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
             done = train_jobs(study, heldout, some)
             rungs: list[Rung] = [trained.rungs[-1] for trained in done]
             before.update({t: losses.before for t, losses in done[0].losses.items()})
+            scored.update(zip(who, done, strict=True))
         else:
             found = train_to_rung(study, heldout, some, last[steps[rung]])
-            rungs = [so_far[-1] for _, so_far in found]
-            before.update(found[0][0])
+            rungs = [so_far.rungs[-1] for so_far in found]
+            before.update(found[0].before)
+            scored.update(zip(who, found, strict=True))
         return {t: np.stack([r.losses[t] for r in rungs]) for t in heldout}
 
     def base() -> dict[str, float]:
@@ -91,9 +96,11 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
             study.store.remove(state_file(key))
     tokens = jobs[0].rows.tokens * config.finetune.epochs
     seen = [round(tokens * steps[rung - 1] / total) for rung in halving.reached]
+    items = read_items(study)
+    tasks = {names[k]: task_scores([one], {t: items[t] for t in one.tasks}) for k, one in scored.items()}
     return {
         "targets": {
-            t: _described(names, standing, seen, base()[t], config.finetune.delta)
+            t: _described(names, standing, seen, base()[t], config.finetune.delta, tasks, t)
             for t, standing in halving.standings.items()
         },
         "diverged": [names[k] for k in halving.diverged],
@@ -112,7 +119,15 @@ def _prior(ranking: list[Ranked], names: list[str]) -> np.ndarray:
     return np.array([known.get(name, middle) for name in names])
 
 
-def _described(names: list[str], standing: Standing, seen: list[int], before: float, delta: float) -> dict[str, Any]:
+def _described(
+    names: list[str],
+    standing: Standing,
+    seen: list[int],
+    before: float,
+    delta: float,
+    tasks: dict[str, dict[str, Any]],
+    target: str,
+) -> dict[str, Any]:
     known = np.flatnonzero(np.isfinite(standing.middle))
     order = known[np.lexsort((standing.middle[known], -standing.p_within[known].round(2)))]
     best = names[order[0]]
@@ -138,6 +153,7 @@ def _described(names: list[str], standing: Standing, seen: list[int], before: fl
                 "p_best": float(standing.p_best[k]),
                 "p_within": float(standing.p_within[k]),
                 "regret": float(standing.regret[k]),
+                "task": tasks.get(names[k], {}).get(target),
             }
             for k in order
         },

@@ -22,7 +22,7 @@ from align_ray.reporting.results import Mixture
 from align_ray.training.jobs import Trained, train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
 from align_ray.training.tasks import task_scores
-from align_ray.training.verdict import keeps_to, made_from, verdict
+from align_ray.training.verdict import judged, keeps_to, made_from
 
 OVERLAP_TOKENS = 13
 MIXED = {"uniform": "uniform", "mixture": "recommended"}
@@ -83,15 +83,15 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     jobs = candidate_jobs(study, config.finetune.tokens, seeds, [run.name for run in runs if run.name not in MIXED])
     jobs += mixture_jobs(study, tokens, mixed, config.finetune.tokens, seeds)
     done = train_jobs(study, heldout, jobs)
-    report, after, changes = {}, {}, {}
+    report, after, trainings = {}, {}, {}
     items = read_items(study)
     for i, run in enumerate(runs):
         job, trained = jobs[i * len(seeds)], done[i * len(seeds) : (i + 1) * len(seeds)]
+        trainings[run.name] = trained
         targets, scores = {}, task_scores(trained, items)
         for t in heldout:
             before = np.stack([report_half(x.losses[t].before) for x in trained])
             after[run.name, t] = np.stack([report_half(x.losses[t].after) for x in trained])
-            changes[run.name, t] = after[run.name, t] - before
             targets[t] = {
                 **change(before, after[run.name, t]),
                 "overlap": overlap(job.rows.ids, heldout[t].ids),
@@ -111,11 +111,11 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
         }
     alone = [run.name for run in runs if run.name not in MIXED]
     feasible = [name for name in feasible_alone(config, tokens, caps) if name in alone]
-    found = verdict(
-        {t: after["mixture", t] for t in heldout},
-        {name: {t: after[name, t] for t in heldout} for name in ("uniform", *feasible)},
-        {run.name: {t: changes[run.name, t] for t in heldout} for run in runs},
-        reported_weights(config),
+    found = judged(
+        trainings["mixture"],
+        {name: trainings[name] for name in ("uniform", *feasible)},
+        trainings,
+        dict(zip(heldout, reported_weights(config), strict=True)),
         config.finetune.delta,
         made_from(Path(study.model.path), config),
     )

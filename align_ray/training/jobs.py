@@ -47,6 +47,17 @@ class Losses:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a model makes of a task's n items before and after a job: the continuous score, float64 [n], nats per byte,
+    higher is better, and whether each is answered, bool [n]."""
+
+    before: np.ndarray
+    after: np.ndarray
+    right_before: np.ndarray
+    right_after: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Rung:
     """Losses by target on the validation half of its held-out rows, float64 [m // 2], nats per token, after so many
     steps."""
@@ -66,8 +77,8 @@ class Trained:
     training: list[tuple[int, float]]
     general: Losses | None = None
     """On general text, where the study has some for replay: what the training made the model forget."""
-    tasks: dict[str, Losses] = dataclasses.field(default_factory=dict)
-    """By target that has a task, its items' margins (`items.margins`) before and after, in the place of losses."""
+    tasks: dict[str, Answers] = dataclasses.field(default_factory=dict)
+    """By target that has a task."""
 
 
 def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
@@ -80,19 +91,30 @@ def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[
     return [_trained(study.store.read_json(f"finetune/{key}.json"), heldout) for key in keys]
 
 
-def train_to_rung(
-    study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int
-) -> list[tuple[dict[str, np.ndarray], list[Rung]]]:
-    """Train every job to a rung of `loop.RUNGS`, from where the store has it; returns the losses before by target,
-    float64 [m], and those at the rungs so far. Errors: see `train_jobs`."""
+@dataclasses.dataclass(frozen=True)
+class SoFar:
+    """What a job came to at a rung: the losses before by target, float64 [m], those at the rungs so far, and by target
+    that has a task what the model made of it then, where the job was stopped there (not at the first rung)."""
+
+    before: dict[str, np.ndarray]
+    rungs: list[Rung]
+    tasks: dict[str, Answers]
+
+
+def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int) -> list[SoFar]:
+    """Train every job to a rung of `loop.RUNGS`, from where the store has it. Errors: see `train_jobs`."""
     found = []
     for key in _train_missing(study, heldout, jobs, rung):
         whole = study.store.find_json(f"finetune/{key}.json")
         if whole is not None:  # at its end; what a rung left behind is older
-            part = {"before": {t: r["before"] for t, r in whole["targets"].items()}, "rungs": whole["rungs"]}
+            part = {"before": {t: r["before"] for t, r in whole["targets"].items()}, **whole}
+            part["tasks_before"] = {t: r["before"] for t, r in whole.get("tasks", {}).items()}
         else:
             part = study.store.read_json(rungs_file(key))
-        found.append(({t: np.array(v) for t, v in part["before"].items()}, _rungs(part["rungs"])[: rung + 1]))
+        before = {t: np.array(v) for t, v in part["before"].items()}
+        at = part.get("tasks_at", {}).get(str(rung), {})
+        tasks = {t: _answers({"before": part["tasks_before"][t], "after": after}) for t, after in at.items()}
+        found.append(SoFar(before, _rungs(part["rungs"])[: rung + 1], tasks))
     return found
 
 
@@ -170,9 +192,21 @@ def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job
 def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
     general = [losses.pop(name) for name in [*losses] if name not in heldout]
-    tasks = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored.get("tasks", {}).items()}
+    tasks = {t: _answers(r) for t, r in stored.get("tasks", {}).items()}
     kept = general[0] if general else None
     return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, tasks)
+
+
+def _answers(stored: dict[str, Any]) -> Answers:
+    (before, right_before), (after, right_after) = _scored(stored["before"]), _scored(stored["after"])
+    return Answers(before, after, right_before, right_after)
+
+
+def _scored(stored: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, and which items are answered; an earlier version stored margins alone."""
+    if isinstance(stored, dict):
+        return np.array(stored["score"]), np.array(stored["right"])
+    return np.array(stored), np.array(stored) > 0
 
 
 def _rungs(stored: list[dict[str, Any]]) -> list[Rung]:

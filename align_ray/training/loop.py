@@ -17,9 +17,12 @@ import numpy as np
 
 from align_ray import metrics
 from align_ray.config import Config
-from align_ray.corpora.items import Items, margins
+from align_ray.corpora.items import Items
+from align_ray.corpora.questions import Questions
 from align_ray.corpora.rows import Rows, validation_half
+from align_ray.fisher.probe import load_tokenizer
 from align_ray.store import Store
+from align_ray.training.answers import task_answers
 from align_ray.training.state import Progress, load_state, save_state, state_file
 from align_ray.training.step import (
     Average,
@@ -54,9 +57,14 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = train.get_context()
     rank, store, kept = context.get_world_rank(), settings["store"], settings["keep_weights"]
     device, heldout, rung = on_worker(), settings["targets"], settings.get("rung")
-    tasks: dict[str, Items] = settings["tasks"]
+    tasks: dict[str, Items | Questions] = settings["tasks"]
+    tokenizer = load_tokenizer(settings["located"]) if tasks else None
+
+    def answers(model: Any) -> dict[str, dict[str, list[Any]]]:
+        return {name: task_answers(model, asked, tokenizer, device) for name, asked in tasks.items()}
+
     before: dict[str, np.ndarray] = {}
-    tasks_before: dict[str, list[float]] = {}
+    tasks_before: dict[str, Any] = {}
     for job in settings["jobs"]:
         key = job["key"]
         if done_to(store, key, rung, kept):
@@ -66,13 +74,13 @@ def train_loop(settings: dict[str, Any]) -> None:
         model = trainable_model(settings, device)
         first = {name: p.detach().float().cpu().clone() for name, p in learned(model).items()} if kept else {}
         model.eval()
-        passed = store.find_json(rungs_file(key))
-        if isinstance(passed, dict):
+        passed = store.find_mapping(rungs_file(key))
+        if passed:
             before = {name: np.array(losses) for name, losses in passed["before"].items()}
-            tasks_before = passed.get("tasks", {})
+            tasks_before = passed.get("tasks_before") or answers(model)
         elif not before or settings["scratch"] is not None:  # random weights differ from seed to seed
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
-            tasks_before = task_margins(model, tasks, device)
+            tasks_before = answers(model)
 
         def losses_at_rung(steps: int, model: Any = model) -> dict[str, Any]:
             found = {n: sequence_losses(heldout_losses(model, validation_half(r), device)) for n, r in heldout.items()}
@@ -81,17 +89,22 @@ def train_loop(settings: dict[str, Any]) -> None:
                     metrics.gauge("align_ray_heldout_loss", values.mean(), target=name)
             return {"steps": steps, "losses": {name: values.tolist() for name, values in found.items()}}
 
+        tasks_at: dict[str, Any] = passed.get("tasks_at", {})  # by rung at which it was stopped
         done = train_model(model, job, settings, device, RUNGS, losses_at_rung, store, rung)
         started = {name: values.tolist() for name, values in before.items()}
         if rung is not None:
+            if rung > 0 and tasks:  # at the first nobody stops (`rungs.py`)
+                with done.average.in_place():
+                    tasks_at[str(rung)] = answers(model)
             if rank == 0:
-                so_far = {"before": started, "rungs": done.rungs, "seconds": done.seconds, "tasks": tasks_before}
+                so_far = {"before": started, "rungs": done.rungs, "seconds": done.seconds}
+                so_far |= {"tasks_before": tasks_before, "tasks_at": tasks_at}
                 store.write_json(rungs_file(key), so_far)
             train.report({"job": key})
             continue
         with done.average.in_place():
             tokens = {name: heldout_losses(model, rows, device) for name, rows in heldout.items()}
-            tasks_after = task_margins(model, tasks, device)
+            tasks_after = answers(model)
             if rank == 0 and kept:
                 store.write_bytes(weights_file(key), _differences(done.average.values, first, settings["lora_rank"]))
         if rank == 0:
@@ -104,16 +117,12 @@ def train_loop(settings: dict[str, Any]) -> None:
                 "seconds": done.seconds,
                 "training": list(enumerate(done.losses, start=1)),
                 "tasks": {n: {"before": tasks_before[n], "after": tasks_after[n]} for n in tasks},
+                "tasks_at": tasks_at,
             }
             store.write_json(f"finetune/{key}.json", result)
             store.remove(state_file(key))
             store.remove(rungs_file(key))
         train.report({"job": key})
-
-
-def task_margins(model: Any, tasks: dict[str, Items], device: Any) -> dict[str, list[float]]:
-    """By target with a task, the margin of every item (see `items.margins`)."""
-    return {n: margins(heldout_losses(model, items.rows, device), items).tolist() for n, items in tasks.items()}
 
 
 def on_worker() -> Any:

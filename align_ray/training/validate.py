@@ -13,7 +13,7 @@ from align_ray.corpora.rows import report_half
 from align_ray.training.jobs import train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate, mixture_jobs, seen, with_rate
 from align_ray.training.tasks import task_scores
-from align_ray.training.verdict import keeps_to, made_from, verdict
+from align_ray.training.verdict import judged, keeps_to, made_from
 
 VALIDATED = ("recommended", "by scaled-cosine", "uniform", "proportional", "unimax", "best_single", "dsir", "bad")
 """Mixtures of the search that are trained on unless others are named; MixMin's joins them."""
@@ -73,13 +73,10 @@ def validate_mixtures(
     of_their_own = {
         same[n]: n for n in mixtures if n in rivals and same[n] not in (same["recommended"], same["uniform"])
     }
-    others = {n: after[same[n]] for n in {*of_their_own.values(), "uniform"}}
-    changes = {
-        name: {t: after[name][t] - np.stack([report_half(r.losses[t].before) for r in runs]) for t in heldout}
-        for name, runs in of.items()
-    }
+    others = {n: of[same[n]] for n in {*of_their_own.values(), "uniform"}}
+    by_target = dict(zip(heldout, share, strict=True))
     known = made_from(Path(study.model.path), config)
-    found = verdict(after[same["recommended"]], others, changes, share, config.finetune.delta, known)
+    found = judged(of[same["recommended"]], others, of, by_target, config.finetune.delta, known)
     return {
         "verdict": found.model_dump(),
         "tokens": len(jobs[0].rows) * config.sampling.sequence_length,

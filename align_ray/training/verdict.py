@@ -2,19 +2,32 @@
 
 One word and the sentence why. A verdict is given over at least SEEDS trainings of each mixture and the held-out rows,
 paired; where the base learns nothing from any candidate, its trainings say nothing of the mixture and there is none.
+
+Where targets have a task it is by the task, over its items in the place of rows: loss tells wrongly in many cases which
+model does a task better. It is by the continuous score, since an accuracy counts items of 0 and 1, whose variance hides
+what some hundred items could tell; the accuracy is said beside it.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import yaml
 from scipy import stats
 
+from align_ray.alignment import intervals
 from align_ray.alignment.intervals import combined_mean
 from align_ray.config import Config, Search
-from align_ray.reporting.values import Against, Verdict
+from align_ray.corpora.rows import report_half
+from align_ray.reporting.values import Against, Estimate, Verdict
+from align_ray.training.tasks import of_items
+
+if TYPE_CHECKING:
+    from align_ray.training.jobs import Trained
 
 SEEDS = 3
 """Fewest trainings of a mixture."""
@@ -25,6 +38,99 @@ ByTarget = Mapping[str, np.ndarray]
 """Losses or their differences by target, float64 [seeds, held-out rows]."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a verdict is by, and its words. Lower is better: of a task it is minus the score."""
+
+    by: Literal["loss", "task"]
+    measure: str
+    difference: str
+    """What is said of the difference from another mixture, `{name}`."""
+    unit: str
+    better: str
+    learns: str
+    more: str
+    """What would settle it where seeds would not."""
+
+
+LOSS = Measured(
+    by="loss",
+    measure="held-out loss, nats per token",
+    difference="the loss of '{name}' less the mixture's",
+    unit="nats per token",
+    better="lower",
+    learns="lowers the loss of a target",
+    more="more held-out text (finetune.eval_tokens) is needed to settle it",
+)
+TASK = Measured(
+    by="task",
+    measure="minus the task's score, nats per byte",
+    difference="the task's score after the mixture less that after '{name}'",
+    unit="nats per byte",
+    better="higher",
+    learns="raises the score of a target's task",
+    more="more items (task.items, or more records) are needed to settle it",
+)
+
+
+def judged(
+    mixture: "Sequence[Trained]",
+    others: "Mapping[str, Sequence[Trained]]",
+    runs: "Mapping[str, Sequence[Trained]]",
+    share: Mapping[str, float],
+    delta: float,
+    known: Sequence[str] = (),
+) -> Verdict:
+    """The verdict of a mixture from its trainings, those of `others` and of all `runs`, one a seed each: by the tasks
+    of the targets that count, where one has any, else by the loss. `share`: the targets' weights; further arguments:
+    see `verdict`."""
+
+    def by(measured: Measured, weights: Mapping[str, float]) -> Verdict:
+        read = partial(_minus_scores if measured.by == "task" else _losses, targets=list(weights))
+        after = {name: read(of, when="after") for name, of in others.items()}
+        changes = {n: _less(read(of, when="after"), read(of, when="before")) for n, of in runs.items()}
+        parts = np.array(list(weights.values()))
+        return verdict(read(mixture, when="after"), after, changes, parts / parts.sum(), delta, known, measured)
+
+    by_loss = by(LOSS, share)
+    counted = {t: s for t, s in share.items() if s > 0}
+    tasks = {t: s for t, s in counted.items() if t in mixture[0].tasks}
+    if not tasks:
+        return by_loss
+    found = by(TASK, tasks)
+    ours, theirs = ([of_items(of, t, "right_after") for t in tasks] for of in (mixture, others["uniform"]))
+    weights = np.array(list(tasks.values())) / sum(tasks.values())
+    estimate, _ = combined_mean([a - b for a, b in zip(ours, theirs, strict=True)], weights)
+    other = by_loss.state if by_loss.state != found.state else None
+    without = [t for t in counted if t not in tasks]
+    why = [
+        found.why,
+        *([_accuracy(estimate)] if found.against else []),
+        *([f"by the loss: {other}"] if other else []),
+        *([f"targets without a task do not count: {', '.join(without)}"] if without else []),
+    ]
+    accuracy = Estimate(**vars(estimate)) if found.against and estimate.error > 0 else None
+    return found.model_copy(update={"why": "; ".join(why), "accuracy": accuracy, "by_loss": other})
+
+
+def _accuracy(found: intervals.Estimate) -> str:
+    if found.error == 0:  # an interval of no width would say more than is known
+        return "accuracies do not differ on any item"
+    return f"accuracy less that of 'uniform' {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _losses(trained: "Sequence[Trained]", targets: Iterable[str], when: str) -> ByTarget:
+    return {t: np.stack([report_half(getattr(x.losses[t], when)) for x in trained]) for t in targets}
+
+
+def _minus_scores(trained: "Sequence[Trained]", targets: Iterable[str], when: str) -> ByTarget:
+    return {t: -of_items(trained, t, when) for t in targets}
+
+
+def _less(after: ByTarget, before: ByTarget) -> ByTarget:
+    return {t: values - before[t] for t, values in after.items()}
+
+
 def verdict(
     mixture: ByTarget,
     others: Mapping[str, ByTarget],
@@ -32,58 +138,63 @@ def verdict(
     share: np.ndarray,
     delta: float,
     known: Sequence[str] = (),
+    measured: Measured = LOSS,
 ) -> Verdict:
     """The verdict of a mixture.
 
     `mixture`: its losses; `others`: those of feasible mixtures, `uniform` among them, paired with them by seed and row;
     `helped`: by training what it changed of every target's loss, which shows whether the base can learn; `share`: the
-    targets' weights, float64 [M], sum 1; `delta`: a difference of nats per token that makes none; `known`: candidates
-    that the base was made from (`made_from`).
+    targets' weights, float64 [M], sum 1; `delta`: a difference that makes none, in the unit of the losses; `known`:
+    candidates that the base was made from (`made_from`); `measured`: what the losses are.
     """
+    found = partial(Verdict, by=measured.by, measure=measured.measure)
     mixture = {t: losses for (t, losses), s in zip(mixture.items(), share, strict=True) if s > 0}
     share = share[share > 0]
     seeds = len(next(iter(mixture.values())))
     if seeds < SEEDS:
         few = f"finetune.seeds is {seeds}, and a verdict needs {SEEDS} trainings of each mixture"
-        return Verdict(state="not tested", why=few)
+        return found(state="not tested", why=few)
     if min(losses.shape[1] for losses in mixture.values()) < 2:
-        return Verdict(state="not tested", why="a target has a single held-out row; raise finetune.eval_tokens")
+        single = "a target has a single held-out row; raise finetune.eval_tokens"
+        return found(state="not tested", why=single)
     if known:
         which = f"the base was made from {', '.join(known)} (its model card says so)"
-        return Verdict(state="not tested", why=f"{which}, so that training on it again says nothing about new text")
-    measured = (mixture, *others.values(), *helped.values())
-    if not all(np.isfinite(losses[t]).all() for losses in measured for t in mixture):
+        again = f"{which}, so that training on it again says nothing about new text"
+        return found(state="not tested", why=again)
+    every = (mixture, *others.values(), *helped.values())
+    if not all(np.isfinite(losses[t]).all() for losses in every for t in mixture):
         diverged = "a training diverged: its loss is no number; lower finetune.learning_rate"
-        return Verdict(state="not tested", why=diverged)
+        return found(state="not tested", why=diverged)
     if not _learns(helped, mixture):
         nothing = (
-            "no training lowers the loss of a target for certain: the base may have seen such text, or the learning "
+            f"no training {measured.learns} for certain: the base may have seen such text, or the learning "
             "rate does not suit it, so these trainings say nothing about mixtures"
         )
-        return Verdict(state="not tested", why=nothing)
+        return found(state="not tested", why=nothing)
     differences = {name: [losses[t] - mixture[t] for t in mixture] for name, losses in others.items()}
     against = {name: _against(values, share) for name, values in differences.items()}
     uniform = against["uniform"]
     if all(np.array_equal(mixture[t], others["uniform"][t]) for t in mixture):
-        return Verdict(state="no difference", why="the recommended mixture is the uniform one", against=against)
+        return found(state="no difference", why="the recommended mixture is the uniform one", against=against)
     over = f"{seeds} seeds" if len(share) == 1 else f"{seeds} seeds, mean over {len(share)} targets"
-    beside = _said("uniform", uniform, over)
+    beside = _said("uniform", uniform, over, measured)
     limit = 1 - (1 - LEVEL) / max(1, len(others) - 1)  # of several, one would be better by chance (Bonferroni)
     better = [n for n, a in against.items() if n != "uniform" and a.p_lower >= limit and a.value < -delta]
     if better:
         best = min(better, key=lambda name: against[name].value)
-        return Verdict(state="not confirmed", why=_said(best, against[best], over), against=against)
+        return found(state="not confirmed", why=_said(best, against[best], over, measured), against=against)
     if -delta <= uniform.low and uniform.high <= delta:
-        return Verdict(state="no difference", why=f"{beside}: within {delta:g} nats either way", against=against)
+        return found(
+            state="no difference", why=f"{beside}: within {delta:g} {measured.unit} either way", against=against
+        )
     if uniform.p_lower >= LEVEL:
-        return Verdict(state="not confirmed", why=beside, against=against)
+        return found(state="not confirmed", why=beside, against=against)
     if uniform.p_lower <= 1 - LEVEL:
-        return Verdict(state="confirmed", why=beside, against=against)
+        return found(state="confirmed", why=beside, against=against)
     needed = seeds_to_settle(differences["uniform"], share, delta)
-    text = "more held-out text (finetune.eval_tokens) is needed to settle it"
-    remedy = f"about {needed} seeds would settle it" if needed else text
+    remedy = f"about {needed} seeds would settle it" if needed else measured.more
     why = f"{beside}; {remedy}, if the difference is what it seems"
-    return Verdict(state="undecided", why=why, against=against, seeds_needed=needed)
+    return found(state="undecided", why=why, seeds_needed=needed, against=against)
 
 
 def made_from(folder: Path, config: Config) -> list[str]:
@@ -132,10 +243,10 @@ def _against(differences: list[np.ndarray], share: np.ndarray) -> Against:
     return Against(value=estimate.value, low=estimate.low, high=estimate.high, p_lower=p_lower)
 
 
-def _said(name: str, against: Against, over: str) -> str:
+def _said(name: str, against: Against, over: str, measured: Measured) -> str:
     return (
-        f"the loss of '{name}' less the mixture's is {against.value:+.4f} nats per token [{against.low:+.4f}, "
-        f"{against.high:+.4f}]; P('{name}' is lower) {_probability(against.p_lower)}; {over}"
+        f"{measured.difference.format(name=name)} is {against.value:+.4f} {measured.unit} [{against.low:+.4f}, "
+        f"{against.high:+.4f}]; P('{name}' is {measured.better}) {_probability(against.p_lower)}; {over}"
     )
 
 

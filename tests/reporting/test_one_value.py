@@ -153,8 +153,11 @@ def test_mlflow_has_the_stored_losses_and_weights(stored, tracking_of):
         for target, loss in run["targets"].items():
             assert of["finetune", name][f"loss/{target}"] == loss["after"]
             assert of["finetune", name][f"change/{target}"] == loss["change"]
+            for key in ("accuracy", "score") if "task" in loss else ():
+                assert of["finetune", name][f"{key}/{target}"] == loss["task"][key]["value"]
     for name, mixture in results["validation"]["mixtures"].items():
         assert all(of["validation", name][f"loss/{t}"] == e["value"] for t, e in mixture["loss"].items())
+        assert all(of["validation", name][f"score/{t}"] == e["score"]["value"] for t, e in mixture["task"].items())
     for target, ranking in results["alignment"]["ranking"].items():
         words = {r["candidate"]: r["value"] for r in results["alignment"]["predicted"]["ranking"][target]}
         for row in ranking:

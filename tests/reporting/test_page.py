@@ -11,12 +11,19 @@ import yaml
 
 from align_ray.config import Config
 from align_ray.reporting.choices import Choice
-from align_ray.reporting.derived import compared, derived
-from align_ray.reporting.figures import SERIES, bars_figure, budgets_figure, parallel_figure, samples_figure
+from align_ray.reporting.derived import compared, derived, loss_against_task
+from align_ray.reporting.figures import (
+    SERIES,
+    bars_figure,
+    budgets_figure,
+    parallel_figure,
+    samples_figure,
+    task_figure,
+)
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import Mixture, Samples
 from align_ray.reporting.values import AtBudget
-from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, study, typed
+from tests.stored_study import CANDIDATES, HOSTILE, KINDS, TARGETS, TASKED, study, typed
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +133,21 @@ def tree(stored):
     value = {n: m["value"] - mixtures["uniform"]["value"] for n, m in mixtures.items()}
     measured = {n: m["loss"]["all"]["value"] for n, m in results["validation"]["mixtures"].items()}
     order = sorted(mixtures, key=lambda n: (n not in measured, measured.get(n, -value[n])))
+    tasks = sorted(runs, key=lambda n: -runs[n]["targets"][TASKED]["task"]["score"]["value"])
+    of_loss = [
+        (runs[n]["targets"][TASKED]["after"], runs[n]["targets"][TASKED]["task"]["score"]["value"]) for n in runs
+    ]
+    of_loss += [
+        (results["validation"]["mixtures"]["bad"]["loss"][TASKED]["value"],
+         results["validation"]["mixtures"]["bad"]["task"][TASKED]["score"]["value"])
+    ]  # fmt: skip
+    pairs = [(a, b) for i, a in enumerate(of_loss) for b in of_loss[i + 1 :]]
+    alike = sum((a[0] < b[0]) == (a[1] > b[1]) for a, b in pairs)
+    of_tasks = {n: typed(config, results)[1][n].task_remarks() for n in ("finetune", "validation")}
+    assert f"'{tasks[0]}' by the task" in str(of_tasks["finetune"])
     derived = {
+        "tasks": {TASKED: {"pairs": len(pairs), "alike": alike}},
+        "of_tasks": of_tasks,
         "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
         "price": mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"],
         "finetuned": finetuned,
@@ -287,7 +308,10 @@ def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warn
     assert binding and all(n in answer.locator("dd").nth(-2).text_content() for n in binding)
     assert (
         answer.locator(".warning").all_text_contents()
-        == [f"{line}." for line in typed(*stored)[1]["finetune"].better_alone()]
+        == [
+            f"{line}." for n in ("finetune", "validation") for line in typed(*stored)[1][n].tasks() if "WARNING" in line
+        ]
+        + [f"{line}." for line in typed(*stored)[1]["finetune"].better_alone()]
         + stored[1]["search"]["warnings"]
         + stored[1]["contamination"]["warnings"]
     )
@@ -451,7 +475,7 @@ def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(page):
     )
     assert [page.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
     figures = page.locator("[role=img]").all()
-    assert len(figures) == 4 + 3 * len(TARGETS), "tree, weights, budgets, front; bars, loss and samples by target"
+    assert len(figures) == 5 + 3 * len(TARGETS), "tree, weights, budgets, front, task; bars, loss and samples by target"
     for figure in figures:
         assert (
             figure.get_attribute("aria-label")
@@ -597,6 +621,14 @@ def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were
         assert set(trust["measures"]) == {"words", "alignment"}
     html = render_report(config, found, costs)
     assert "Measured, and expected by training: proofs" in html and "expected at the end of a whole training" in html
+    assert "task: score, nats per byte" not in html and "of_tasks" not in html.partition('id="choice"')[2]
+    scored = stored[1]["finetune"]["runs"]["news"]["targets"][TASKED]["task"]
+    few_scored = {n: {**row, "task": scored} if n in CANDIDATES[:2] else row for n, row in believed.items()}
+    with_tasks = choice | {"targets": {**choice["targets"], TASKED: standings | {"candidates": few_scored}}}
+    of_choice = Choice.parse({**with_tasks, "learning_rate": 1e-4, "delta": 0.01})
+    table = render_report(config, {**found, "choice": of_choice}, costs).partition(f'id="choice-{TASKED}"')[2]
+    rows = [row.count("<td>") for row in table.partition("</table>")[0].split("<tr>")[2:]]
+    assert rows == [7] * 5 and f"choice/targets/{TASKED}/candidates/textbook/task/score/value" in table
     figure = bars_figure(more["bars"][target])
     filled = [bar.get_facecolor()[3] > 0 for bar in figure.axes[0].patches]
     assert filled == [True] * 3 + [False] * len(CANDIDATES), "what is expected is an outline"
@@ -651,3 +683,28 @@ def test_a_mixture_that_only_validate_knows_has_its_loss_and_weights_too(stored,
     for name in CANDIDATES:
         assert f'data-path="validation/mixtures/mixmin/weights/{name}"' in html
     assert 'data-path="validation/mixtures/mixmin/loss/proofs/value"' in html and ">MixMin</th>" in html
+
+
+def test_loss_and_task_stand_against_each_other_for_every_training_and_their_disagreement_is_warned_of(stored, page):
+    results = stored[1]
+    runs = {n: run["targets"][TASKED] for n, run in results["finetune"]["runs"].items()}
+    bad = results["validation"]["mixtures"]["bad"]
+    score = {n: row["task"]["score"]["value"] for n, row in runs.items()}
+    score["worst on purpose"] = bad["task"][TASKED]["score"]["value"]
+    shown_first = page.locator(f"#task-table-{TASKED} tbody th").all_text_contents()
+    assert shown_first == sorted(score, key=lambda n: -score[n]), "finetune's, and what validate alone has trained"
+    by_loss, by_task = min(runs, key=lambda n: runs[n]["after"]), max(runs, key=lambda n: score[n])
+    warning = page.locator("#answer .warning").first.text_content()
+    assert by_loss != by_task and f"WARNING: {TASKED}: '{by_loss}' is best by the loss, '{by_task}' by the" in warning
+    assert page.locator("#tasks table").count() == 1, "the other target has no task"
+
+
+def test_the_picture_of_loss_and_task_has_every_training_better_to_the_right(stored):
+    points = loss_against_task(typed(*stored)[1], TASKED)["points"]
+    left, right = task_figure(points).axes
+    for panel, what in ((left, "score"), (right, "accuracy")):
+        (line, *_) = panel.containers[0].lines
+        drawn = sorted(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        assert drawn == sorted((p["loss"], p["task"][what].value) for p in points) and panel.xaxis_inverted()
+    assert [text.get_text() for text in left.texts] == [p["run"] for p in points]
+    assert loss_against_task(typed(*stored)[1], TARGETS[0]) is None

@@ -262,9 +262,9 @@ def test_the_headline_says_what_to_train_on_and_what_that_gave():
     assert shares_of({"a": 1.0}) == "100% a"
     search = SimpleNamespace(mixtures={"recommended": SimpleNamespace(weights={"a": 0.6, "b": 0.4})})
 
-    def said(state, why="because", sizes=None, **against):
+    def said(state, why="because", sizes=None, by="loss", **against):
         found = {name: Against(value=v, low=v - 0.01, high=v + 0.01, p_lower=p) for name, (v, p) in against.items()}
-        verdict = Verdict(state=state, why=why, against=found)
+        verdict = Verdict(state=state, why=why, against=found, by=by)
         return headline({"search": search, "finetune": SimpleNamespace(verdict=verdict, bytes_per_token=sizes or {})})
 
     assert said("confirmed", sizes={"t": 4.0}, uniform=(0.08, 0.02)) == (
@@ -280,6 +280,11 @@ def test_the_headline_says_what_to_train_on_and_what_that_gave():
     assert said("undecided", sizes={"t": 4.0, "u": 3.0}, uniform=(0.01, 0.3)).startswith(
         "Found: 60% a and 40% b; measured"
     )
+    assert said("confirmed", sizes={"t": 4.0}, by="task", uniform=(0.08, 0.02)) == (
+        "Train on 60% a and 40% b; measured 0.0800 nats per byte of the task's score above uniform, P(higher) = "
+        "0.980: confirmed."
+    )
+    assert "below uniform, P(higher) = 0.010" in said("not confirmed", by="task", uniform=(-0.05, 0.99))
     assert headline({}) is None
 
 
@@ -303,9 +308,9 @@ def test_what_trainings_forget_is_said_and_the_front_of_target_and_general_text_
 
 def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(finetuned, validation):
     def task(margin):
-        change = {"accuracy_change": estimate(0.1), "margin_change": estimate(0.0)}
-        first = {"items": 200, "chance": 1 / 3, "accuracy_before": 0.4, "margin_before": -0.2}
-        return {**first, **change, "accuracy": estimate(0.5), "margin": estimate(margin)}
+        change = {"accuracy_change": estimate(0.1), "score_change": estimate(0.0)}
+        first = {"items": 200, "chance": 1 / 3, "accuracy_before": 0.4, "score_before": -0.2}
+        return {**first, **change, "accuracy": estimate(0.5), "score": estimate(margin)}
 
     def with_tasks(margins):
         runs = finetuned.model_dump()["runs"]
@@ -317,19 +322,39 @@ def test_task_scores_are_columns_and_a_best_run_by_the_loss_alone_is_warned_of(f
 
     agreed, apart = with_tasks({"mixture": 0.1, "uniform": 0.3}), with_tasks({"mixture": 0.3, "uniform": 0.1})
     assert not any("WARNING" in line for line in agreed.tasks())
-    assert "WARNING: t1: 'uniform' is best by the loss, 'mixture' by the task (margins +0.1000 and +0.3000)" in (
+    assert "WARNING: t1: 'uniform' is best by the loss, 'mixture' by the task (scores +0.1000 and +0.3000)" in (
         apart.conditions()
     )
+    near = with_tasks({"mixture": 0.305, "uniform": 0.3}).task_remarks()
+    assert near[-1].endswith("(scores +0.3000 and +0.3050; their intervals overlap)")
+    assert not any("for certain above its floor" in line for line in apart.tasks()), "0.49 is above a third"
     said = "t1, task after 'mixture': accuracy 0.500 ["
     assert any(line.startswith(said) and "0.400 before, 0.333 by chance" in line for line in apart.tasks())
-    assert apart.to_pandas().set_index("run")["margin"].dropna().to_dict() == {"uniform": 0.1, "mixture": 0.3}
-    assert not finetuned.tasks() and "margin" not in finetuned.to_pandas().columns
+    assert apart.to_pandas().set_index("run")["score"].dropna().to_dict() == {"uniform": 0.1, "mixture": 0.3}
+    assert not finetuned.tasks() and "score" not in finetuned.to_pandas().columns
 
     mixtures = validation.model_dump()["mixtures"]
     mixtures["recommended"]["task"], mixtures["uniform"]["task"] = {"t1": task(0.1)}, {"t1": task(0.2)}
     found = Validation.parse(validation.model_dump() | {"mixtures": mixtures, "before": {"t1": 4.0, "all": 4.0}})
     assert any("'recommended' is best by the loss, 'uniform' by the task" in note for note in found.notes())
     assert "accuracy_low" in found.to_pandas().columns
+
+
+def test_accuracies_at_the_floor_are_said_where_all_are():
+    from align_ray.reporting.tasks import remarks
+    from align_ray.reporting.values import TaskScore
+
+    def score(accuracy):
+        of = {"accuracy": estimate(accuracy, 0.1), "score": estimate(-0.2)}
+        changes = {"accuracy_change": estimate(0.0), "score_change": estimate(0.0)}
+        before = {"items": 200, "chance": 1 / 3, "accuracy_before": 0.3, "score_before": -0.2}
+        return TaskScore.model_validate({**of, **changes, **before})
+
+    low, high = score(0.4), score(0.45)
+    assert low.at_floor and not high.at_floor
+    (line,) = remarks("t", {"a": low, "b": low}, {"a": 3.0, "b": 3.1})
+    assert line == "t: no training's accuracy is for certain above its floor, 0.333: the margin says more"
+    assert list(remarks("t", {"a": low, "b": high}, {"a": 3.0, "b": 3.1})) == []
 
 
 def test_a_candidate_without_a_rank_comes_after_those_with_one(contamination):

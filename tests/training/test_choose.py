@@ -1,5 +1,7 @@
 """The stage that compares candidates by short trainings, on a real small study; trainings in this process."""
 
+import json
+
 import pytest
 
 from align_ray import pipeline
@@ -14,11 +16,21 @@ from tests.conftest import actors_here, trainings_here
 CANDIDATES = ("python-stdlib", "licences", "cpp-headers")
 
 
+def write_records(folder, records):
+    (folder / "target.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(folder / "target.jsonl")
+
+
 @pytest.fixture(scope="module")
-def study(small_config, local_ray, tmp_path_factory):
-    """A study after `align`, whose candidates are to be chosen by training."""
+def study(small_config, corpora, local_ray, tmp_path_factory):
+    """A study after `align`, whose candidates are to be chosen by training; its target has a task."""
     tune = {"tokens": 6400, "eval_tokens": 1024, "batch_size": 4, "learning_rate": 1e-3, "seeds": 2}
     mapping = small_config(tmp_path_factory.mktemp("choose"), candidates=CANDIDATES, finetune=tune)
+    texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
+    said = {"choices": ["self.assertEqual(value, other)", "Permission is hereby granted"], "answer": 0}
+    target = write_records(tmp_path_factory.mktemp("target"), [{"text": t, "begins": t[:150], **said} for t in texts])
+    task = {"kind": "choices", "context": "begins", "choices": "choices", "items": 12}
+    mapping["targets"] = [{"name": "target", "source": target, "task": task}]
     mapping |= {"choose": {"by": "training"}, "search": {"token_budget": 10_000, "method": "closed_form"}}
     made = open_study(Config.model_validate(mapping))
     with actors_here():
@@ -59,6 +71,13 @@ def test_candidates_are_chosen_by_rungs_and_the_next_stages_use_it(study, counte
     assert "P(within)" in str(choice) and any("trained on" in line for line in choice.notes())
 
     assert not [f for f in study.store.names("finetune/state") if f.endswith(".safetensors")], "no weights are left"
+    scores = {name: row.task for name, row in found.candidates.items()}
+    for name, score in scores.items():
+        assert score.items == 12 and score.chance == 0.5 and score.score.low < score.score.value < score.score.high
+        assert score.score_before == scores["licences"].score_before, name
+    assert scores["python-stdlib"].score.value > scores["licences"].score.value
+    assert "Task of target: score (nats per byte), accuracy" in str(choice) and "score" in frame.columns
+    assert any("intervals over items" in line for line in choice.notes())
     made = len(counted)
     assert pipeline.choose(study).dump() == choice.dump() and len(counted) == made, "nothing is trained again"
     with actors_here():
@@ -68,6 +87,8 @@ def test_candidates_are_chosen_by_rungs_and_the_next_stages_use_it(study, counte
     page = pipeline.report(study)
     text = open(page).read()
     assert "Candidates by training" in text and "Believed loss on target" in text
+    assert 'data-path="choice/targets/target/candidates/licences/task/score/value"' in text
+    assert pipeline.choose(study).dump() == choice.dump(), "scores are those where a candidate was stopped"
 
 
 def test_one_training_at_a_time_gives_the_same_choice(study, counted, monkeypatch):
@@ -141,8 +162,8 @@ def test_a_rung_that_was_left_behind_is_not_taken_for_a_later_one(study, counted
     )
     (whole,) = module.train_jobs(study, heldout, [job])
     study.store.write_bytes(f"finetune/state/{key}.json", old or b'{"before": {}, "rungs": [], "seconds": 0}')
-    ((_, rungs),) = module.train_to_rung(study, heldout, [job], 3)
-    assert [r.steps for r in rungs] == [r.steps for r in whole.rungs[:4]]
+    (so_far,) = module.train_to_rung(study, heldout, [job], 3)
+    assert [r.steps for r in so_far.rungs] == [r.steps for r in whole.rungs[:4]]
 
 
 def test_what_ray_tune_has_finished_and_the_store_has_lost_is_trained_again(study, counted, monkeypatch):

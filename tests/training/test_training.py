@@ -91,10 +91,10 @@ def test_a_training_in_parts_is_the_training_in_one(sampled, no_trainings, monke
         study.store.remove(f"finetune/{name}")
     for rung in (1, 3):
         parts = train_to_rung(study, heldout, jobs, rung)
-        for (before, rungs), expected in zip(parts, whole, strict=True):
-            np.testing.assert_array_equal(before["target"], expected.losses["target"].before)
-            assert [r.steps for r in rungs] == [r.steps for r in expected.rungs[: rung + 1]]
-            for mine, theirs in zip(rungs, expected.rungs, strict=False):
+        for so_far, expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(so_far.before["target"], expected.losses["target"].before)
+            assert [r.steps for r in so_far.rungs] == [r.steps for r in expected.rungs[: rung + 1]]
+            for mine, theirs in zip(so_far.rungs, expected.rungs, strict=False):
                 np.testing.assert_allclose(mine.losses["target"], theirs.losses["target"], atol=1e-6)
     assert not ends & study.store.names("finetune"), "no losses of an end are written"
 
@@ -208,11 +208,11 @@ def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
     found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
     python, licences = (found.runs[name].targets["target"].task for name in ("python-stdlib", "licences"))
     assert python.items == 12 and python.chance == 0.5
-    assert python.margin.low < python.margin.value < python.margin.high
-    assert python.margin.value > licences.margin.value and python.margin_before == licences.margin_before
-    assert python.margin_change.value == pytest.approx(python.margin.value - python.margin_before)
+    assert python.score.low < python.score.value < python.score.high
+    assert python.score.value > licences.score.value and python.score_before == licences.score_before
+    assert python.score_change.value == pytest.approx(python.score.value - python.score_before)
     frame = found.to_pandas()
-    assert {"accuracy", "accuracy_low", "margin", "margin_before"} <= set(frame.columns)
+    assert {"accuracy", "accuracy_low", "score", "score_before"} <= set(frame.columns)
     assert any(note.startswith("target, task after 'mixture': accuracy ") for note in found.notes())
 
     (items,) = read_items(study).values()
@@ -231,3 +231,35 @@ def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
         by_hand.append(scores[True] - scores[False])
     trained, _ = train_jobs(study, heldout, jobs)
     np.testing.assert_allclose(trained.tasks["target"].before, by_hand, atol=0.02)  # products in bfloat16
+
+
+def test_answers_are_written_and_scored_in_the_same_run_as_the_loss(
+    small_config, corpora, local_ray, no_trainings, tmp_path
+):
+    """The tiny probe writes no right answer: its accuracy is at the floor, and the score tells the runs apart."""
+    import json
+
+    from align_ray.reporting.results import Finetuned
+    from align_ray.training.finetune import Run, finetune_runs
+
+    texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
+    with (tmp_path / "target.jsonl").open("w") as file:
+        for i, text in enumerate(texts):
+            file.write(json.dumps({"text": text, "begins": text[:150], "answer": f"{text[150:250]} #### {i}"}) + "\n")
+    mapping = small_config(tmp_path / "out")
+    task = {"kind": "exact_match", "context": "begins", "items": 8, "max_new_tokens": 6}
+    mapping["targets"] = [{"name": "target", "source": str(tmp_path / "target.jsonl"), "task": task}]
+    mapping["finetune"] |= {"tokens": 1024, "eval_tokens": 512, "batch_size": 4, "learning_rate": 3e-3}
+    study = open_study(Config.model_validate(mapping))
+    sample_corpora(study)
+    runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
+    half = {"python-stdlib": 0.5, "licences": 0.5}
+    runs += [Run("uniform", half), Run("mixture", half)]
+    tokens = {"python-stdlib": 10**6, "licences": 10**6}
+    found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
+    python, licences = (found.runs[name].targets["target"].task for name in ("python-stdlib", "licences"))
+    assert python.measure == "log-likelihood" and python.items == 8 and python.chance == 0.0
+    assert python.accuracy.value == 0.0 and 0.3 < python.accuracy.high < 0.4, "none of eight is no certainty"
+    assert python.score.value > licences.score.value and python.score_before == licences.score_before < 0
+    floor = "target: no training's accuracy is for certain above its floor, 0.000: the log-likelihood says more"
+    assert floor in found.notes() and found.verdict.by == "task"

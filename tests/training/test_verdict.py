@@ -1,9 +1,13 @@
 """Verdicts: each state for its reason, and how often one is given by chance."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from align_ray.config import Config, Search
+from align_ray.training.jobs import Answers, Losses
+from align_ray.training.verdict import judged as judged_by
 from align_ray.training.verdict import keeps_to, made_from, seeds_to_settle, verdict
 
 HALF = np.array([0.5, 0.5])
@@ -182,3 +186,67 @@ def test_a_mixture_that_breaks_a_limit_could_not_be_recommended():
         and not allowed(0.4, 0.3, 0.3)
     )
     assert not keeps_to(search, caps, {"c": 1.0}), "a needs a fifth, named or not"
+
+
+ROWS, ITEMS = np.linspace(-0.5, 0.5, 80), np.linspace(-1, 1, 100)
+"""What is common to all trainings: of a target's rows (half of which are reported) and of its items."""
+
+
+def trained(rng, loss, score, tasks=("a",), seeds=3):
+    """Trainings of two targets, one a seed, that end at this loss and at this mean score of the tasks."""
+    runs = []
+    for _ in range(seeds):
+        losses = {t: Losses(3.0 + ROWS, loss + ROWS + rng.normal(0, 0.002, 80)) for t in "ab"}
+        after = score + ITEMS + rng.normal(0, 0.01, 100)
+        answers = {t: Answers(ITEMS - 0.2, after, ITEMS > 0.2, after > 0) for t in tasks}
+        runs.append(SimpleNamespace(losses=losses, tasks=answers))
+    return runs
+
+
+def by_task(ours, uniform, share=(1.0, 0.0), **options):
+    rng = np.random.default_rng(0)
+    mixture, other = trained(rng, *ours, **options), trained(rng, *uniform, **options)
+    weights = dict(zip("ab", share, strict=True))
+    return judged_by(mixture, {"uniform": other}, {"mixture": mixture, "uniform": other}, weights, DELTA)
+
+
+def test_a_verdict_is_by_the_task_where_there_is_one_and_the_loss_alone_is_said_beside():
+    found = by_task((2.9, 0.1), (2.8, 0.0))
+    assert (found.state, found.by, found.by_loss) == ("confirmed", "task", "not confirmed")
+    assert found.measure == "minus the task's score, nats per byte" and "by the loss: not confirmed" in found.why
+    uniform = found.against["uniform"]
+    assert uniform.value == pytest.approx(0.1, abs=0.005) and uniform.p_lower < 0.001
+    assert found.why.startswith(
+        f"the task's score after the mixture less that after 'uniform' is {uniform.value:+.4f} nats per byte ["
+    )
+    assert "P('uniform' is higher) < 0.001; 3 seeds" in found.why
+    assert found.accuracy.value == pytest.approx(0.05, abs=0.011), "a tenth of the items' range of two"
+    assert f"accuracy less that of 'uniform' {found.accuracy.value:+.3f} [" in found.why
+    worse = by_task((2.8, 0.0), (2.9, 0.1))
+    assert (worse.state, worse.by_loss) == ("not confirmed", "confirmed") and worse.accuracy.value < 0
+    agreed = by_task((2.8, 0.1), (2.9, 0.0))
+    assert agreed.by_loss is None and "by the loss" not in agreed.why
+
+
+def test_without_a_task_that_counts_the_verdict_is_by_the_loss():
+    for options in ({"tasks": ()}, {"tasks": ("b",)}):
+        found = by_task((2.9, 0.1), (2.8, 0.0), **options)
+        assert (found.state, found.by, found.accuracy) == ("not confirmed", "loss", None)
+
+
+def test_a_target_without_a_task_is_named_beside_those_that_have_one():
+    found = by_task((2.9, 0.1), (2.8, 0.0), share=(0.5, 0.5))
+    assert found.state == "confirmed" and found.why.endswith("targets without a task do not count: b")
+    both = by_task((2.9, 0.1), (2.8, 0.0), share=(0.5, 0.5), tasks="ab")
+    assert "mean over 2 targets" in both.why and "do not count" not in both.why
+
+
+def test_a_task_that_no_training_helps_gives_no_verdict():
+    found = by_task((2.8, -0.3), (2.9, -0.4))
+    assert (found.state, found.by, found.by_loss) == ("not tested", "task", "confirmed")
+    assert "no training raises the score of a target's task for certain" in found.why and found.accuracy is None
+
+
+def test_accuracies_that_differ_on_no_item_have_no_interval_of_no_width():
+    found = by_task((2.9, 2.0), (2.9, 1.9))  # all are right
+    assert found.state == "confirmed" and found.accuracy is None and "accuracies do not differ on any item" in found.why
