@@ -22,6 +22,7 @@ from align_ray.reporting.results import (
     Samples,
     Validation,
 )
+from align_ray.training.extrapolation import extrapolate
 from align_ray.training.finetune import change
 from align_ray.training.jobs import Answers
 from align_ray.training.tasks import task_scores
@@ -137,14 +138,18 @@ def trainings(rng, search):
     }
     before = rng.gamma(40, 0.1, (len(TARGETS), 64))
     items = rng.normal(-0.3, 0.5, 40)
-    report = {}
+    report, ends = {}, {t: [] for t in TARGETS}
     for i, (name, weights) in enumerate(runs.items()):  # the worst by the loss is best by the task
         losses = [(np.stack([b, b]), b + rng.normal(0.05 * (3 - i), 0.1, (2, 64))) for b in before]
+        for t, pair in zip(TARGETS, losses, strict=True):
+            ends[t].append(pair)
         targets = {t: {**change(*x), "overlap": 0.013 * i} for t, x in zip(TARGETS, losses, strict=True)}
         epochs = [0.5, 1.0, 1.0, 1.5, 5.5][i % 5] if i > len(CANDIDATES) - 1 else 1.0
         seen = {"distinct_tokens": round(512 / epochs), "epochs": epochs}
         targets[TASKED]["task"] = task(items, items + rng.normal(0.1 * (7 - i), 0.1, (2, 40)))
-        report[name] = {"weights": weights, "sequences": 16, **seen, "targets": targets}
+        at_budget = max(w * 10_000 / TOKENS[n] for n, w in weights.items())
+        report[name] = {"weights": weights, "epochs_at_budget": at_budget, "sequences": 16, **seen, "targets": targets}
+    extrapolation = {t: beyond(list(runs), np.array(pairs)) for t, pairs in ends.items()}
     paired = {t: {"value": 0.0, "error": 0.01, "low": 0.021 * k, "high": 0.043 * k} for k, t in enumerate(TARGETS, 1)}
     against = {"uniform": {"value": 0.0271, "low": -0.0123, "high": 0.0665, "p_lower": 0.07}}
     return {
@@ -154,8 +159,19 @@ def trainings(rng, search):
         "learning_rate": 1e-4,
         "bytes_per_token": dict.fromkeys(TARGETS, 3.5),
         "runs": report,
+        "extrapolation": extrapolation,
         "uniform_less_mixture": paired,
     }
+
+
+def beyond(names, ends):
+    """Losses of 4, 8 and 16 steps of 32 tokens, and beyond them to 10,000; `ends`: [K, 2 (before, after), seeds, rows]."""
+    rng, steps, tokens = np.random.default_rng(0), np.array([4.0, 8.0, 16.0]), np.geomspace(512, 10_000, 9)[1:].round()
+    change = (ends[:, 1] - ends[:, 0]).mean((1, 2))
+    at_rungs = change[:, None, None, None] * np.log1p(steps)[:, None] / np.log1p(16)
+    changes = at_rungs + rng.normal(0, 0.02, (len(names), 2, 3, 8))
+    at, ahead = {"steps": steps, "tokens": 32 * steps}, {"steps": tokens / 32, "tokens": tokens}
+    return extrapolate(names, changes, ends[:, 0], ends[:, 1], at, ahead, rng)
 
 
 def seeds(rng, search):

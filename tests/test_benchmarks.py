@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -52,3 +54,23 @@ def test_a_benchmark_prints_its_table(script, tiny_probe, monkeypatch, capsys):
     finally:
         torch.set_num_threads(threads)
     assert expected in capsys.readouterr().out
+
+
+def test_the_extrapolation_is_held_against_recorded_losses(tmp_path, monkeypatch, capsys):
+    """Of curves that go on in log tokens as they began, but for noise, nearly all intervals hold."""
+    rng, steps = np.random.default_rng(0), (2, 6, 16, 40, 100)
+    rows = []
+    for name, slope in zip("abcd", (-0.05, -0.1, -0.15, -0.2), strict=True):
+        for seed in (0, 1):
+            what = {"candidate": name, "seed": seed, "target": "t"}
+            rows.append({**what, "steps": 0, "half": "report", "losses": [3.0] * 8})
+            rows += [
+                {**what, "steps": s, "half": "validation", "losses": 3 + slope * np.log1p(s) + rng.normal(0, 0.05, 8)}
+                for s in steps
+            ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "losses.parquet")
+    monkeypatch.setattr(sys, "argv", ["extrapolation.py", str(tmp_path / "losses.parquet")])
+    runpy.run_path(str(FOLDER / "extrapolation.py"), run_name="__main__")
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| losses")]
+    assert [row[2].strip() for row in table] == ["16%", "40%"]
+    assert all(float(row[3].strip().rstrip("%")) >= 75 and float(row[9]) == 1.0 for row in table)

@@ -205,7 +205,7 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     its interval over seeds and held-out rows (None for a single row); `verdict`: see `verdict_of`; `headline`: see
     there; `tasks` by target: see `loss_against_task`; `of_tasks`: see `task_remarks`, by stage;
     `repeated`: sentences on trainings that saw their text more than once, by stage; `better_alone`: on
-    candidates that did better alone than the mixture;
+    candidates that did better alone than the mixture; `beyond`: on what would be at the token budget;
     `losses` by target, see `loss_against_measures`; `front` by target: see `Finetuned.front`; `skipped`: sequences
     left out, by corpus; `trials`: their number; `ran`: stages that have run;
     `actual` and `estimated`: totals over those of what every one of them has; `embedding_rate`: tokens per second of an
@@ -222,6 +222,7 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     found["repeated"] = {
         stage: results[stage].repeated() if stage in results else [] for stage in ("finetune", "validation")
     }
+    found["beyond"] = results["finetune"].beyond() if "finetune" in results else []
     found["better_alone"] = results["finetune"].better_alone() if "finetune" in results else []
     against = {target: loss_against_task(results, target) for target in targets}
     found["tasks"] = {target: task for target, task in against.items() if task is not None}

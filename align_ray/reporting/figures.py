@@ -14,6 +14,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from align_ray.reporting.results import Alignment, Mixture, Samples
+from align_ray.reporting.values import Extrapolation
 
 FOREGROUND, MUTED, LINE, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES = ("#010105", "#010106", "#010107", "#010108")
@@ -75,6 +76,8 @@ def _figures(
         yield f"loss-{target}", loss_figure(loss["points"])
     for target, task in more["tasks"].items():
         yield f"task-{target}", task_figure(task["points"])
+    for target, found in results["finetune"].extrapolation.items() if "finetune" in results else ():
+        yield f"beyond-{target}", beyond_figure(found)
     if "samples" in results:
         for target in alignment.targets:
             yield f"samples-{target}", samples_figure(results["samples"], target)
@@ -322,6 +325,37 @@ def task_figure(points: list[dict[str, Any]]) -> Figure:
     panels[1].axhline(task.chance, color=MUTED, linestyle=":", linewidth=1)
     panels[0].set_ylabel(f"{task.measure} (nats per byte)")
     panels[1].set_ylabel("accuracy")
+    return figure
+
+
+def beyond_figure(found: Extrapolation) -> Figure:
+    """Losses at the rungs, and dashed where nothing was measured, of the mixtures and of the best runs at the end and
+    at the budget; tokens on a log axis."""
+    names = [n for n in dict.fromkeys(("mixture", "uniform", found.best, found.best_at_budget)) if n in found.runs]
+    figure, axes = _axes(3.8)
+    for name, colour in zip(names, SERIES, strict=False):
+        measured, expected = found.runs[name].measured, found.runs[name].expected
+        at, losses = [p.tokens for p in measured], [p.value for p in measured]
+        margins = np.array([[p.value - p.low for p in measured], [p.high - p.value for p in measured]])
+        axes.errorbar(
+            at, losses, margins, fmt="-o", color=colour, elinewidth=1, markersize=4, linewidth=1.5, label=name
+        )
+        beyond = [measured[-1], *expected]
+        at = [p.tokens for p in beyond]
+        axes.plot(at, [p.value for p in beyond], "--", color=colour, linewidth=1.3)
+        axes.fill_between(at, [p.low for p in beyond], [p.high for p in beyond], color=colour, alpha=0.13, linewidth=0)
+    axes.axvline(at[0], color=MUTED, linestyle=":", linewidth=1)
+    axes.annotate(
+        "extrapolated, not measured", (at[0], 1), (6, -4), xycoords=("data", "axes fraction"),
+        textcoords="offset points", va="top", color=MUTED, fontsize=8.5,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel("held-out loss (nats per token)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y")
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 
 

@@ -26,6 +26,7 @@ from align_ray.reporting.values import (
     Diversity,
     Embedded,
     Estimates,
+    Extrapolation,
     FrontPoint,
     Lead,
     Measured,
@@ -285,6 +286,8 @@ class Finetuned(Result):
     runs: dict[str, Training]
     uniform_less_mixture: Estimates = {}
     """By target the uniform mixture's loss less the recommended one's, paired by seed and held-out row."""
+    extrapolation: dict[str, Extrapolation] = {}
+    """By target; empty where the token budget is no more than was trained on."""
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a target and training run, lowest loss first: tokens trained on, `distinct_tokens` among them and how
@@ -315,7 +318,28 @@ class Finetuned(Result):
         """How the runs were trained, and what to know of them, one sentence each."""
         rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
         about = f"after {self.tokens:,} tokens, {self.seeds} seeds{rate}"
-        return [about, *self.forgets(), *self.tasks(), *self.better_alone(), *self.repeated()]
+        return [about, *self.forgets(), *self.tasks(), *self.better_alone(), *self.beyond(), *self.repeated()]
+
+    def beyond(self) -> list[str]:
+        """How long the short run is good for: by target a sentence on which run leads where it was measured, and which
+        would at the token budget, and one on what that does not foresee."""
+        lines, named = [], {"mixture": None} if "mixture" in self.runs else {}
+        for target, found in self.extrapolation.items():
+            now, then = found.runs[found.best], found.runs[found.best_at_budget]
+            end, trained = then.expected[-1], now.measured[-1].tokens
+            settled = "not settled" if found.holds_to is None else f"settled up to {found.holds_to:,} tokens"
+            lines.append(
+                f"{target}: after {trained:,} tokens '{found.best}' has the lowest loss with P = {now.p_best:.3f}, "
+                f"{settled}. Extrapolated to {found.token_budget:,} tokens, not measured: '{found.best_at_budget}' "
+                f"with P = {then.p_best_at_budget:.3f}, loss {end.value:.4f} [{end.low:.4f}, {end.high:.4f}]"
+                + ("" if found.settled_at_budget else "; the order is not settled at the budget")
+            )
+            named |= dict.fromkeys((found.best, found.best_at_budget))
+        epochs = {n: e for n in named if (e := self.runs[n].epochs_at_budget) is not None and e > 1}
+        if lines and epochs:
+            often = ", ".join(f"with '{name}' {times:.1f} times" for name, times in epochs.items())
+            lines.append(f"the extrapolation foresees no repetition; at the budget some text is seen {often}")
+        return lines
 
     def tasks(self) -> list[str]:
         """Of every target with a task, what the mixture and the uniform one came to in it, and `task_remarks`."""

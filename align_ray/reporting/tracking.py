@@ -392,6 +392,8 @@ def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned)
         values |= _task_metrics({t: row.task for t, row in run.targets.items()})
         if run.general:
             values |= {"general_loss": run.general.after, "general_change": run.general.change}
+        courses = {t: found.runs[name] for t, found in result.extrapolation.items() if name in found.runs}
+        values |= {f"extrapolated_loss_at_budget/{t}": c.expected[-1].value for t, c in courses.items()}
         weights = {n: run.weights.get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
         tracker.child(name, "finetune", _weights(weights), values, {"training_loss": list(run.training)})
         if name in ("mixture", "uniform"):

@@ -256,6 +256,42 @@ class Rung(Value):
     losses: dict[str, float]
 
 
+class AtTokens(Value):
+    """A loss after so many tokens with the ends of its 95% interval, nats per token."""
+
+    tokens: int
+    value: float
+    low: float
+    high: float
+
+
+class Course(Value):
+    """A run's loss on a target: `measured` at its rungs and its end, and `expected` beyond, the last at the budget; the
+    probability that it is the lowest of all runs, at the end and at the budget."""
+
+    measured: list[AtTokens]
+    """Before the end: what the loss on the first half of the held-out rows, where rungs are measured, was above its
+    end's, added to the end's on the second half."""
+    expected: list[AtTokens]
+    p_best: float
+    p_best_at_budget: float
+
+
+class Extrapolation(Value):
+    """How a target's losses would go on to the token budget (see `training.extrapolation`): the runs with the lowest
+    loss measured and with the lowest expected at the budget."""
+
+    token_budget: int
+    best: str
+    best_at_budget: str
+    settled_at_budget: bool
+    """Whether that one is the lowest with probability 0.9."""
+    holds_to: int | None
+    """Tokens up to which the lowest one measured is still so with probability 0.9; None where it is not so even at the
+    end of the training."""
+    runs: dict[str, Course]
+
+
 class Against(Value):
     """Another mixture's loss (see `Verdict.measure`) less the recommended one's (above 0 the other is worse), mean over
     targets, and the probability that the other's is lower."""
@@ -297,6 +333,9 @@ class Training(Value):
     """Tokens of its different sequences; None where an earlier version trained."""
     epochs: float | None = None
     """How often each of them is seen."""
+    epochs_at_budget: float | None = None
+    """How often the token budget would see the corpus that these weights repeat most; None where an earlier version
+    trained."""
     training: list[tuple[int, float]] = []
     """Steps with the loss of their batch."""
     rungs: list[Rung] = []

@@ -19,6 +19,7 @@ from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import Rows, report_half
 from align_ray.fisher.tokens import texts_of
 from align_ray.reporting.results import Mixture
+from align_ray.training.extrapolation import extrapolations
 from align_ray.training.jobs import Trained, train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, mixture_jobs, seen, with_rate
 from align_ray.training.tasks import task_scores
@@ -74,6 +75,8 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
     `general`: the same of the general text's held-out rows, where there is replay; `task`: see `values.TaskScore`.
     `bytes_per_token[target]`: of the held-out tokens that count, to give losses in bits per byte.
     `uniform_less_mixture[target]`: the difference of these two runs' losses, paired by seed and row, with its interval.
+    `extrapolation[target]`: how the losses would go on to the token budget (`extrapolation.py`); `runs[name]` has
+    `epochs_at_budget`, how often the budget would see the corpus that it repeats most.
     `verdict`: see `verdict.py`; beside the uniform mixture, a candidate alone could be recommended where `caps` allow
     it and it holds the token budget without repetition.
     """
@@ -99,6 +102,7 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
             }
         report[run.name] = {
             "weights": run.weights,
+            "epochs_at_budget": max(w * config.search.token_budget / tokens[n] for n, w in run.weights.items() if w),
             "sequences": len(job.rows),
             **seen(job, config.finetune.epochs),
             "training": trained[0].training,
@@ -127,6 +131,11 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
         "learning_rate": learning_rate(config),
         "bytes_per_token": {t: bytes_per_token(report_half(rows), study.tokenizer) for t, rows in heldout.items()},
         "runs": report,
+        "extrapolation": extrapolations(
+            config,
+            len(jobs[-1].rows),
+            {r.name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, r in enumerate(runs)},
+        ),
         "uniform_less_mixture": {t: vars(two_sample_mean(d)) for t, d in paired.items() if d.shape[1] > 1},
     }
 

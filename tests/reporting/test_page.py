@@ -151,6 +151,8 @@ def tree(stored):
         "gain": mixtures["recommended"]["value"] - mixtures["uniform"]["value"],
         "price": mixtures["unconstrained"]["value"] - mixtures["closed_form"]["value"],
         "finetuned": finetuned,
+        "beyond": [_beyond(t, results["finetune"]["extrapolation"][t]) for t in TARGETS]
+        + ["the extrapolation foresees no repetition; at the budget some text is seen with 'mixture' 3.8 times"],
         "verdict": results["validation"]["verdict"],
         "headline": _headline(mixtures["recommended"]["weights"], results["validation"]["verdict"]),
         "losses": losses,
@@ -163,6 +165,19 @@ def tree(stored):
         "estimated": {"tokens": 7168, "worker_seconds": 12.5, "cost": 0.0043},
     }
     return {**results, "config": config.model_dump(mode="json"), "derived": derived}
+
+
+def _beyond(target, found):
+    runs = found["runs"]
+    now, then = (max(runs, key=lambda n: runs[n][p]) for p in ("p_best", "p_best_at_budget"))
+    loss = runs[then]["expected"][-1]
+    assert loss["tokens"] == 10_000 and runs[then]["p_best_at_budget"] < 0.9 < runs[now]["p_best"]
+    return (
+        f"{target}: after 512 tokens '{now}' has the lowest loss with P = {runs[now]['p_best']:.3f}, settled up to "
+        f"{found['holds_to']:,} tokens. Extrapolated to 10,000 tokens, not measured: '{then}' with P = "
+        f"{runs[then]['p_best_at_budget']:.3f}, loss {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}]; the "
+        "order is not settled at the budget"
+    )
 
 
 def _trust(judge, others):
@@ -315,6 +330,19 @@ def test_the_answer_comes_first_and_says_mixture_gain_confidence_limits_and_warn
         + stored[1]["search"]["warnings"]
         + stored[1]["contamination"]["warnings"]
     )
+
+
+def test_what_lies_beyond_the_tokens_trained_is_dashed_and_named_for_what_it_is(stored, page):
+    section = page.locator("#beyond")
+    assert section.locator("figure svg").count() == len(TARGETS)
+    for target, found in stored[1]["finetune"]["extrapolation"].items():
+        figure, table = page.locator(f"#beyond-{target}"), page.locator(f"#beyond-table-{target}")
+        assert "extrapolated, not measured" in figure.text_content()
+        assert figure.locator("path[style*='stroke-dasharray']").count() >= 2, "the mixture and the uniform one"
+        assert "extrapolated, not measured" in table.locator("th").all_inner_texts()[3]
+        assert table.locator("tbody tr").count() == len(found["runs"])
+    without = {**stored[1], "finetune": {k: v for k, v in stored[1]["finetune"].items() if k != "extrapolation"}}
+    assert 'id="beyond"' not in render_report(*typed(stored[0], without)), "an earlier version has trained"
 
 
 def test_text_of_the_data_stays_text(page):
@@ -475,7 +503,9 @@ def test_headings_landmarks_captions_and_figures_speak_to_a_screen_reader(page):
     )
     assert [page.get_by_role(role).count() for role in ("main", "navigation", "banner")] == [1, 1, 1]
     figures = page.locator("[role=img]").all()
-    assert len(figures) == 5 + 3 * len(TARGETS), "tree, weights, budgets, front, task; bars, loss and samples by target"
+    assert len(figures) == 5 + 4 * len(TARGETS), (
+        "tree, weights, budgets, front, task; bars, loss, beyond and samples by target"
+    )
     for figure in figures:
         assert (
             figure.get_attribute("aria-label")
@@ -607,7 +637,7 @@ def test_candidates_chosen_by_training_are_the_bars_and_the_judge_where_few_were
     choice = {"targets": dict.fromkeys(TARGETS, standings), "tokens": 512, "spent": 900, "exhaustive": 2560}
     found["choice"] = Choice.parse({**choice, "learning_rate": 1e-4, "delta": 0.01})
     few = {n: found["finetune"].runs[n] for n in ("textbook", "uniform", "mixture")}
-    found["finetune"] = found["finetune"].model_copy(update={"runs": few})
+    found["finetune"] = found["finetune"].model_copy(update={"runs": few, "extrapolation": {}})
     more = derived(config, found, costs)
     for target in TARGETS:
         rows, trust = more["bars"][target]["rows"], more["trust"][target]
@@ -643,7 +673,7 @@ def test_a_study_of_two_candidates_shows_what_was_measured(stored, no_figures):
     config, results = stored
     config, found, costs = typed(config, {n: v for n, v in results.items() if n != "validation"})
     few = {n: run for n, run in found["finetune"].runs.items() if n in (*CANDIDATES[:2], "uniform", "mixture")}
-    found["finetune"] = found["finetune"].model_copy(update={"runs": few})
+    found["finetune"] = found["finetune"].model_copy(update={"runs": few, "extrapolation": {}})
     more = derived(config, found, costs)
     assert {more["bars"][target]["kind"] for target in TARGETS} == {"measured"}
     assert len(more["bars"][TARGETS[0]]["rows"]) == 4 and "Nothing was trained" not in render_report(

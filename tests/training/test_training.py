@@ -158,7 +158,7 @@ def test_tokens_of_a_rung_are_those_of_the_candidate_without_replay(sampled):
     assert tokens_of_a_step(without) == 4 * 32
 
 
-def test_finetune_says_what_every_run_forgets(sampled, no_trainings):
+def test_finetune_says_what_every_run_forgets_and_would_come_to_at_the_budget(sampled, no_trainings):
     from align_ray.reporting.results import Finetuned
     from align_ray.training.finetune import Run, finetune_runs
 
@@ -166,12 +166,27 @@ def test_finetune_says_what_every_run_forgets(sampled, no_trainings):
     runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
     half = {"python-stdlib": 0.5, "licences": 0.5}
     runs += [Run("uniform", half), Run("mixture", half)]
-    tokens = {"python-stdlib": 10**6, "licences": 10**6}
+    tokens = {"python-stdlib": 2_000, "licences": 2_000}
     found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
     for run in found.runs.values():
         assert set(run.targets) == {"target"} and run.general.change_low < run.general.change < run.general.change_high
         assert run.general.after == pytest.approx(run.general.before + run.general.change)
     assert len(found.forgets()) == 2 and set(found.front("target")) <= set(found.runs)
+
+    beyond = found.extrapolation["target"]
+    assert set(beyond.runs) == set(found.runs) and beyond.token_budget == study.config.search.token_budget
+    for name, course in beyond.runs.items():
+        target, end = found.runs[name].targets["target"], course.measured[-1]
+        assert end.tokens == found.tokens == 2048 and end.value == pytest.approx(target.after)
+        assert (end.low, end.high) == pytest.approx(
+            (target.before + target.change_low, target.before + target.change_high)
+        )
+        assert [p.tokens for p in course.measured] == [
+            64 * s for s in sorted({r.steps for r in found.runs[name].rungs})
+        ]
+        assert course.expected[-1].tokens == beyond.token_budget
+    assert [run.epochs_at_budget for run in found.runs.values()] == [5.0, 5.0, 2.5, 2.5]
+    assert len(found.beyond()) == 2 and "'mixture' 2.5 times" in found.beyond()[1]
 
 
 def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
