@@ -73,7 +73,7 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression ({error}); mend it") from None
+        raise ValueError(f"{pattern!r} is no regular expression ({error}); fix it") from None
     return pattern
 
 

@@ -131,11 +131,7 @@ def finetune_runs(study: Study, tokens: dict[str, int], runs: list[Run], caps: d
         "learning_rate": learning_rate(config),
         "bytes_per_token": {t: bytes_per_token(report_half(rows), study.tokenizer) for t, rows in heldout.items()},
         "runs": report,
-        "extrapolation": extrapolations(
-            config,
-            len(jobs[-1].rows),
-            {r.name: done[i * len(seeds) : (i + 1) * len(seeds)] for i, r in enumerate(runs)},
-        ),
+        "extrapolation": extrapolations(config, len(jobs[-1].rows), trainings),
         "uniform_less_mixture": {t: vars(two_sample_mean(d)) for t, d in paired.items() if d.shape[1] > 1},
     }
 

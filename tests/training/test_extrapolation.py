@@ -119,14 +119,18 @@ def said(ends, spread, ahead=AHEAD):
 
 
 def test_one_loss_has_one_value_and_the_order_is_settled_near_by_alone():
-    found, after = said([-0.2, -0.4, -0.8], 1e-3, np.array([100.0, 1e9]))
-    for name, own in zip("abc", after, strict=True):
+    ahead, changes = np.array([100.0, 1e9]), [-0.2, -0.4, -0.8]
+    found, after = said(changes, 1e-3, ahead)
+    for name, own, change in zip("abc", after, changes, strict=True):
         measured, expected = found["runs"][name]["measured"], found["runs"][name]["expected"]
         assert measured[-1]["value"] == pytest.approx(own.mean())
         assert [p["tokens"] for p in measured] == (512 * STEPS).astype(int).tolist()
         assert all(p["low"] <= p["value"] <= p["high"] for p in measured)
         assert expected[0]["high"] - expected[0]["low"] < expected[1]["high"] - expected[1]["low"]
         assert min(p["low"] for p in expected) >= 0
+        line = own.mean() + change * (np.log1p(ahead) / X[-1] - 1)  # these courses are straight in log tokens
+        near, far = (p["value"] for p in expected)
+        assert near == pytest.approx(line[0], abs=2e-4) and far == pytest.approx(max(0.0, line[1]), abs=0.02)
     assert found["best"] == "c" and found["runs"]["c"]["p_best"] > 0.99
     assert found["holds_to"] == 51_200 and not found["settled_at_budget"]
     assert sum(run["p_best_at_budget"] for run in found["runs"].values()) == pytest.approx(1)

@@ -15,7 +15,9 @@ from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_model
 from align_ray.pipeline import open_study
+from align_ray.reporting.results import Finetuned
 from align_ray.training import loop
+from align_ray.training.finetune import Run, finetune_runs
 from align_ray.training.jobs import job_keys, train_jobs, train_to_rung
 from align_ray.training.loop import RUNGS, weights_file
 from align_ray.training.rows import candidate_jobs, heldout_rows, replay_text, with_rate
@@ -158,16 +160,16 @@ def test_tokens_of_a_rung_are_those_of_the_candidate_without_replay(sampled):
     assert tokens_of_a_step(without) == 4 * 32
 
 
-def test_finetune_says_what_every_run_forgets_and_would_come_to_at_the_budget(sampled, no_trainings):
-    from align_ray.reporting.results import Finetuned
-    from align_ray.training.finetune import Run, finetune_runs
-
-    study = sampled()
-    runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
+def finetuned(study, tokens: int) -> Finetuned:
+    """Each of two candidates, which hold so many tokens, alone, and mixed in equal parts."""
     half = {"python-stdlib": 0.5, "licences": 0.5}
-    runs += [Run("uniform", half), Run("mixture", half)]
-    tokens = {"python-stdlib": 2_000, "licences": 2_000}
-    found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
+    runs = [Run(name, {name: 1.0}) for name in half] + [Run("uniform", half), Run("mixture", half)]
+    return Finetuned.parse(finetune_runs(study, dict.fromkeys(half, tokens), runs, dict.fromkeys(half, 1.0)))
+
+
+def test_finetune_says_what_every_run_forgets_and_would_come_to_at_the_budget(sampled, no_trainings):
+    study = sampled()
+    found = finetuned(study, 2_000)
     for run in found.runs.values():
         assert set(run.targets) == {"target"} and run.general.change_low < run.general.change < run.general.change_high
         assert run.general.after == pytest.approx(run.general.before + run.general.change)
@@ -196,8 +198,6 @@ def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
     import json
 
     from align_ray.corpora.items import read_items
-    from align_ray.reporting.results import Finetuned
-    from align_ray.training.finetune import Run, finetune_runs
 
     texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
     choices = ["self.assertEqual(value, other)", "Permission is hereby granted"]
@@ -216,11 +216,7 @@ def test_a_task_of_choices_is_scored_beside_the_loss_in_the_same_run(
     heldout, jobs = heldout_rows(study), candidate_jobs(study, 1024)
     assert set(job_keys(study, heldout, jobs)).isdisjoint(job_keys(without, heldout, jobs))
 
-    runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
-    half = {"python-stdlib": 0.5, "licences": 0.5}
-    runs += [Run("uniform", half), Run("mixture", half)]
-    tokens = {"python-stdlib": 10**6, "licences": 10**6}
-    found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
+    found = finetuned(study, 10**6)
     python, licences = (found.runs[name].targets["target"].task for name in ("python-stdlib", "licences"))
     assert python.items == 12 and python.chance == 0.5
     assert python.score.low < python.score.value < python.score.high
@@ -254,9 +250,6 @@ def test_answers_are_written_and_scored_in_the_same_run_as_the_loss(
     """The tiny probe writes no right answer: its accuracy is at the floor, and the score tells the runs apart."""
     import json
 
-    from align_ray.reporting.results import Finetuned
-    from align_ray.training.finetune import Run, finetune_runs
-
     texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
     with (tmp_path / "target.jsonl").open("w") as file:
         for i, text in enumerate(texts):
@@ -267,11 +260,7 @@ def test_answers_are_written_and_scored_in_the_same_run_as_the_loss(
     mapping["finetune"] |= {"tokens": 1024, "eval_tokens": 512, "batch_size": 4, "learning_rate": 3e-3}
     study = open_study(Config.model_validate(mapping))
     sample_corpora(study)
-    runs = [Run(name, {name: 1.0}) for name in ("python-stdlib", "licences")]
-    half = {"python-stdlib": 0.5, "licences": 0.5}
-    runs += [Run("uniform", half), Run("mixture", half)]
-    tokens = {"python-stdlib": 10**6, "licences": 10**6}
-    found = Finetuned.parse(finetune_runs(study, tokens, runs, {name: 1.0 for name in tokens}))
+    found = finetuned(study, 10**6)
     python, licences = (found.runs[name].targets["target"].task for name in ("python-stdlib", "licences"))
     assert python.measure == "log-likelihood" and python.items == 8 and python.chance == 0.0
     assert python.accuracy.value == 0.0 and 0.3 < python.accuracy.high < 0.4, "none of eight is no certainty"
