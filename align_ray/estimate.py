@@ -14,6 +14,7 @@ from align_ray.corpora.items import read_items
 from align_ray.corpora.sample import replay_tokens
 from align_ray.corpora.sources import plan_fragments
 from align_ray.embedding.scores import SAMPLES
+from align_ray.fisher.estimators import stored_numbers
 from align_ray.fisher.probe import parameters, random_model
 from align_ray.mixture.check import CHECKED
 from align_ray.mixture.predicted import RUNS
@@ -101,7 +102,7 @@ def planned_work(study: Study) -> dict[str, Work]:
 def estimate(study: Study, gpu: bool) -> dict[str, Any]:
     """Tokens, worker-seconds and money of every stage before anything is started; a JSON value (estimate.json).
 
-    `seconds`: of `run` on `workers` (None: one is assumed); `rungs` and `kept`: see there.
+    `seconds`: of `run` on `workers` (None: one is assumed); `rungs`, `kept` and `embeddings`: see there.
     `rate`: achieved TFLOP/s of a worker and where the figure is from. `corpora`: bytes on disk to be read, None where
     the source does not tell (a hub data set). `memory`: of a worker of the trainings (`training/memory.py`). `gpu`:
     whether GPUs are assumed where nothing was measured. Raises CapacityError where a training cannot fit.
@@ -129,6 +130,7 @@ def estimate(study: Study, gpu: bool) -> dict[str, Any]:
         "stages": stages,
         "rungs": rungs(config, stages["choose"]["worker_seconds"]) if "choose" in stages else [],
         "kept": kept(study),
+        "embeddings": stored_embeddings(study),
         "workers": workers,
         "seconds": total / (workers or 1),
     }
@@ -165,6 +167,22 @@ def kept(study: Study) -> dict[str, Any]:
         "bytes": 2 * parameters * files,
         "states": states,
         "state_bytes": 16 * parameters * states,
+    }
+
+
+def stored_embeddings(study: Study) -> dict[str, Any]:
+    """What the embedding stage leaves in the output folder: `entries` of an embedding (filters of the probe, vocabulary
+    included), how many numbers a batch's unit holds (`numbers`, float32), and `bytes` of all batches of the corpora
+    (those that check the mixture or contamination come to it); a JSON value."""
+    import torch
+
+    config = study.config
+    with torch.device("meta"):
+        entries, numbers = stored_numbers(random_model(study.probe, {}), config.embedding.plain())
+    return {
+        "entries": entries,
+        "numbers": numbers,
+        "bytes": 4 * numbers * config.sampling.batches * len(config.corpora),
     }
 
 

@@ -89,15 +89,16 @@ def _variants(study: Study, probes: list[str], reference: bool) -> list[tuple[st
     result += [("probe", name, study.changed(probe={"model": name, "revision": None}).config) for name in probes]
     result.append(("estimator", "head", study.changed(embedding={"estimator": "head"}).config))
     if reference:
-        published = {"estimator": "reference", "draws": 1, "head_tuning": "none"}
+        published = {"estimator": "reference", "draws": 1, "head_tuning": "none", "filters": None}
         result.append(("estimator", "reference", study.changed(embedding=published).config))
     return result
 
 
 def _embedded(study: Study, config: Config) -> Evidence:
     parts = {"targets", "candidates", "seed", "sampling", "probe", "embedding"}
-    later = {"embedding": {"quirks": {"seed_by_batch"}}}  # version 0.1 did not have it: its folders are found
-    name = digest(config.model_dump(mode="json", include=parts, exclude=later))
+    later: dict[str, Any] = {"quirks": {"seed_by_batch"}}  # version 0.1 did not have these: its folders are found
+    later |= {"filters": True} if config.embedding.filters is None else {}
+    name = digest(config.model_dump(mode="json", include=parts, exclude={"embedding": later}))
     store = Store(f"{Store(config.output).uri}/robustness/{name}")
     variant = dataclasses.replace(study, config=config, store=store, probe=locate_probe(config.probe.plain()))
     with suppress(StoreError):  # nothing there yet, or not whole

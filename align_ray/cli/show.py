@@ -158,6 +158,11 @@ def show_plan(study: "Study", plan: dict[str, Any]) -> None:
         f"({rate['tflops']:.3g} TFLOP/s, {rate['source']}){cap}",
         f"a training needs {memory['total'] / 1e9:.2f}{there} GB of a worker's memory, by formula",
     ]
+    made = plan["embeddings"]
+    lines.append(
+        f"embeddings: {made['entries']:,} filters of the probe, {size_of(4 * made['numbers'])} a batch, "
+        f"{size_of(made['bytes'])} in all"
+    )
     if kept.get("weights"):
         lines.append(f"kept weights: {size_of(kept['bytes'])} at most, of {kept['weights']} trainings")
     if kept.get("states"):

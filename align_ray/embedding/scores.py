@@ -111,7 +111,7 @@ def sequence_scores(
         model, ids[:, :longest], settings.draws if settings.estimator == "exact" else 0, seed, step
     )
     rows = result.trunk if block == "trunk" else result.head[None]
-    means = pooled_rows(rows, settings.pooling).mean(0, dtype=torch.float64).cpu().numpy()
+    means = pooled_rows(rows, settings.plain()).mean(0, dtype=torch.float64).cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):  # a sequence without a token has an embedding of zeros
         alignment = np.stack([1 - scaled_cosine_distance(mean, targets, settings.epsilon) for mean in means])
     finite = np.isfinite(alignment) & result.finite().cpu().numpy()[:, None]

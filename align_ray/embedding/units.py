@@ -8,6 +8,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,9 @@ def unit_folder(study: Study, dtype: str | None = None) -> Folder:
 
 def embedding_key(config: Config, located: Located, dtype: str, head: str | None) -> str:
     """Digest of all that determines a unit but its batch."""
-    unused = {"quirks": {"absolute_epsilon"}} if config.embedding.estimator == "reference" else {"quirks"}
+    unused: dict[str, Any] = {"quirks": {"absolute_epsilon"} if config.embedding.estimator == "reference" else True}
+    if config.embedding.filters is None:
+        unused["filters"] = True  # units of versions without it are found
     settings = {**config.embedding.model_dump(exclude=unused), "dtype": dtype}
     made_by = {"procedure": PROCEDURE} if config.embedding.estimator == "reference" else {}
     parts = {"version": VERSION, "probe": located.digest, "head": head, "embedding": settings, "seed": config.seed}

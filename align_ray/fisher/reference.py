@@ -56,10 +56,15 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             np.random.set_state(numbers)
 
 
+def published_entries(model: nn.Module, quirks: Quirks = Quirks()) -> list[int]:
+    """Entries of every module that is part of an embedding, in its order."""
+    return [len(m.weight) if quirks.axis_0 else outputs(m) for _, m in _kept_modules(model, quirks)]
+
+
 def reference_blocks(model: nn.Module, embedding: Tensor, quirks: Quirks = Quirks()) -> dict[str, Tensor]:
     """The parts of an embedding [E]: `vocabulary` (token embedding rows, the known confounder, where kept) and
     `trunk`."""
-    sizes = [len(m.weight) if quirks.axis_0 else _outputs(m) for _, m in _kept_modules(model, quirks)]
+    sizes = published_entries(model, quirks)
     tokens = [m is model.get_input_embeddings() for _, m in _kept_modules(model, quirks)]
     parts = list(zip(embedding.split(sizes), tokens, strict=True))
     trunk = torch.cat([part for part, is_tokens in parts if not is_tokens])
@@ -67,7 +72,8 @@ def reference_blocks(model: nn.Module, embedding: Tensor, quirks: Quirks = Quirk
     return {"trunk": trunk, "vocabulary": vocabulary[-1]} if vocabulary else {"trunk": trunk}
 
 
-def _outputs(module: nn.Module) -> int:
+def outputs(module: nn.Module) -> int:
+    """Output rows of a linear module."""
     return module.weight.shape[1 if isinstance(module, Conv1D) else 0]
 
 

@@ -49,6 +49,8 @@ class Estimator:
     """mean or unit."""
     head_tuning: str = "none"
     """none, shared or per_batch."""
+    filters: int | None = None
+    """Entries of a block that are kept at most; None: all."""
     quirks: Quirks = Quirks()
 
     @property

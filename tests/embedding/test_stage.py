@@ -10,6 +10,7 @@ import torch
 
 from align_ray.config import Config
 from align_ray.corpora.sample import read_sample
+from align_ray.embedding.scores import score_samples
 from align_ray.embedding.units import unit_id
 from align_ray.errors import ProbeError
 from align_ray.fisher.probe import EMBEDDED
@@ -130,6 +131,22 @@ def test_every_estimator_gives_an_alignment(settings, blocks, no_pools, small_co
     assert {name: len(values) for name, values in units[0].blocks.items()} == blocks
     assert all(0 <= row["value"] <= 1 for row in result["ranking"]["target"])
     assert result["measure"] == {"reference": "published", "head": "head"}.get(settings.get("estimator"), "trunk")
+
+
+def test_with_some_filters_kept_alignment_and_scores_come_near_those_of_all(no_pools, small_config, tmp_path):
+    found = {}
+    for filters in (None, 1024):
+        settings = {"estimator": "head", "filters": filters}
+        study = open_study(Config.model_validate(small_config(tmp_path / str(filters), embedding=settings)))
+        embed(study)
+        aligned, evidence = align(study), evidence_of(study)
+        size = len(evidence.units["target"][0].blocks["head"][0])
+        best = {row["candidate"]: row["value"] for row in aligned["ranking"]["target"]}
+        scored = score_samples(study, evidence)["licences"]["targets"]["target"]["quantiles"]
+        found[filters] = (size, [best["python-stdlib"], best["licences"], *scored])
+    (size, whole), (kept, some) = found.values()
+    assert size > 2 * 1024 and kept == 1024
+    assert whole != some and some == pytest.approx(whole, abs=0.05)
 
 
 def test_a_shared_head_is_tuned_once_and_is_part_of_the_key(no_pools, small_config, tmp_path):

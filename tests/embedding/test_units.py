@@ -37,6 +37,10 @@ def test_embeddings_that_version_0_1_stored_are_found(settings, key):
     assert key_of(settings) == key
 
 
+def test_where_not_all_filters_are_kept_it_is_another_folder():
+    assert len({key_of({}), key_of({"filters": 1024}), key_of({"filters": 2048})}) == 3
+
+
 def test_embeddings_of_the_published_procedure_of_version_0_1_are_not_taken_for_todays():
     """Its labels came from another place in the random stream."""
     earlier = {"41a4097517ef8b90", "ecb7c1e3f980f8bb", "01ff9793d9b2f95b"}
