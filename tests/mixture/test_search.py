@@ -223,6 +223,7 @@ def test_what_cannot_be_asked_for_is_refused_before_any_work(embedded, small_con
             load_config(file)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_search_killed_in_the_middle_ends_as_an_undisturbed_one(small_config, no_pools, tmp_path, monkeypatch):
     """One of the workers is killed, then the whole session, also in the middle of what Ray writes. Both searches are
