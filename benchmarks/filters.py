@@ -39,7 +39,7 @@ def main(
     choices: Annotated[int, typer.Option(min=2)] = 10,
     set_: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    opened = study_of(study, set_, write=False)
+    opened = study_of(study, set_)
     config, units = opened.config, dict(evidence_of(opened).units)
     blocks, epsilon = main_blocks(next(iter(units.values()))), config.embedding.epsilon
     rows = {name: batch_matrix(of_corpus, blocks) for name, of_corpus in units.items()}

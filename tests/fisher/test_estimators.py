@@ -4,6 +4,7 @@ what is stored of a batch where not all filters are kept."""
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from align_ray.fisher.estimators import embed_batch, kept_filters, pooled_rows, stored_numbers
 from align_ray.fisher.settings import Estimator
@@ -68,3 +69,13 @@ def test_the_numbers_of_a_unit_are_those_that_were_announced(family, settings):
     assert sum(values.size for values in held) == numbers
     if settings.filters is None:
         assert sum(values.shape[1] for values in unit.blocks.values()) == entries
+
+
+@pytest.mark.parametrize(
+    ("config", "entries", "megabytes"), [(GPT2Config(), 133_201, 1.4), (LlamaConfig(), 1_391_872, 16.6)]
+)
+def test_the_sizes_in_the_documentation_are_those_of_these_models(config, entries, megabytes):
+    """docs/probes.md: GPT-2 small and Llama-2-7B, whose configurations are transformers' defaults."""
+    with torch.device("meta"):
+        found, numbers = stored_numbers(AutoModelForCausalLM.from_config(config), Estimator())
+    assert found == entries and 4e-6 * numbers == pytest.approx(megabytes, abs=0.05)
