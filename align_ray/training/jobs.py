@@ -21,7 +21,7 @@ from align_ray.fisher.probe import has_dropout
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
-from align_ray.training.loop import done_to, rungs_file, train_loop
+from align_ray.training.loop import done_to, finished, rungs_file, train_loop
 
 TRAINER = 2
 """Version of what a training does; another one's losses are not taken for this one's."""
@@ -81,13 +81,13 @@ class Trained:
     """By target that has a task."""
 
 
-def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
+def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool = True) -> list[Trained]:
     """Train every job whose result is not in the store; returns what every job came to.
 
-    `heldout`: rows by target. Raises RuntimeError where Ray gives a training up, CapReached where
-    `cost.max_cost` is used up.
+    `heldout`: rows by target; `scored`: whether targets' tasks are wanted (see `job_keys`). Raises
+    RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
     """
-    keys = _train_missing(study, heldout, jobs, None)
+    keys = _train_missing(study, heldout, jobs, None, scored)
     return [_trained(study.store.read_json(f"finetune/{key}.json"), heldout) for key in keys]
 
 
@@ -118,9 +118,12 @@ def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung:
     return found
 
 
-def _train_missing(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int | None) -> list[str]:
+def _train_missing(
+    study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int | None, scored: bool = True
+) -> list[str]:
     """Train what is not in the store, to a rung or to the end; returns the jobs' keys."""
-    store, keys, kept = study.store, job_keys(study, heldout, jobs), study.config.finetune.keep_weights
+    store, keys, kept = study.store, job_keys(study, heldout, jobs, scored), study.config.finetune.keep_weights
+    study = study if scored else without_tasks(study)
     todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not done_to(store, k, rung, kept)}
     if todo:
         _train(study, heldout, list(todo.values()), rung)
@@ -132,10 +135,21 @@ def _train_missing(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung
     return keys
 
 
-def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[str]:
-    """What the jobs' results are stored under (see `job_key`)."""
+def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool = True) -> list[str]:
+    """What the jobs' results are stored under (see `job_key`). Not `scored`: a result with the scores of targets' tasks
+    where it is there, else one without, which takes less."""
     fixed, share = common_inputs(study, heldout), replay_share(study)
-    return [job_key(fixed, job, share) for job in jobs]
+    keys = [job_key(fixed, job, share) for job in jobs]
+    if scored:
+        return keys
+    without, kept = job_keys(without_tasks(study), heldout, jobs), study.config.finetune.keep_weights
+    return [k if finished(study.store, k, kept) else less for k, less in zip(keys, without, strict=True)]
+
+
+def without_tasks(study: Study) -> Study:
+    """The study for trainings of which the losses alone are wanted."""
+    targets = [target.model_copy(update={"task": None}) for target in study.config.targets]
+    return dataclasses.replace(study, config=study.config.model_copy(update={"targets": targets}))
 
 
 def general_rows(study: Study) -> dict[str, Rows]:
@@ -179,13 +193,16 @@ def job_key(fixed: list[Any], job: Job, replay_share: float) -> str:
     return digest([fixed, share, job.rows.digest(), job.learning_rate, job.seed])
 
 
-def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> dict[str, np.ndarray]:
+def heldout_probabilities(
+    study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool
+) -> dict[str, np.ndarray]:
     """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1], NaN where a token does
-    not count; trains what is missing."""
+    not count; trains what is missing. `scored`: see `train_jobs`."""
     from safetensors.numpy import load
 
-    train_jobs(study, heldout, jobs)
-    parts = [load(study.store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(study, heldout, jobs)]
+    train_jobs(study, heldout, jobs, scored)
+    keys = job_keys(study, heldout, jobs, scored)
+    parts = [load(study.store.read_bytes(f"finetune/{key}.safetensors")) for key in keys]
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
 
 
