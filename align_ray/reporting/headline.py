@@ -46,7 +46,8 @@ def _measured(verdict: Verdict, bytes_per_token: float | None) -> str:
     by_task, number = verdict.by == "task", f"{abs(against.value):.4f} nats per"
     size, direction = f"{number} token", "lower"
     if by_task:
-        size, direction = f"{number} byte of the task's score", "higher"
+        beside = f" (accuracy {verdict.accuracy.value:+.3f})" if verdict.accuracy else ""
+        size, direction = f"{number} byte of the task's score{beside}", "higher"
     elif bytes_per_token:
         size += f" ({abs(against.value) / bytes_per_token / math.log(2):.4f} bits per byte)"
     side = "above" if (against.value > 0) == by_task else "below"  # what is compared by a task is minus the score

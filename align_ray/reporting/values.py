@@ -223,6 +223,8 @@ class TaskScore(Value):
     measure: str = "margin"
     """What the score is called: `margin`, the log-likelihood per byte of the right choice less that of the best wrong
     one, or `log-likelihood`, that of the whole right answer per byte."""
+    unit: str = "nats per byte"
+    """Of the score."""
     items: int
     chance: float
     """Accuracy of guessing."""
@@ -232,6 +234,10 @@ class TaskScore(Value):
     score_before: float
     score: Estimate
     score_change: Estimate
+
+    def labels(self) -> dict[str, str]:
+        """The fields that say how good it is, the one that decides first, and what each is called."""
+        return {"score": f"{self.measure}, {self.unit}", "accuracy": "accuracy"}
 
     @property
     def at_floor(self) -> bool:
