@@ -47,7 +47,10 @@ def _measured(verdict: Verdict, bytes_per_token: float | None) -> str:
     size, direction = f"{number} token", "lower"
     if by_task:
         beside = f" (accuracy {verdict.accuracy.value:+.3f})" if verdict.accuracy else ""
-        size, direction = f"{number} byte of the task's score{beside}", "higher"
+        size = f"{number} byte of the task's score{beside}"
+        if "nats" not in verdict.measure:  # a task of lm-eval whose metric alone is known
+            size = f"{abs(against.value):.4f} of the task's metric"
+        direction = "higher"
     elif bytes_per_token:
         size += f" ({abs(against.value) / bytes_per_token / math.log(2):.4f} bits per byte)"
     side = "above" if (against.value > 0) == by_task else "below"  # what is compared by a task is minus the score

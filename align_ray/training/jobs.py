@@ -14,6 +14,7 @@ import numpy as np
 from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.context import Study
+from align_ray.corpora.harness import NATS
 from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import Rows
 from align_ray.corpora.sample import read_sample
@@ -49,12 +50,25 @@ class Losses:
 @dataclasses.dataclass(frozen=True)
 class Answers:
     """What a model makes of a task's n items before and after a job: the continuous score, float64 [n], nats per byte,
-    higher is better, and whether each is answered, bool [n]."""
+    higher is better, and whether each is answered, bool [n]. Of a task of lm-eval whose metric alone is known (`unit`
+    is empty then) both are the metric."""
 
     before: np.ndarray
     after: np.ndarray
     right_before: np.ndarray
     right_after: np.ndarray
+    unit: str = NATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A metric of all items of a task together before and after a job, higher is better, with its standard errors, NaN
+    where they are not known."""
+
+    before: float
+    after: float
+    error_before: float
+    error_after: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +92,9 @@ class Trained:
     general: Losses | None = None
     """On general text, where the study has some for replay: what the training made the model forget."""
     tasks: dict[str, Answers] = dataclasses.field(default_factory=dict)
-    """By target that has a task."""
+    """By target that has a task whose items are scored."""
+    wholes: dict[str, Whole] = dataclasses.field(default_factory=dict)
+    """By target that has a task of which only a metric of all items is known."""
 
 
 def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool = True) -> list[Trained]:
@@ -94,11 +110,13 @@ def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: 
 @dataclasses.dataclass(frozen=True)
 class SoFar:
     """What a job came to at a rung: the losses before by target, float64 [m], those at the rungs so far, and by target
-    that has a task what the model made of it then, where the job was stopped there (not at the first rung)."""
+    that has a task what the model made of it then, where the job was stopped there (not at the first rung); see
+    `Trained`."""
 
     before: dict[str, np.ndarray]
     rungs: list[Rung]
     tasks: dict[str, Answers]
+    wholes: dict[str, Whole]
 
 
 def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int) -> list[SoFar]:
@@ -113,8 +131,8 @@ def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung:
             part = study.store.read_json(rungs_file(key))
         before = {t: np.array(v) for t, v in part["before"].items()}
         at = part.get("tasks_at", {}).get(str(rung), {})
-        tasks = {t: _answers({"before": part["tasks_before"][t], "after": after}) for t, after in at.items()}
-        found.append(SoFar(before, _rungs(part["rungs"])[: rung + 1], tasks))
+        tasks = _tasks({t: {"before": part["tasks_before"][t], "after": after} for t, after in at.items()})
+        found.append(SoFar(before, _rungs(part["rungs"])[: rung + 1], *tasks))
     return found
 
 
@@ -209,14 +227,26 @@ def heldout_probabilities(
 def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
     general = [losses.pop(name) for name in [*losses] if name not in heldout]
-    tasks = {t: _answers(r) for t, r in stored.get("tasks", {}).items()}
     kept = general[0] if general else None
-    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, tasks)
+    tasks = _tasks(stored.get("tasks", {}))
+    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, *tasks)
+
+
+def _tasks(stored: dict[str, Any]) -> tuple[dict[str, Answers], dict[str, Whole]]:
+    whole = {t for t, r in stored.items() if isinstance(r["after"], dict) and "whole" in r["after"]}
+    answers = {t: _answers(r) for t, r in stored.items() if t not in whole}
+    return answers, {t: _whole(stored[t]["before"], stored[t]["after"]) for t in stored if t in whole}
+
+
+def _whole(before: dict[str, Any], after: dict[str, Any]) -> Whole:
+    errors = (np.nan if of["error"] is None else of["error"] for of in (before, after))
+    return Whole(before["whole"], after["whole"], *errors)
 
 
 def _answers(stored: dict[str, Any]) -> Answers:
     (before, right_before), (after, right_after) = _scored(stored["before"]), _scored(stored["after"])
-    return Answers(before, after, right_before, right_after)
+    unit = stored["after"].get("unit", NATS) if isinstance(stored["after"], dict) else NATS
+    return Answers(before, after, right_before, right_after, unit)
 
 
 def _scored(stored: Any) -> tuple[np.ndarray, np.ndarray]:
