@@ -1,5 +1,5 @@
-"""Two answers beside each other: what their configurations differ in, weights, losses, verdicts, and why a number is
-another one."""
+"""Two answers beside each other: what their configurations differ in, weights, losses, task scores, verdicts, and why a
+number is another one."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from align_ray.answers import Answer, Difference, differences, shown
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.result import Result
 from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Validation, verdict_of
-from align_ray.reporting.values import Verdict
+from align_ray.reporting.values import Estimate, TaskScore, Verdict
 
 RESULTS: dict[str, type[Result]] = {
     "corpora": Corpora,
@@ -24,12 +24,13 @@ RESULTS: dict[str, type[Result]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A number of both answers; None where one has none. `unit`: nats per token, or a share of tokens."""
+    """A number of both answers; None where one has none. `ends`: of their 95% intervals, where they have some."""
 
     target: str
     what: str
     before: float | None
     after: float | None
+    ends: tuple[tuple[float, float] | None, tuple[float, float] | None] = (None, None)
 
     @property
     def difference(self) -> float | None:
@@ -47,6 +48,8 @@ class Comparison:
     """Losses and cross-entropies that no training of the very mixture has measured, nats per token."""
     measured: list[Row]
     """Losses after training, nats per token."""
+    tasks: list[Row]
+    """Scores and accuracies of targets' tasks after training, with intervals."""
     verdicts: tuple[Verdict, Verdict]
     why: list[str]
     """Why numbers differ, or cannot be compared, one sentence each."""
@@ -57,9 +60,13 @@ class Comparison:
             {"answer": a.id, "output": a.store.uri, "made": a.made, "version": a.version, "verdict": v.model_dump()}
             for a, v in zip(self.answers, self.verdicts, strict=True)
         ]
-        parts = {name: [vars(row) for row in getattr(self, name)] for name in ("weights", "predicted", "measured")}
+        parts = {name: [vars(row) for row in getattr(self, name)] for name in PARTS}
         configuration = [vars(difference) for difference in self.configuration]
         return {"answers": known, "configuration": configuration, **parts, "why": self.why}
+
+
+PARTS = ("weights", "predicted", "measured", "tasks")
+"""The tables of a comparison."""
 
 
 def results_of(answer: Answer) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def compare(before: Answer, after: Answer) -> Comparison:
         _rows(_weights(one), _weights(other)),
         _rows(_predicted(one), _predicted(other)),
         _rows(_measured(one), _measured(other)),
+        _task_rows(_tasks(one), _tasks(other)),
         (verdict_of(one), verdict_of(other)),
         list(_why(changed, before, after, one, other)),
     )
@@ -93,6 +101,16 @@ Numbers = dict[tuple[str, str], float]
 
 def _rows(one: Numbers, other: Numbers) -> list[Row]:
     return [Row(*key, one.get(key), other.get(key)) for key in {**one, **other}]
+
+
+def _task_rows(one: dict[tuple[str, str], Estimate], other: dict[tuple[str, str], Estimate]) -> list[Row]:
+    rows = []
+    for key in {**one, **other}:
+        both = [of.get(key) for of in (one, other)]
+        before, after = (found.value if found else None for found in both)
+        ends = tuple((found.low, found.high) if found else None for found in both)
+        rows.append(Row(*key, before, after, (ends[0], ends[1])))
+    return rows
 
 
 def _weights(results: dict[str, Any]) -> Numbers:
@@ -125,6 +143,20 @@ def _measured(results: dict[str, Any]) -> Numbers:
         for name, mixture in results["validation"].mixtures.items():
             found |= {(target, f"validate: {name}"): loss.value for target, loss in mixture.loss.items()}
     return found
+
+
+def _tasks(results: dict[str, Any]) -> dict[tuple[str, str], Estimate]:
+    """By target and run with what the number is."""
+    scored: dict[tuple[str, str], TaskScore] = {}
+    if "finetune" in results:
+        for name, run in results["finetune"].runs.items():
+            scored |= {(t, name): loss.task for t, loss in run.targets.items() if loss.task is not None}
+    if "validation" in results:
+        for name, mixture in results["validation"].mixtures.items():
+            scored |= {(t, f"validate: {name}"): task for t, task in mixture.task.items()}
+    return {
+        (t, f"{name}, {label}"): task[k] for (t, name), task in scored.items() for k, label in task.labels().items()
+    }
 
 
 def _why(

@@ -118,6 +118,25 @@ class ExactMatch(Model):
     """Items at most, of the half of the records that is held out."""
 
 
+class LmEval(Model):
+    """A task of EleutherAI's lm-eval, whose items are the task's own, not the target's records; needs the extra
+    `lm-eval` (`pip install 'align-ray[lm-eval]'`) on every node, and a local file and its data at the same place
+    there. A multiple-choice task gets the margin of its choices for a score, as `choices` does; another one is
+    compared by its metric, if that is a mean over items, else by the loss."""
+
+    kind: Literal["lm_eval"]
+    """What is done: as lm-eval does it."""
+    name: Annotated[str, Field(min_length=1)]
+    """A task's YAML file, or the name of one that comes with lm-eval, whose data is then read from the hub."""
+    metric: str | None = None
+    """The metric that counts, METRIC or METRIC,FILTER as lm-eval prints it. Default: the first of the task."""
+    items: PositiveInt = 500
+    """Items at most: the first of the task's test split (of its validation split where it has no other)."""
+    trust_remote_code: bool = False
+    """Run Python that the task file names (`!function`, `class`, a metric of the hub, ...). Off: such a task is
+    refused."""
+
+
 class Corpus(Model):
     """One corpus: where its records are and how a record becomes a text: by `column`, `template`, `chat`, or `prompt`
     and `completion`."""
@@ -157,7 +176,7 @@ class Corpus(Model):
     """hf:// only: the data set's configuration name."""
     streaming: bool = True
     """hf:// only: stream the data set instead of downloading it whole."""
-    task: Annotated[Choices | ExactMatch, Field(discriminator="kind")] | None = None
+    task: Annotated[Choices | ExactMatch | LmEval, Field(discriminator="kind")] | None = None
     """Targets only: what the model is to do with the records, scored before and after every training, beside the
     loss."""
 
@@ -476,7 +495,7 @@ class Finetune(Model):
     """Trainings of each candidate and mixture; they differ in the sequences drawn and their order. A verdict needs
     three."""
     delta: PositiveFloat = 0.005
-    """A difference of losses that makes none, nats per token (of the scores of a target's task, nats per byte): where
+    """A difference of losses that makes none, nats per token (of the scores of a target's task, in their unit): where
     the mixture's is within it of the uniform mixture's, the verdict is `no difference`, and another mixture refutes it
     by more than that alone."""
     workers: PositiveInt = 1

@@ -147,9 +147,17 @@ def _packages() -> list[Check]:
     return [Check(n, "failed", v or "not installed", f"pip install '{n}{w}'") for n, w, v in wrong]
 
 
+EXTRAS = {
+    "smollm2": "the probe smollm2",
+    "study": "sentence embeddings in align-ray study",
+    "lm-eval": "tasks of kind lm_eval",
+}
+"""What is installed if wanted, and what for."""
+
+
 def _extras() -> list[Check]:
     rows = []
-    for extra, use in (("smollm2", "the probe smollm2"), ("study", "sentence embeddings in align-ray study")):
+    for extra, use in EXTRAS.items():
         try:
             absent = [n for n, w, v in _requirements(extra) if v is None or not _within(v, w)]
         except importlib.metadata.PackageNotFoundError:

@@ -22,6 +22,7 @@ from align_ray.spending import costs, price
 from align_ray.training.finetune import MIXED
 from align_ray.training.loop import RUNGS
 from align_ray.training.memory import planned_memory
+from align_ray.training.rows import scored_alone
 from align_ray.training.step import learned, with_adapters
 from align_ray.training.validate import VALIDATED
 
@@ -45,6 +46,9 @@ class Work:
 
     tokens: int
     flops: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.flops + other.flops)
 
 
 def passes(config: Config) -> float:
@@ -76,26 +80,28 @@ def planned_work(study: Study) -> dict[str, Work]:
         measured = MEASURED * held + scored * asked
         return Work(runs * seen, runs * ((seen + general) * TRAINING_PASSES + measured) * forward_trained)
 
-    rates = len(tune.learning_rate) if len(tune.learning_rate) > 1 else 0  # to choose one
+    # to choose one
+    rates = training(len(tune.learning_rate) if len(tune.learning_rate) > 1 else 0, tune.tokens, 0)
+    experts = training(candidates, tune.tokens, 2 if scored_alone(config) else 0)
     search = embedding(len(CHECKED) * max(2, sampling.batches // 2))  # to check the prediction
     if config.search.objective in TRAINED:
         if config.search.objective == "mixmin":  # trains on every candidate alone, as finetune does
-            proxies = training(candidates + rates, tune.tokens)
+            proxies = experts + rates
         elif config.search.objective == "predicted":  # and on some mixtures
-            proxies = training(candidates + min(RUNS, config.search.trials) + rates, tune.tokens)
+            proxies = experts + training(min(RUNS, config.search.trials), tune.tokens, 0) + rates
         else:
-            proxies = training(config.search.trials, config.search.proxy_tokens)
-        search = Work(search.tokens + proxies.tokens, search.flops + proxies.flops)
+            proxies = training(config.search.trials, config.search.proxy_tokens, 0)
+        search += proxies
     trained = config.choose.by == "training"
-    chosen = {"choose": training(candidates + rates, tune.tokens, 1 + len(RUNGS))} if trained else {}
+    chosen = {"choose": training(candidates, tune.tokens, 1 + len(RUNGS)) + rates} if trained else {}
     alone = min(candidates, len(config.targets)) if trained else candidates
     return {
         "embed": embedding(len(config.corpora) * sampling.batches),
         "samples": embedding(len(config.corpora) * min(sampling.batches, -(-SAMPLES // sampling.batch_size))),
         **chosen,
         "search": search,
-        "finetune": training((alone + len(MIXED)) * tune.seeds + rates, tune.tokens),
-        "validate": training((len(VALIDATED) + 1) * tune.seeds + candidates + rates, tune.tokens),
+        "finetune": training((alone + len(MIXED)) * tune.seeds, tune.tokens) + rates,
+        "validate": training((len(VALIDATED) + 1) * tune.seeds, tune.tokens) + experts + rates,
     }
 
 

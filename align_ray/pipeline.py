@@ -18,8 +18,9 @@ from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
 from align_ray.checks.predict import check_predictable, predictive_study
 from align_ray.claims import held
-from align_ray.config import TRAINED, Config
+from align_ray.config import TRAINED, Config, LmEval
 from align_ray.context import Study
+from align_ray.corpora.harness import check_task
 from align_ray.corpora.sample import sample_corpora, token_counts
 from align_ray.corpora.sources import check_corpus
 from align_ray.embedding.evidence import Evidence, read_evidence, reduce_corpora
@@ -86,6 +87,9 @@ def checked_probe(config: Config) -> Located:
     """The probe, after a look at the first records of every corpus and at whether it can be one."""
     for corpus in config.read:
         check_corpus(corpus)
+    for target in config.targets:
+        if isinstance(target.task, LmEval):
+            check_task(target.name, target.task)
     probe = locate_probe(config.probe.plain())
     check_model(probe)
     return probe

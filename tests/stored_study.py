@@ -128,7 +128,9 @@ TASKED = "code"
 def task(before, after):
     """A task's scores by the real function, from items' margins float64 [seeds, items]."""
     trained = [SimpleNamespace(tasks={TASKED: Answers(before, of_seed, before > 0, of_seed > 0)}) for of_seed in after]
-    return task_scores(trained, {TASKED: SimpleNamespace(chance=1 / 3, measure="margin")})[TASKED]
+    return task_scores(
+        trained, {TASKED: SimpleNamespace(chance=1 / 3, measure="margin", unit="nats per byte", metric="accuracy")}
+    )[TASKED]
 
 
 def trainings(rng, search):

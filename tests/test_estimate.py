@@ -59,6 +59,28 @@ def test_the_work_follows_from_the_configuration(small_config, tmp_path):
     )
 
 
+def test_the_work_of_a_task_is_where_its_scores_are_reported(small_config, tmp_path, corpora):
+    by_loss = {"objective": "loss", "proxy_tokens": 512}
+    task = {"kind": "choices", "context": "text", "choices": ["yes", "no"], "answer": "right", "items": 4}
+    texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
+    lines = [json.dumps({"text": text[:100], "right": "yes"}) for text in texts]
+    (tmp_path / "target.jsonl").write_text("\n".join(lines))
+
+    def work(task, by="words", **search):
+        mapping = small_config(tmp_path / "out", choose={"by": by})
+        mapping["targets"] = [{"name": "target", "source": str(tmp_path / "target.jsonl"), "task": task}]
+        mapping["search"] |= search
+        return planned_work(study(Config.model_validate(mapping)))
+
+    def more(stage, **settings):
+        return work(task, **settings)[stage].flops - work(None, **settings)[stage].flops
+
+    assert more("finetune") > 0 and more("search", **by_loss) == 0
+    experts = {"objective": "mixmin", "proxy_tokens": 512}
+    assert more("search", **experts) > 0 and more("search", by="training", **experts) == 0
+    assert more("validate", by="training") < more("validate")
+
+
 def test_the_samples_of_the_report_are_as_many_batches_as_hold_32_sequences(small_config, tmp_path):
     for batch_size, batches, scored in ((4, 4, 4), (4, 20, 8), (12, 20, 3), (64, 20, 1)):  # 4: there are no more
         sampling = {"sequence_length": 32, "batch_size": batch_size, "batches": batches}

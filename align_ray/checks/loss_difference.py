@@ -27,7 +27,7 @@ def loss_difference(study: Study) -> Measure:
     rate = learning_rate(config)
     jobs = [Job(Rows.encoded_as(batches[t.name]), rate, 0) for t in config.targets]
     study.say(f"training on every target's sample, for the loss difference: {len(jobs)} trainings")
-    done = train_jobs(study, measured, jobs)
+    done = train_jobs(study, measured, jobs, scored=False)
     gain = [[(t.losses[c].before - t.losses[c].after).mean() for t in done] for c in measured]
     seconds = float(np.median([t.seconds for t in done])) * len(jobs) / len(batches)
     return Measure(NAME, "model", np.array(gain), seconds)

@@ -46,7 +46,7 @@ def measure_outcomes(study: Study) -> Outcome:
     runs = [(name, seed) for name in names for seed in seeds]
     jobs = candidate_jobs(study, config.predict.tokens, seeds)
     study.say(f"training on every candidate: {len(jobs)} trainings, without those done")
-    done = train_jobs(study, heldout, jobs)
+    done = train_jobs(study, heldout, jobs, scored=False)
 
     def by_seed(values: list[Any]) -> np.ndarray:
         """[K, ..., S] of a value a run."""
@@ -70,7 +70,7 @@ def measure_outcomes(study: Study) -> Outcome:
         rungs,
         epochs.tolist(),
         float(np.median([t.seconds for t in done])),
-        losses_table(study, runs, jobs, done, job_keys(study, heldout, jobs)),
+        losses_table(study, runs, jobs, done, job_keys(study, heldout, jobs, scored=False)),
     )
 
 

@@ -35,7 +35,7 @@ def compare(
     before: Annotated[str, typer.Argument(metavar="A", help=WHERE)],
     after: Annotated[str, typer.Argument(metavar="B", help="What it is compared with, named in the same way.")],
 ) -> None:
-    """Set two answers beside each other: configuration, weights, predicted and measured losses, and why they differ.
+    """Set two answers beside each other: configuration, weights, losses, task scores, and why they differ.
 
     Example: [b]align-ray compare runs/study@1f0c23ab runs/study[/b]
     """
@@ -99,6 +99,7 @@ def show_comparison(found: "Comparison") -> None:
         ("weights (shares of tokens)", found.weights, ".1%"),
         ("predicted (nats per token)", found.predicted, ".4f"),
         ("measured after training (nats per token)", found.measured, ".4f"),
+        ("tasks after training (higher is better), with 95% intervals", found.tasks, ".4f"),
     ):
         if rows:
             out.print(_table(title, rows, form))
@@ -118,6 +119,7 @@ def say_what_changed(before: "Answer", now: "Answer") -> None:
         ("weight of", found.weights, ".1%"),
         ("cross-entropy and predicted loss,", found.predicted, ".4f"),
         ("measured loss,", found.measured, ".4f"),
+        ("task,", found.tasks, ".4f"),
     ):
         moved = [row for row in rows if row.difference]
         shown = [f"{row.what} {row.before:{form}} now {row.after:{form}}" for row in moved[:MOST_MOVED]]
@@ -142,10 +144,15 @@ def _table(title: str, rows: "list[Row]", form: str) -> Any:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         difference = row.difference
-        cells = ("" if v is None else format(v, form) for v in (row.before, row.after))
+        both = zip((row.before, row.after), row.ends, strict=True)
+        cells = ("" if v is None else f"{v:{form}}{_between(ends, form)}" for v, ends in both)
         signed = "" if difference is None else format(difference, f"+{form}")
         table.add_row(*([row.target] if len(targets) > 1 else []), row.what, *cells, signed)
     return table
+
+
+def _between(ends: tuple[float, float] | None, form: str) -> str:
+    return "" if ends is None else f"\n[{ends[0]:{form}}, {ends[1]:{form}}]"
 
 
 def answer_at(place: str) -> "Answer":

@@ -111,7 +111,7 @@ Mixtures = Annotated[
     Path, typer.Option(help="CSV: a column that names the run, one of weights a domain.", resolve_path=True)
 ]
 Metrics = Annotated[Path, typer.Option(help="CSV: the run, one column a metric (lower is better).", resolve_path=True)]
-Metric = Annotated[list[str] | None, typer.Option("--metric", help="Use this metric; repeatable. Default: all.")]
+Metric = Annotated[list[str] | None, typer.Option("--metric", help="Use this metric; repeatable. Default: all losses.")]
 
 
 Maximise = Annotated[bool, typer.Option("--maximise", help="The metrics are better when they are higher.")]

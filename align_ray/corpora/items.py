@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.config import Choices, Corpus, ExactMatch, digest
+from align_ray.config import Choices, Corpus, ExactMatch, LmEval, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import document_key
+from align_ray.corpora.harness import HarnessTask, harness_task
 from align_ray.corpora.questions import Questions, context_of, question_of, questions_of
 from align_ray.corpora.records import Unusable, render, value_at
 from align_ray.corpora.rows import Rows
@@ -41,8 +42,9 @@ class Items:
     bytes: np.ndarray
     """int64 [m]: of the choice, as UTF-8."""
 
-    measure = "margin"
+    measure, unit = "margin", "nats per byte"
     """What the continuous score is called."""
+    metric = "accuracy"
 
     @property
     def tokens(self) -> int:
@@ -60,9 +62,13 @@ class Items:
         return digest([self.rows.digest(), rest.hexdigest()])
 
 
-def read_items(study: Study) -> dict[str, Items | Questions]:
+Asked = Items | Questions | HarnessTask
+"""What is asked of a model in a task."""
+
+
+def read_items(study: Study) -> dict[str, Asked]:
     """By target that has a task, its items, read once in a process as long as its files stay as they are. Raises
-    CorpusError where records give none."""
+    CorpusError where records give none, ConfigError where a task of lm-eval is refused."""
     seed = study.config.seed
     return {t.name: _items(t.model_dump_json(), seed, study.model, files_seen(t)) for t in _with_task(study)}
 
@@ -71,7 +77,8 @@ def item_keys(study: Study) -> set[bytes]:
     """The keys of the documents that items are of, those that are not drawn as well. Raises CorpusError as
     `read_items`."""
     seed = study.config.seed
-    return {key for t in _with_task(study) for key in _records(t.model_dump_json(), seed, files_seen(t))}
+    ours = [t for t in _with_task(study) if not isinstance(t.task, LmEval)]  # whose items are records of the target
+    return {key for t in ours for key in _records(t.model_dump_json(), seed, files_seen(t))}
 
 
 def _with_task(study: Study) -> list[Corpus]:
@@ -79,8 +86,10 @@ def _with_task(study: Study) -> list[Corpus]:
 
 
 @lru_cache
-def _items(target_json: str, seed: int, model: Located, files: tuple[object, ...]) -> Items | Questions:
+def _items(target_json: str, seed: int, model: Located, files: tuple[object, ...]) -> Asked:
     target = Corpus.model_validate_json(target_json)
+    if isinstance(target.task, LmEval):
+        return harness_task(target.name, target.task, load_tokenizer(model))
     records = list(_records(target_json, seed, files).values())
     if isinstance(target.task, ExactMatch):
         return questions_of(target.name, records, load_tokenizer(model), target.task, model.context)
@@ -94,7 +103,7 @@ def _records(target_json: str, seed: int, files: tuple[object, ...]) -> dict[byt
     `files`: what tells that the target's files are those that were read (`sources.files_seen`)."""
     target = Corpus.model_validate_json(target_json)
     task = target.task
-    assert task is not None
+    assert task is not None and not isinstance(task, LmEval)
     found: dict[bytes, tuple[Any, ...]] = {}
     faults: dict[str, int] = {}
     for record in whole_records(target):

@@ -36,8 +36,9 @@ class Questions:
     task: ExactMatch
     chance = 0.0
     """Accuracy of guessing."""
-    measure = "log-likelihood"
+    measure, unit = "log-likelihood", "nats per byte"
     """What the continuous score is called."""
+    metric = "accuracy"
 
     @property
     def tokens(self) -> int:

@@ -28,6 +28,7 @@ from align_ray.training.jobs import (
     runs_at_once,
     scaling,
     train_jobs,
+    without_tasks,
 )
 from align_ray.training.loop import on_worker, train_model
 from align_ray.training.rows import (
@@ -64,7 +65,7 @@ def tune_loss(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    study = with_rate(study)
+    study = without_tasks(with_rate(study))
     config, store, located, names = study.config, study.store, study.model, constraints.names
     room = capacity(config.cluster)
     heldout = {t: validation_half(rows) for t, rows in heldout_rows(study).items()}
@@ -183,6 +184,6 @@ def run_swarm(
     named = [dict(zip(constraints.names, w.tolist(), strict=True)) for w in weights]
     heldout = heldout_rows(study)
     jobs = mixture_jobs(study, tokens, named, config.search.proxy_tokens, range(1))
-    done = train_jobs(study, heldout, jobs)
+    done = train_jobs(study, heldout, jobs, scored=False)
     losses = {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
     return weights, losses

@@ -8,7 +8,7 @@ from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.goals import mixmin_goal
 from align_ray.mixture.solver import solve
 from align_ray.training.jobs import heldout_probabilities
-from align_ray.training.rows import candidate_jobs, heldout_rows, with_rate
+from align_ray.training.rows import candidate_jobs, heldout_rows, scored_alone, with_rate
 
 
 def candidate_probabilities(study: Study) -> dict[str, np.ndarray]:
@@ -16,7 +16,7 @@ def candidate_probabilities(study: Study) -> dict[str, np.ndarray]:
     float32 [K, m, T - 1]."""
     study = with_rate(study)
     jobs = candidate_jobs(study, study.config.finetune.tokens)
-    found = heldout_probabilities(study, heldout_rows(study), jobs)
+    found = heldout_probabilities(study, heldout_rows(study), jobs, scored_alone(study.config))
     return {t: np.stack([validation_half(p) for p in by_job]) for t, by_job in found.items()}
 
 

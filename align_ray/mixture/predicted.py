@@ -22,7 +22,7 @@ from align_ray.mixture.constraints import Constraints, nearest
 from align_ray.mixture.merged import merged_losses
 from align_ray.mixture.objectives import log_mixture_objective
 from align_ray.training.jobs import Trained, heldout_probabilities, job_keys, train_jobs
-from align_ray.training.rows import candidate_jobs, heldout_rows, mixture_jobs, with_rate
+from align_ray.training.rows import candidate_jobs, heldout_rows, mixture_jobs, scored_alone, with_rate
 
 RUNS = 8
 """Real trainings on mixtures at most."""
@@ -91,10 +91,10 @@ def search_by_prediction(
     """
     study = with_rate(study.changed(finetune={"keep_weights": True}))
     config, heldout, names = study.config, heldout_rows(study), constraints.names
-    experts = candidate_jobs(study, config.finetune.tokens)
-    keys = job_keys(study, heldout, experts)
-    _refuse_diverged(train_jobs(study, heldout, experts), list(names))
-    probabilities = {t: validation_rows(p) for t, p in heldout_probabilities(study, heldout, experts).items()}
+    experts, scored = candidate_jobs(study, config.finetune.tokens), scored_alone(config)
+    _refuse_diverged(train_jobs(study, heldout, experts, scored), list(names))
+    keys = job_keys(study, heldout, experts, scored)
+    probabilities = {t: validation_rows(p) for t, p in heldout_probabilities(study, heldout, experts, scored).items()}
     feasible = {n: w for n, w in known.items() if within(w, constraints)}
     pool = np.concatenate(
         [
@@ -227,7 +227,8 @@ def _measured(
 ) -> dict[str, np.ndarray]:
     """Losses after training on the mixtures, on the half that chooses, by target [n]."""
     weights = [dict(zip(names, w.tolist(), strict=True)) for w in mixtures]
-    done = train_jobs(study, heldout, mixture_jobs(study, tokens, weights, study.config.finetune.tokens, range(1)))
+    jobs = mixture_jobs(study, tokens, weights, study.config.finetune.tokens, range(1))
+    done = train_jobs(study, heldout, jobs, scored=False)
     _refuse_diverged(done, ["a mixture"] * len(done))
     return {t: np.array([validation_half(run.losses[t].after).mean() for run in done]) for t in heldout}
 

@@ -16,6 +16,8 @@ run's."""
 FEWEST = 10
 HIGHER = re.compile(r"acc|f1|bleu|rouge|exact|score|win|pass@|auc|mrr|ndcg", re.IGNORECASE)
 """Metrics that are usually better when they are higher."""
+TASK = re.compile(r"(score|accuracy)(_low|_high)?/")
+"""Columns of tasks' scores beside losses, as `align-ray report` writes them: they are better when they are higher."""
 WILD = 1.5
 """Largest sum of a row's weights over the smallest one's, above which they are no shares."""
 
@@ -39,9 +41,9 @@ class Runs:
 def read_runs(mixtures: Path, metrics: Path, wanted: list[str] | None = None, maximise: bool = False) -> Runs:
     """The runs of two tables, matched by their ids; weights are renormalised.
 
-    `wanted`: metrics to take (default: all). `maximise`: they are better when higher; their signs are turned. Columns
-    that tell runs apart, and those of one value that is no number, are left out.
-    Raises ConfigError naming file and column.
+    `wanted`: metrics to take (default: all; of a table of `align-ray report` the losses). `maximise`: they are better
+    when higher; their signs are turned. Columns that tell runs apart, and those of one value that is no number, are
+    left out. Raises ConfigError naming file and column.
     """
     ratios, results = _table(mixtures), _table(metrics)
     key = _key(ratios, results, mixtures, metrics)
@@ -59,6 +61,10 @@ def read_runs(mixtures: Path, metrics: Path, wanted: list[str] | None = None, ma
         )
     if alone:
         notes.append(f"{alone} rows of {mixtures.name} and {metrics.name} find no partner and are left out")
+    scores = [name for name in values.columns if TASK.match(str(name))]
+    if scores and not wanted and any(str(name).startswith("loss/") for name in values.columns):
+        notes.append(f"losses alone are taken; for a task's score name it: --metric {scores[0]} --maximise")
+        wanted = [name for name in values.columns if name not in scores]
     values = _numbers(values.loc[common, wanted or list(values.columns)], metrics, notes, "metric")
     shares = np.ascontiguousarray(weights.loc[common], dtype=np.float64)  # a row beside a row: sums have one order
     sums = shares.sum(1)

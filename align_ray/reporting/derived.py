@@ -11,6 +11,7 @@ from align_ray.reporting.headline import headline
 from align_ray.reporting.names import called, explained
 from align_ray.reporting.results import verdict_of
 from align_ray.reporting.trust import trust
+from align_ray.reporting.values import TaskScore
 
 
 def correlation(x: list[float], y: list[float]) -> dict[str, float] | None:
@@ -47,11 +48,23 @@ MIXED = {"mixture": "recommended", "uniform": "uniform"}
 
 
 def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
-    """What the first figure shows of a target, best first, with 95% intervals. `kind`: "measured", the change of the
-    held-out loss by training on every candidate and mixture; "expected" where candidates were chosen by training: below
+    """What the first figure shows of a target, best first, with 95% intervals. `kind`: "task", the change of its task's
+    score by training on every candidate and mixture, where the verdict is by that; "measured", that of the held-out
+    loss; "expected" where candidates were chosen by training: below
     what was measured, what the choice believes of every candidate; "words", cross-entropy where nothing was trained.
     Each row has a `kind` of its own and a `label`, which says it where not all are of one."""
     rows: list[dict[str, Any]] = []
+    if scored := _scored(results, target):
+        for name, task in scored.items():
+            rows.append({"name": name, "kind": "task", "label": name, **task.score_change.model_dump()})
+        rows.sort(key=lambda row: -row["value"])
+        label = next(iter(scored.values())).labels()["score"]
+        return {
+            "kind": "task",
+            "title": "What was measured, by the task",
+            "axis": f"change of the {label}",
+            "rows": rows,
+        }
     if "finetune" in results:
         found = {name: run.targets[target] for name, run in results["finetune"].runs.items()}
         rows = [
@@ -82,9 +95,18 @@ def bars(results: dict[str, Any], target: str) -> dict[str, Any]:
     return {"kind": kind, "title": title, "axis": axis, "rows": ordered}
 
 
+def _scored(results: dict[str, Any], target: str) -> dict[str, TaskScore]:
+    """By run the scores of a target's task, where the verdict is by tasks and this target has one."""
+    if "finetune" not in results or verdict_of(results).by != "task":
+        return {}
+    found = {name: run.targets[target].task for name, run in results["finetune"].runs.items()}
+    return {name: task for name, task in found.items() if task is not None}
+
+
 def loss_against_task(results: dict[str, Any], target: str) -> dict[str, Any] | None:
     """Every training of `finetune` and every further mixture of `validate`, by loss and by the target's task, highest
-    score first: `run`, `loss`, the `task` and where that and the loss stand (`path`, `loss_path`). `pairs` of them,
+    score first: `run`, `loss`, the `task`, where that and the loss stand (`path`, `loss_path`), and whether it is the
+    recommended or the uniform mixture (`mixed`). `pairs` of them,
     and in how many the lower loss has the higher score (`alike`). None where there is no task."""
     points: list[dict[str, Any]] = []
     finetune, validation = results.get("finetune"), results.get("validation")
@@ -92,13 +114,17 @@ def loss_against_task(results: dict[str, Any], target: str) -> dict[str, Any] | 
         if (task := run.targets[target].task) is not None:
             path: tuple[str, ...] = ("finetune", "runs", name, "targets", target)
             points.append({"run": name, "loss": run.targets[target].after, "task": task})
-            points[-1] |= {"path": (*path, "task"), "loss_path": (*path, "after")}
+            points[-1] |= {"path": (*path, "task"), "loss_path": (*path, "after"), "mixed": name in MIXED}
     known = {MIXED[point["run"]] for point in points if point["run"] in MIXED}
     for name, mixture in validation.mixtures.items() if validation else ():
         if target in mixture.task and mixture.same_as is None and name not in known:
             path = ("validation", "mixtures", name)
             points.append({"run": called(name), "loss": mixture.loss[target].value, "task": mixture.task[target]})
-            points[-1] |= {"path": (*path, "task", target), "loss_path": (*path, "loss", target, "value")}
+            points[-1] |= {
+                "path": (*path, "task", target),
+                "loss_path": (*path, "loss", target, "value"),
+                "mixed": False,
+            }
     if not points:
         return None
     points.sort(key=lambda point: -point["task"].score.value)
@@ -215,7 +241,8 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     found: dict[str, Any] = {"losses": {}, "finetuned": {}, "front": {}, "compared": [], "tried": []}
     found["facts"] = facts(config, results, costs)
     found["prior"] = config.search.prior_strength > 0
-    found["bars"] = {target: bars(results, target) for target in targets}
+    of = {target: bars(results, target) for target in targets}
+    found["bars"] = dict(sorted(of.items(), key=lambda item: item[1]["kind"] != "task"))  # what decides comes first
     found["trust"] = {target: trust(results, target) for target in targets}
     found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None
     found["headline"] = headline(results, stopped)

@@ -297,10 +297,12 @@ def loss_figure(points: list[dict[str, Any]]) -> Figure:
 
 def task_figure(points: list[dict[str, Any]]) -> Figure:
     """Every training by its loss and by its task: the continuous score and the accuracy, with 95% intervals."""
-    figure, panels = _axes(3.9, columns=2)
+    labels = points[0]["task"].labels()
+    figure, found = _axes(3.9, columns=len(labels))
+    panels = np.atleast_1d(found)
     losses = [point["loss"] for point in points]
     middle = (min(losses) + max(losses)) / 2
-    for panel, what in zip(panels, ("score", "accuracy"), strict=True):
+    for panel, (what, label) in zip(panels, labels.items(), strict=True):
         found = [point["task"][what] for point in points]
         ends = [[e.value - e.low for e in found], [e.high - e.value for e in found]]
         values = [e.value for e in found]
@@ -320,11 +322,11 @@ def task_figure(points: list[dict[str, Any]]) -> Figure:
         panel.margins(x=0.12)
         panel.locator_params(axis="x", nbins=5)
         panel.set_xlabel("held-out loss (nats per token)")
+        panel.set_ylabel(label)
     task = points[0]["task"]
-    panels[0].axhline(task.score_before, color=MUTED, linestyle=":", linewidth=1)
-    panels[1].axhline(task.chance, color=MUTED, linestyle=":", linewidth=1)
-    panels[0].set_ylabel(f"{task.measure} (nats per byte)")
-    panels[1].set_ylabel("accuracy")
+    for panel, at in zip(panels, (task.score_before, task.chance), strict=False):
+        if at is not None:
+            panel.axhline(at, color=MUTED, linestyle=":", linewidth=1)
     return figure
 
 

@@ -46,7 +46,11 @@ def _measured(verdict: Verdict, bytes_per_token: float | None) -> str:
     by_task, number = verdict.by == "task", f"{abs(against.value):.4f} nats per"
     size, direction = f"{number} token", "lower"
     if by_task:
-        size, direction = f"{number} byte of the task's score", "higher"
+        beside = f" (accuracy {verdict.accuracy.value:+.3f})" if verdict.accuracy else ""
+        size = f"{number} byte of the task's score{beside}"
+        if "nats" not in verdict.measure:  # a task of lm-eval whose metric alone is known
+            size = f"{abs(against.value):.4f} of the task's metric"
+        direction = "higher"
     elif bytes_per_token:
         size += f" ({abs(against.value) / bytes_per_token / math.log(2):.4f} bits per byte)"
     side = "above" if (against.value > 0) == by_task else "below"  # what is compared by a task is minus the score

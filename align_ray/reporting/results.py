@@ -379,15 +379,25 @@ class Finetuned(Result):
         return sorted(kept, key=lambda name: points[name])
 
     def better_alone(self) -> list[str]:
-        """A sentence for every target that a candidate alone has come nearer to than the mixture."""
+        """A sentence for every target that a candidate alone has done better on than the mixture, by its task where
+        the verdict is by that."""
         lines = []
+        by_task = self.verdict is not None and self.verdict.by == "task"
         for target, mixed in self.runs["mixture"].targets.items() if "mixture" in self.runs else ():
-            alone = {n: run.targets[target].after for n, run in self.runs.items() if n not in ("mixture", "uniform")}
-            best = min(alone, key=lambda name: alone[name])
-            if alone[best] < mixed.after:
+            alone = {n: run.targets[target] for n, run in self.runs.items() if n not in ("mixture", "uniform")}
+            scores = {n: of.task.score.value for n, of in alone.items() if of.task is not None} if by_task else {}
+            if scores and mixed.task is not None:
+                best = max(scores, key=lambda name: scores[name])
+                better = scores[best] > mixed.task.score.value
+                said = f"a score of {scores[best]:+.4f}, higher than the mixture's {mixed.task.score.value:+.4f}"
+            else:
+                best = min(alone, key=lambda name: alone[name].after)
+                better = alone[best].after < mixed.after
+                said = f"{alone[best].after:.4f}, lower than the mixture's {mixed.after:.4f}"
+            if better:
                 lines.append(
-                    f"{target}: '{best}' alone comes to {alone[best]:.4f}, lower than the mixture's {mixed.after:.4f}. "
-                    f"There is enough of it for {self.tokens:,} tokens; the mixture is for the token budget"
+                    f"{target}: '{best}' alone comes to {said}. There is enough of it for {self.tokens:,} tokens; the "
+                    "mixture is for the token budget"
                 )
         return lines
 

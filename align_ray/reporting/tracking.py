@@ -407,7 +407,7 @@ def _task_metrics(tasks: Mapping[str, TaskScore | None]) -> dict[str, float]:
     found: dict[str, float] = {}
     for target, task in tasks.items():
         if task is not None:
-            found |= {f"accuracy/{target}": task.accuracy.value, f"score/{target}": task.score.value}
+            found |= {f"{name}/{target}": task[name].value for name in task.labels()}
     return found
 
 

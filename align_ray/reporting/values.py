@@ -217,15 +217,20 @@ class Forgotten(Value):
 
 
 class TaskScore(Value):
-    """A target's task on its items: the share answered, and a continuous score, nats per byte, higher is better;
-    intervals over seeds and items."""
+    """A target's task on its items: the share answered (of a task of lm-eval: its metric), and a continuous score,
+    higher is better; intervals over seeds and items."""
 
     measure: str = "margin"
     """What the score is called: `margin`, the log-likelihood per byte of the right choice less that of the best wrong
-    one, or `log-likelihood`, that of the whole right answer per byte."""
+    one; `log-likelihood`, that of the whole right answer per byte; or, of a task of lm-eval that has neither, its
+    metric, which accuracy is then as well."""
+    unit: str = "nats per byte"
+    """Of the score; none of a metric."""
+    metric: str = "accuracy"
+    """What the accuracy is called: of a task of lm-eval as there."""
     items: int
-    chance: float
-    """Accuracy of guessing."""
+    chance: float | None
+    """Accuracy of guessing, where it is known."""
     accuracy_before: float
     accuracy: Estimate
     accuracy_change: Estimate
@@ -233,10 +238,16 @@ class TaskScore(Value):
     score: Estimate
     score_change: Estimate
 
+    def labels(self) -> dict[str, str]:
+        """The fields that say how good it is, the one that decides first, and what each is called."""
+        if not self.unit:
+            return {"score": self.measure}
+        return {"score": f"{self.measure}, {self.unit}", "accuracy": self.metric}
+
     @property
     def at_floor(self) -> bool:
         """Whether the accuracy is not told from guessing: the end of its interval is at it or below."""
-        return self.accuracy.low <= self.chance
+        return self.chance is not None and self.accuracy.low <= self.chance
 
 
 class Change(Forgotten):

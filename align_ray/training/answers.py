@@ -4,18 +4,23 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.corpora.items import Items, margins
+from align_ray.corpora.harness import HarnessTask
+from align_ray.corpora.items import Asked, Items, margins
 from align_ray.corpora.questions import Questions
 from align_ray.corpora.rows import FILLED, Rows
 from align_ray.fisher.probe import has_bfloat16
+from align_ray.training.harness import harness_answers
 from align_ray.training.step import heldout_losses
 
 ROWS_AT_ONCE, WRITTEN_AT_ONCE = 8, 16
 """Rows that are measured together, and answers that are written together."""
 
 
-def task_answers(model: Any, asked: Items | Questions, tokenizer: Any, device: Any) -> dict[str, list[Any]]:
-    """By item the continuous `score`, nats per byte, higher is better, and whether it is answered (`right`)."""
+def task_answers(model: Any, asked: Asked, tokenizer: Any, device: Any) -> dict[str, Any]:
+    """By item the continuous `score`, nats per byte, higher is better, and whether it is answered (`right`); of
+    lm-eval's tasks see `harness_answers`."""
+    if isinstance(asked, HarnessTask):
+        return harness_answers(model, asked, tokenizer, device)
     losses = row_losses(model, asked.rows, device)
     if isinstance(asked, Items):
         scores = margins(losses, asked)

@@ -97,7 +97,9 @@ def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[st
     tokens = jobs[0].rows.tokens * config.finetune.epochs
     seen = [round(tokens * steps[rung - 1] / total) for rung in halving.reached]
     items = read_items(study)
-    tasks = {names[k]: task_scores([one], {t: items[t] for t in one.tasks}) for k, one in scored.items()}
+    tasks = {
+        names[k]: task_scores([one], {t: items[t] for t in (*one.tasks, *one.wholes)}) for k, one in scored.items()
+    }
     return {
         "targets": {
             t: _described(names, standing, seen, base()[t], config.finetune.delta, tasks, t)

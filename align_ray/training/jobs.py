@@ -14,6 +14,7 @@ import numpy as np
 from align_ray import progress
 from align_ray.config import Config, digest
 from align_ray.context import Study
+from align_ray.corpora.harness import NATS
 from align_ray.corpora.items import read_items
 from align_ray.corpora.rows import Rows
 from align_ray.corpora.sample import read_sample
@@ -21,7 +22,7 @@ from align_ray.fisher.probe import has_dropout
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
-from align_ray.training.loop import done_to, rungs_file, train_loop
+from align_ray.training.loop import done_to, finished, rungs_file, train_loop
 
 TRAINER = 2
 """Version of what a training does; another one's losses are not taken for this one's."""
@@ -49,12 +50,25 @@ class Losses:
 @dataclasses.dataclass(frozen=True)
 class Answers:
     """What a model makes of a task's n items before and after a job: the continuous score, float64 [n], nats per byte,
-    higher is better, and whether each is answered, bool [n]."""
+    higher is better, and whether each is answered, bool [n]. Of a task of lm-eval whose metric alone is known (`unit`
+    is empty then) both are the metric."""
 
     before: np.ndarray
     after: np.ndarray
     right_before: np.ndarray
     right_after: np.ndarray
+    unit: str = NATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A metric of all items of a task together before and after a job, higher is better, with its standard errors, NaN
+    where they are not known."""
+
+    before: float
+    after: float
+    error_before: float
+    error_after: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,27 +92,31 @@ class Trained:
     general: Losses | None = None
     """On general text, where the study has some for replay: what the training made the model forget."""
     tasks: dict[str, Answers] = dataclasses.field(default_factory=dict)
-    """By target that has a task."""
+    """By target that has a task whose items are scored."""
+    wholes: dict[str, Whole] = dataclasses.field(default_factory=dict)
+    """By target that has a task of which only a metric of all items is known."""
 
 
-def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[Trained]:
+def train_jobs(study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool = True) -> list[Trained]:
     """Train every job whose result is not in the store; returns what every job came to.
 
-    `heldout`: rows by target. Raises RuntimeError where Ray gives a training up, CapReached where
-    `cost.max_cost` is used up.
+    `heldout`: rows by target; `scored`: whether targets' tasks are wanted (see `job_keys`). Raises
+    RuntimeError where Ray gives a training up, CapReached where `cost.max_cost` is used up.
     """
-    keys = _train_missing(study, heldout, jobs, None)
+    keys = _train_missing(study, heldout, jobs, None, scored)
     return [_trained(study.store.read_json(f"finetune/{key}.json"), heldout) for key in keys]
 
 
 @dataclasses.dataclass(frozen=True)
 class SoFar:
     """What a job came to at a rung: the losses before by target, float64 [m], those at the rungs so far, and by target
-    that has a task what the model made of it then, where the job was stopped there (not at the first rung)."""
+    that has a task what the model made of it then, where the job was stopped there (not at the first rung); see
+    `Trained`."""
 
     before: dict[str, np.ndarray]
     rungs: list[Rung]
     tasks: dict[str, Answers]
+    wholes: dict[str, Whole]
 
 
 def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int) -> list[SoFar]:
@@ -113,14 +131,17 @@ def train_to_rung(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung:
             part = study.store.read_json(rungs_file(key))
         before = {t: np.array(v) for t, v in part["before"].items()}
         at = part.get("tasks_at", {}).get(str(rung), {})
-        tasks = {t: _answers({"before": part["tasks_before"][t], "after": after}) for t, after in at.items()}
-        found.append(SoFar(before, _rungs(part["rungs"])[: rung + 1], tasks))
+        tasks = _tasks({t: {"before": part["tasks_before"][t], "after": after} for t, after in at.items()})
+        found.append(SoFar(before, _rungs(part["rungs"])[: rung + 1], *tasks))
     return found
 
 
-def _train_missing(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int | None) -> list[str]:
+def _train_missing(
+    study: Study, heldout: dict[str, Rows], jobs: list[Job], rung: int | None, scored: bool = True
+) -> list[str]:
     """Train what is not in the store, to a rung or to the end; returns the jobs' keys."""
-    store, keys, kept = study.store, job_keys(study, heldout, jobs), study.config.finetune.keep_weights
+    store, keys, kept = study.store, job_keys(study, heldout, jobs, scored), study.config.finetune.keep_weights
+    study = study if scored else without_tasks(study)
     todo = {k: {"key": k, **vars(job)} for k, job in zip(keys, jobs, strict=True) if not done_to(store, k, rung, kept)}
     if todo:
         _train(study, heldout, list(todo.values()), rung)
@@ -132,10 +153,21 @@ def _train_missing(study: Study, heldout: dict[str, Rows], jobs: list[Job], rung
     return keys
 
 
-def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> list[str]:
-    """What the jobs' results are stored under (see `job_key`)."""
+def job_keys(study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool = True) -> list[str]:
+    """What the jobs' results are stored under (see `job_key`). Not `scored`: a result with the scores of targets' tasks
+    where it is there, else one without, which takes less."""
     fixed, share = common_inputs(study, heldout), replay_share(study)
-    return [job_key(fixed, job, share) for job in jobs]
+    keys = [job_key(fixed, job, share) for job in jobs]
+    if scored:
+        return keys
+    without, kept = job_keys(without_tasks(study), heldout, jobs), study.config.finetune.keep_weights
+    return [k if finished(study.store, k, kept) else less for k, less in zip(keys, without, strict=True)]
+
+
+def without_tasks(study: Study) -> Study:
+    """The study for trainings of which the losses alone are wanted."""
+    targets = [target.model_copy(update={"task": None}) for target in study.config.targets]
+    return dataclasses.replace(study, config=study.config.model_copy(update={"targets": targets}))
 
 
 def general_rows(study: Study) -> dict[str, Rows]:
@@ -179,27 +211,42 @@ def job_key(fixed: list[Any], job: Job, replay_share: float) -> str:
     return digest([fixed, share, job.rows.digest(), job.learning_rate, job.seed])
 
 
-def heldout_probabilities(study: Study, heldout: dict[str, Rows], jobs: list[Job]) -> dict[str, np.ndarray]:
+def heldout_probabilities(
+    study: Study, heldout: dict[str, Rows], jobs: list[Job], scored: bool
+) -> dict[str, np.ndarray]:
     """Probability of every held-out token after each job, by target float32 [jobs, m, T - 1], NaN where a token does
-    not count; trains what is missing."""
+    not count; trains what is missing. `scored`: see `train_jobs`."""
     from safetensors.numpy import load
 
-    train_jobs(study, heldout, jobs)
-    parts = [load(study.store.read_bytes(f"finetune/{key}.safetensors")) for key in job_keys(study, heldout, jobs)]
+    train_jobs(study, heldout, jobs, scored)
+    keys = job_keys(study, heldout, jobs, scored)
+    parts = [load(study.store.read_bytes(f"finetune/{key}.safetensors")) for key in keys]
     return {t: np.exp(-np.stack([p[t] for p in parts])) for t in heldout}
 
 
 def _trained(stored: dict[str, Any], heldout: dict[str, Rows]) -> Trained:
     losses = {t: Losses(np.array(r["before"]), np.array(r["after"])) for t, r in stored["targets"].items()}
     general = [losses.pop(name) for name in [*losses] if name not in heldout]
-    tasks = {t: _answers(r) for t, r in stored.get("tasks", {}).items()}
     kept = general[0] if general else None
-    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, tasks)
+    tasks = _tasks(stored.get("tasks", {}))
+    return Trained(losses, _rungs(stored["rungs"]), stored["seconds"], stored["training"], kept, *tasks)
+
+
+def _tasks(stored: dict[str, Any]) -> tuple[dict[str, Answers], dict[str, Whole]]:
+    whole = {t for t, r in stored.items() if isinstance(r["after"], dict) and "whole" in r["after"]}
+    answers = {t: _answers(r) for t, r in stored.items() if t not in whole}
+    return answers, {t: _whole(stored[t]["before"], stored[t]["after"]) for t in stored if t in whole}
+
+
+def _whole(before: dict[str, Any], after: dict[str, Any]) -> Whole:
+    errors = (np.nan if of["error"] is None else of["error"] for of in (before, after))
+    return Whole(before["whole"], after["whole"], *errors)
 
 
 def _answers(stored: dict[str, Any]) -> Answers:
     (before, right_before), (after, right_after) = _scored(stored["before"]), _scored(stored["after"])
-    return Answers(before, after, right_before, right_after)
+    unit = stored["after"].get("unit", NATS) if isinstance(stored["after"], dict) else NATS
+    return Answers(before, after, right_before, right_after, unit)
 
 
 def _scored(stored: Any) -> tuple[np.ndarray, np.ndarray]:

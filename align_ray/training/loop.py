@@ -17,8 +17,7 @@ import numpy as np
 
 from align_ray import metrics
 from align_ray.config import Config
-from align_ray.corpora.items import Items
-from align_ray.corpora.questions import Questions
+from align_ray.corpora.items import Asked
 from align_ray.corpora.rows import Rows, validation_half
 from align_ray.fisher.probe import load_tokenizer
 from align_ray.store import Store
@@ -57,10 +56,10 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = train.get_context()
     rank, store, kept = context.get_world_rank(), settings["store"], settings["keep_weights"]
     device, heldout, rung = on_worker(), settings["targets"], settings.get("rung")
-    tasks: dict[str, Items | Questions] = settings["tasks"]
+    tasks: dict[str, Asked] = settings["tasks"]
     tokenizer = load_tokenizer(settings["located"]) if tasks else None
 
-    def answers(model: Any) -> dict[str, dict[str, list[Any]]]:
+    def answers(model: Any) -> dict[str, dict[str, Any]]:
         return {name: task_answers(model, asked, tokenizer, device) for name, asked in tasks.items()}
 
     before: dict[str, np.ndarray] = {}

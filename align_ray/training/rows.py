@@ -65,6 +65,12 @@ def candidate_jobs(study: Study, tokens: int, seeds: range = range(1), names: Se
     ]
 
 
+def scored_alone(config: Config) -> bool:
+    """Whether trainings on each candidate alone are scored on the targets' tasks wherever they are wanted first: where
+    `finetune`, which reports the scores, takes every one of them as its first seed's."""
+    return config.choose.by != "training"
+
+
 def seen(job: Job, epochs: int) -> dict[str, float]:
     """What a job is trained on: its `distinct_tokens`, and how often each is seen on average, `epochs`; `epochs` given
     are those over the job's rows. Rows of replay and what
@@ -108,7 +114,8 @@ def with_rate(study: Study, tokens: int | None = None) -> Study:
     alone = study.changed(finetune={"learning_rate": rates[:1]})
     tokens = tokens or study.config.finetune.tokens
     job = mixture_job(alone.config, training, everything, uniform, tokens, 0, replay_text(study))
-    done = train_jobs(study, heldout_rows(study), [dataclasses.replace(job, learning_rate=rate) for rate in rates])
+    tried = [dataclasses.replace(job, learning_rate=rate) for rate in rates]
+    done = train_jobs(study, heldout_rows(study), tried, scored=False)
     losses = [float(np.mean([validation_half(x.after).mean() for x in trained.losses.values()])) for trained in done]
     best = int(np.argmin(losses))
     study.say(

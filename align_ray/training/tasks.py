@@ -7,9 +7,9 @@ import numpy as np
 from scipy import stats
 
 from align_ray.alignment.intervals import Estimate, interval, two_sample_mean
-from align_ray.corpora.items import Items
-from align_ray.corpora.questions import Questions
-from align_ray.training.jobs import Answers
+from align_ray.corpora.harness import HarnessTask
+from align_ray.corpora.items import Asked
+from align_ray.training.jobs import Answers, Whole
 
 
 class HasTasks(Protocol):
@@ -18,27 +18,69 @@ class HasTasks(Protocol):
     @property
     def tasks(self) -> Mapping[str, Answers]: ...
 
+    @property
+    def wholes(self) -> Mapping[str, Whole]: ...
 
-def task_scores(trained: Sequence[HasTasks], items: Mapping[str, Items | Questions]) -> dict[str, dict[str, Any]]:
+
+def task_scores(trained: Sequence[HasTasks], items: Mapping[str, Asked]) -> dict[str, dict[str, Any]]:
     """By target with a task, what a run's trainings (one a seed) came to, as a JSON value (see `values.TaskScore`):
     means with 95% intervals over seeds and items, of a single training over items alone."""
-    return {target: _score(trained, target, of) for target, of in items.items()}
+    return {
+        target: _described(of)
+        | (_score(trained, target) if target in trained[0].tasks else _of_all(trained, target, of))
+        for target, of in items.items()
+    }
 
 
-def _score(trained: Sequence[HasTasks], target: str, asked: Items | Questions) -> dict[str, Any]:
+def _described(asked: Asked) -> dict[str, Any]:
+    return {"measure": asked.measure, "unit": asked.unit, "metric": asked.metric, "chance": asked.chance}
+
+
+def _score(trained: Sequence[HasTasks], target: str) -> dict[str, Any]:
     before, after = (of_items(trained, target, when) for when in ("before", "after"))
     answered = [of_items(trained, target, when) for when in ("right_before", "right_after")]
+    accuracy, accuracy_change = _level(*answered)
+    score, score_change = _level(before, after)
     return {
-        "measure": asked.measure,
         "items": after.shape[1],
-        "chance": asked.chance,
         "accuracy_before": float(answered[0].mean()),
-        "accuracy": _share(_mean(answered[1]), after.shape[1]),
-        "accuracy_change": _change(_mean(answered[1] - answered[0]), after.shape[1]),
+        "accuracy": accuracy,
+        "accuracy_change": accuracy_change,
         "score_before": float(before.mean()),
-        "score": vars(_mean(after)),
-        "score_change": vars(_mean(after - before)),
+        "score": score,
+        "score_change": score_change,
     }
+
+
+def _level(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+    """A mean with its interval, and that of its change; of items of 0 and 1 as shares. [seeds, items] each."""
+    level, change, items = _mean(after), _mean(after - before), after.shape[1]
+    if not np.isin([before, after], (0.0, 1.0)).all():
+        return vars(level), vars(change)
+    return _share(level, items), _change(change, items)
+
+
+def _of_all(trained: Sequence[HasTasks], target: str, asked: Asked) -> dict[str, Any]:
+    """Of a metric of all items together: the error over items is the metric's own, which seeds have in common; nothing
+    is paired, so that the interval of its change is too wide."""
+    found = [x.wholes[target] for x in trained]
+    assert isinstance(asked, HarnessTask)
+    before, after = (np.array([getattr(w, when) for w in found]) for when in ("before", "after"))
+    errors = [float(np.mean([getattr(w, f"error_{when}") ** 2 for w in found])) for when in ("before", "after")]
+    level = vars(_apart(after, errors[1], asked.items))
+    change = vars(_apart(after - before, sum(errors), asked.items))
+    first = float(before.mean())
+    names = ("accuracy_before", "score_before"), ("accuracy", "score"), ("accuracy_change", "score_change")
+    values = ({name: value for name in of} for of, value in zip(names, (first, level, change), strict=True))
+    return {"items": asked.items, **{name: value for part in values for name, value in part.items()}}
+
+
+def _apart(values: np.ndarray, variance: float, items: int) -> Estimate:
+    """The mean over seeds, [S], with the variance that they have in common and their own; Welch and Satterthwaite's
+    degrees of freedom."""
+    own = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    parts = variance**2 / (items - 1) + (own**2 / (len(values) - 1) if len(values) > 1 else 0.0)
+    return interval(values.mean(), variance + own, (variance + own) ** 2 / parts if parts > 0 else items - 1)
 
 
 def of_items(trained: Sequence[HasTasks], target: str, what: str) -> np.ndarray:

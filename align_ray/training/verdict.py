@@ -71,6 +71,14 @@ TASK = Measured(
     learns="raises the score of a target's task",
     more="more items (task.items, or more records) are needed to settle it",
 )
+METRIC = dataclasses.replace(
+    TASK,
+    measure="minus the task's metric",
+    difference="the task's metric after the mixture less that after '{name}'",
+    unit="of the metric",
+    learns="raises the metric of a target's task",
+)
+"""Of tasks of lm-eval that have no score of their own; never averaged with scores in nats."""
 
 
 def judged(
@@ -94,22 +102,28 @@ def judged(
 
     by_loss = by(LOSS, share)
     counted = {t: s for t, s in share.items() if s > 0}
-    tasks = {t: s for t, s in counted.items() if t in mixture[0].tasks}
-    if not tasks:
-        return by_loss
-    found = by(TASK, tasks)
+    every = {t: s for t, s in counted.items() if t in mixture[0].tasks}
+    whole = [t for t in counted if t in mixture[0].wholes]
+    if not every:
+        of = f"by the loss, since the metric of the task of {', '.join(whole)} is not one of single items"
+        return by_loss.model_copy(update={"why": f"{by_loss.why}; {of}"}) if whole else by_loss
+    in_nats = {t: s for t, s in every.items() if mixture[0].tasks[t].unit}
+    tasks = in_nats or every
+    found = by(TASK if in_nats else METRIC, tasks)
     ours, theirs = ([of_items(of, t, "right_after") for t in tasks] for of in (mixture, others["uniform"]))
     weights = np.array(list(tasks.values())) / sum(tasks.values())
     estimate, _ = combined_mean([a - b for a, b in zip(ours, theirs, strict=True)], weights)
     other = by_loss.state if by_loss.state != found.state else None
-    without = [t for t in counted if t not in tasks]
+    without = [t for t in counted if t not in every and t not in whole]
+    apart = [t for t in counted if t not in tasks and t not in without]
     why = [
         found.why,
-        *([_accuracy(estimate)] if found.against else []),
+        *([_accuracy(estimate)] if found.against and in_nats else []),
         *([f"by the loss: {other}"] if other else []),
         *([f"targets without a task do not count: {', '.join(without)}"] if without else []),
+        *([f"targets whose task has no items in {TASK.unit} do not count: {', '.join(apart)}"] if apart else []),
     ]
-    accuracy = Estimate(**vars(estimate)) if found.against and estimate.error > 0 else None
+    accuracy = Estimate(**vars(estimate)) if found.against and in_nats and estimate.error > 0 else None
     return found.model_copy(update={"why": "; ".join(why), "accuracy": accuracy, "by_loss": other})
 
 

@@ -70,17 +70,62 @@ def test_trainings_of_different_kinds_are_in_different_tables():
 def test_the_table_for_people_is_sorted_and_says_what_is_not_known():
     lines = run_files(results(), config())["results.md"].decode().splitlines()
     assert lines[:3] == [
-        "|Tasks: t|Tokens|Metric| |Value| |Stderr|",
-        "|---|---:|---|---|---:|---|---:|",
-        "|finetune/mixture|64|loss|↓|2.0000|±|N/A|",
+        "|Tasks: t|Tokens|Metric| |Value| |Stderr|95%|",
+        "|---|---:|---|---|---:|---|---:|---|",
+        "|finetune/mixture|64|loss|↓|2.0000|±|N/A|N/A|",
     ]
-    assert "|validate/recommended|64|loss|↓|2.5000|±|0.0100|" in lines
-    assert "|search/0004|32|loss|↓|7.0000|±|N/A|" in lines
+    assert "|validate/recommended|64|loss|↓|2.5000|±|0.0100|2.5000 to 2.5000|" in lines
+    assert "|search/0004|32|loss|↓|7.0000|±|N/A|N/A|" in lines
+
+
+def scored(value: float) -> dict:
+    """A task's scores, all around a value."""
+    around = {"value": value, "error": 0.05, "low": value - 0.1, "high": value + 0.1}
+    names = ("accuracy", "accuracy_change", "score", "score_change")
+    return {"items": 9, "chance": 0.5, "accuracy_before": 0.5, "score_before": 0.0} | dict.fromkeys(names, around)
+
+
+def with_tasks() -> dict:
+    found = results()
+    finetune, validation = found["finetune"].model_dump(), found["validation"].model_dump()
+    for i, run in enumerate(finetune["runs"].values()):
+        run["targets"]["t"]["task"] = scored(0.25 + 0.125 * i)
+    validation["mixtures"]["recommended"]["task"] = {"t": scored(0.375)}
+    return found | {"finetune": Finetuned.parse(finetune), "validation": Validation.parse(validation)}
+
+
+def test_scores_of_tasks_stand_beside_the_losses_with_their_intervals(tmp_path):
+    files = run_files(with_tasks(), config())
+    head, first, *_ = files["metrics.csv"].decode().splitlines()
+    scores = "score/t,score_low/t,score_high/t,accuracy/t,accuracy_low/t,accuracy_high/t"
+    assert head == f"run,name,index,loss/t,{scores}" and first.split(",")[3:] == ["3.0", *["0.25", "0.15", "0.35"] * 2]
+    head, recommended, uniform = files["metrics-validate.csv"].decode().splitlines()
+    assert head.endswith(scores) and recommended.split(",")[4] == "0.375" and uniform.split(",")[4:] == [""] * 6
+    assert files["metrics-search.csv"].decode().splitlines()[0] == "run,name,index,loss/t"
+    lines = files["results.md"].decode().splitlines()
+    of_score = [line for line in lines if "|margin, nats per byte|" in line]
+    assert [line.split("|")[1] for line in of_score][:2] == ["finetune/mixture", "finetune/books"], "highest first"
+    assert "|validate/recommended|64|accuracy|↑|0.3750|±|0.0500|0.2750 to 0.4750|" in lines
+    assert lines.index(of_score[0]) > lines.index("|search/0004|32|loss|↓|7.0000|±|N/A|N/A|")
+
+
+def test_fit_takes_the_losses_of_such_a_table_unless_a_score_is_named(tmp_path):
+    found = with_tasks()
+    runs = dict(found["finetune"].runs)
+    many = {f"{name}-{i}": run for i in range(3) for name, run in runs.items()}
+    found["finetune"] = found["finetune"].model_copy(update={"runs": many})
+    paths = [tmp_path / "ratios.csv", tmp_path / "metrics.csv"]
+    for path in paths:
+        path.write_bytes(run_files(found, config())[path.name])
+    read = read_runs(*paths)
+    assert set(read.metrics) == {"loss/t"} and "--metric score/t --maximise" in " ".join(read.notes)
+    by_score = read_runs(*paths, wanted=["score/t"], maximise=True)
+    assert by_score.metrics["score/t"].tolist() == [-0.25, -0.375, -0.5, -0.625] * 3
 
 
 def test_a_search_on_predicted_losses_has_trained_as_finetune_does():
     lines = run_files(results(), config("predicted"))["results.md"].decode().splitlines()
-    assert "|search/0004|64|loss|↓|7.0000|±|N/A|" in lines
+    assert "|search/0004|64|loss|↓|7.0000|±|N/A|N/A|" in lines
 
 
 def test_without_trainings_there_are_no_tables():

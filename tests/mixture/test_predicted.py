@@ -69,7 +69,7 @@ def test_merged_models_are_the_base_with_the_weighted_changes(study, here, rank)
 def test_the_ensemble_is_the_mean_of_the_models_probabilities(study, here):
     heldout, jobs = heldout_rows(study), candidate_jobs(study, 2048)
     done = train_jobs(study, heldout, jobs)
-    p = validation_rows(heldout_probabilities(study, heldout, jobs)["target"])
+    p = validation_rows(heldout_probabilities(study, heldout, jobs, scored=True)["target"])
     w = np.array([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])
     found = ensemble_losses({"target": p}, w)["target"]
     assert found[0] == pytest.approx(-np.log(w[0] @ p).mean(), rel=1e-6)

@@ -3,13 +3,17 @@
 Every number that is printed must be the rounding of a stored one; in a table's row, of one that is stored under the
 row's name."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from align_ray.cli.show import show_ranking, show_result
+from align_ray.compare import _task_rows, _tasks
 from align_ray.config import Config
+from align_ray.handover.runs import run_files
 from align_ray.reporting import tracking as told
 from align_ray.reporting.headline import headline
 from align_ray.reporting.names import called
@@ -17,7 +21,7 @@ from align_ray.reporting.page import render_report
 from align_ray.reporting.tables import out
 from align_ray.reporting.tracking import start_tracking
 from align_ray.store import Store
-from tests.stored_study import study, typed
+from tests.stored_study import TASKED, study, typed
 
 NUMBER = re.compile(r"(?<![\w.-])[-+±]?\d[\d,]*(?:\.\d+)?%?(?![\w.]*[a-z])")
 
@@ -109,6 +113,42 @@ def test_every_number_of_the_terminal_is_a_stored_one(stored):
     assert strangers(text, facts(config, results), rows_of(found)) == []
 
 
+def test_scores_of_tasks_are_on_the_terminal_for_every_training_with_their_intervals(stored):
+    config, results = stored
+    config, found, _ = typed(config, results)
+    text = on_the_terminal(found)
+    of = {n: run["targets"][TASKED]["task"] for n, run in results["finetune"]["runs"].items()}
+    of |= {n: m["task"][TASKED] for n, m in results["validation"]["mixtures"].items() if "task" in m}
+    for name, task in of.items():
+        for key, form in (("score", "+.4f"), ("accuracy", ".3f")):
+            cells = f"{task[key]['value']:{form}} [{task[key]['low']:{form}}, {task[key]['high']:{form}}]"
+            rows = [" ".join(line.split()) for line in text.splitlines() if line.startswith(f"{name} ")]
+            assert any(cells in row for row in rows), (name, cells)
+
+
+def test_every_number_of_the_tables_beside_the_report_and_of_a_comparison_is_a_stored_one(stored):
+    config, results = stored
+    config, found, _ = typed(config, results)
+    files, known = run_files(found, config), facts(config, results)
+    table = [line.split("|")[1:-1] for line in files["results.md"].decode().splitlines() if "±" in line]
+    for name, _, _, _, value, _, error, ends in table:
+        allowed = [v for path, v in known if name.split("/")[-1] in path]
+        for number in [value, error, *ends.split(" to ")]:
+            assert number == "N/A" or any(rounds_to(number, v) for v in allowed), (name, number)
+    assert sum("accuracy" in row[2] for row in table) == len(results["finetune"]["runs"]) + 3
+    for name, kind in (("metrics.csv", "finetune"), ("metrics-validate.csv", "validation")):
+        head, *rows = (line.split(",") for line in files[name].decode().splitlines())
+        assert f"accuracy_low/{TASKED}" in head
+        for row in rows:
+            run = row[1].split("/")[1]
+            allowed = {v for path, v in known if path[0] == kind and run in path}
+            assert {float(cell) for cell in row[3:] if cell} <= allowed, row
+    scores = {v for path, v in known if "task" in path}
+    for row in _task_rows(_tasks(found), {}):
+        assert {row.before, *row.ends[0]} <= scores, row
+    assert len(_tasks(found)) == 2 * (len(results["finetune"]["runs"]) + 4), "unimax is the uniform one"
+
+
 @pytest.mark.parametrize("where", ["finetune", "search", "validation", "alignment"])
 def test_a_number_that_is_not_the_stored_one_is_found(stored, where):
     config, results = stored
@@ -141,8 +181,14 @@ def test_the_page_gives_every_number_its_stored_value(stored):
     assert seen > 400
 
 
-def test_mlflow_has_the_stored_losses_and_weights(stored, tracking_of):
+def test_mlflow_has_the_stored_losses_weights_scores_and_trials(stored, tracking_of):
     config, results = stored
+    weights = results["search"]["mixtures"]["recommended"]["weights"]
+    trained = [
+        {"weights": dict(zip(weights, shares, strict=True)), "loss": loss, "losses": {"proofs": loss, "code": loss / 2}}
+        for shares, loss in (([0.2] * 5, 3.123456789), ([0.1, 0.2, 0.3, 0.15, 0.25], 2.987654321))
+    ]
+    results = {**results, "search": {**results["search"], "trials": trained}}
     tracker, found = tracking_of(config, results)
     client = MlflowClient(tracker.uri)
     runs = client.search_runs(
@@ -155,9 +201,15 @@ def test_mlflow_has_the_stored_losses_and_weights(stored, tracking_of):
             assert of["finetune", name][f"change/{target}"] == loss["change"]
             for key in ("accuracy", "score") if "task" in loss else ():
                 assert of["finetune", name][f"{key}/{target}"] == loss["task"][key]["value"]
+    params = {(r.data.tags["align_ray.kind"], r.data.tags["mlflow.runName"]): r.data.params for r in runs}
+    for kind, stage in (("finetune", "runs"), ("validation", "mixtures")):
+        for name, run in results[kind][stage].items():
+            told_of = {k.removeprefix("weight/"): v for k, v in params[kind, name].items() if k.startswith("weight/")}
+            assert {n: w for n, w in told_of.items() if w != "0.0" and w != "0"} == {n: f"{w:.4g}" for n, w in run["weights"].items() if w}  # fmt: skip
     for name, mixture in results["validation"]["mixtures"].items():
         assert all(of["validation", name][f"loss/{t}"] == e["value"] for t, e in mixture["loss"].items())
-        assert all(of["validation", name][f"score/{t}"] == e["score"]["value"] for t, e in mixture["task"].items())
+        for target, task in mixture["task"].items():
+            assert all(of["validation", name][f"{k}/{target}"] == task[k]["value"] for k in ("score", "accuracy"))
     for target, ranking in results["alignment"]["ranking"].items():
         words = {r["candidate"]: r["value"] for r in results["alignment"]["predicted"]["ranking"][target]}
         for row in ranking:
@@ -170,6 +222,22 @@ def test_mlflow_has_the_stored_losses_and_weights(stored, tracking_of):
             parent.metrics[f"mixture_loss/{target}"]
             == results["finetune"]["runs"]["mixture"]["targets"][target]["after"]
         )
+    for key in ("score", "accuracy"):
+        stored_one = results["finetune"]["runs"]["uniform"]["targets"][TASKED]["task"][key]["value"]
+        assert parent.metrics[f"uniform_{key}/{TASKED}"] == stored_one
+    assert {n: parent.metrics[f"weight/{n}"] for n in weights} == weights
+    assert parent.metrics["mixture_value"] == results["search"]["mixtures"]["recommended"]["value"]
+    within = next(r.info.run_id for r in runs if r.data.tags["align_ray.kind"] == "search")
+    inside = client.search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{within}'")
+    by_name = {r.data.tags["mlflow.runName"]: r.data for r in inside}
+    table = json.loads(Path(client.download_artifacts(tracker.run_id, "search_trials.json")).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert len(by_name) == len(rows) == len(trained)
+    for i, trial in enumerate(trained):
+        data = by_name[f"trial-{i:04d}"]
+        assert data.metrics == {"loss": trial["loss"], **{f"loss/{t}": v for t, v in trial["losses"].items()}}
+        assert data.params == {f"weight/{n}": f"{w:.4g}" for n, w in trial["weights"].items()}
+        assert rows[i] == {"trial": i, "loss": trial["loss"], **trial["weights"]}
     assert parent.tags["align_ray.verdict"] == results["validation"]["verdict"]["state"]
     assert found["finetune"].verdict.state != results["validation"]["verdict"]["state"], "one verdict, that of validate"
 
@@ -183,6 +251,10 @@ def tracking_of(tmp_path, tracking):
         store = Store(config.output)
         tracker = start_tracking(config, store)
         _, found, _ = typed(config, results)
+        best = results["search"]["mixtures"]["recommended"]["weights"]
+        recipe = {"weights": best, "targets": ["proofs"], "token_budget": 10_000, "objective": "cross-entropy"}
+        store.write_json("recipe.json", recipe)
+        told.mixture(tracker, config, store, found["search"])
         told.alignment(tracker, config, store, found["alignment"])
         told.finetuned(tracker, config, store, found["finetune"])
         told.validation(tracker, config, store, found["validation"])

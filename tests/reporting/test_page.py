@@ -738,3 +738,24 @@ def test_the_picture_of_loss_and_task_has_every_training_better_to_the_right(sto
         assert drawn == sorted((p["loss"], p["task"][what].value) for p in points) and panel.xaxis_inverted()
     assert [text.get_text() for text in left.texts] == [p["run"] for p in points]
     assert loss_against_task(typed(*stored)[1], TARGETS[0]) is None
+
+
+def test_a_verdict_by_a_task_has_the_tasks_picture_first(stored, no_figures):
+    config, results = stored
+    by_task = {**results["validation"]["verdict"], "by": "task"}
+    found = {**results, "validation": {**results["validation"], "verdict": by_task}}
+    config, typed_results, costs = typed(config, found)
+    more = derived(config, typed_results, costs)
+    scores = {n: run["targets"][TASKED]["task"]["score_change"] for n, run in results["finetune"]["runs"].items()}
+    first, second = more["bars"].items()
+    assert first[0] == TASKED and (first[1]["kind"], second[1]["kind"]) == ("task", "measured")
+    assert [row["name"] for row in first[1]["rows"]] == sorted(scores, key=lambda n: -scores[n]["value"])
+    assert all((row["low"], row["high"]) == (scores[row["name"]]["low"], scores[row["name"]]["high"]) for row in first[1]["rows"])  # fmt: skip
+    axes = bars_figure(first[1]).axes[0]
+    assert axes.get_xlabel() == "change of the margin, nats per byte"
+    html = render_report(config, typed_results, costs)
+    before, _, after = html.partition(f"What was measured, by the task: {TASKED}")
+    assert "nats per byte of the task&#39;s score above uniform" in before and "What was measured" not in before
+    assert "It decides the verdict, not the loss." in after and f"What was measured: {TARGETS[0]}" in after
+    assert "<dt>Measured: tasks, which decide</dt>" in after
+    assert f'data-path="finetune/runs/mixture/targets/{TASKED}/task/score/value"' in after

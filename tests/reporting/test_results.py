@@ -262,9 +262,9 @@ def test_the_headline_says_what_to_train_on_and_what_that_gave():
     assert shares_of({"a": 1.0}) == "100% a"
     search = SimpleNamespace(mixtures={"recommended": SimpleNamespace(weights={"a": 0.6, "b": 0.4})})
 
-    def said(state, why="because", sizes=None, by="loss", **against):
+    def said(state, why="because", sizes=None, by="loss", accuracy=None, **against):
         found = {name: Against(value=v, low=v - 0.01, high=v + 0.01, p_lower=p) for name, (v, p) in against.items()}
-        verdict = Verdict(state=state, why=why, against=found, by=by)
+        verdict = Verdict(state=state, why=why, against=found, by=by, accuracy=accuracy)
         return headline({"search": search, "finetune": SimpleNamespace(verdict=verdict, bytes_per_token=sizes or {})})
 
     assert said("confirmed", sizes={"t": 4.0}, uniform=(0.08, 0.02)) == (
@@ -285,6 +285,8 @@ def test_the_headline_says_what_to_train_on_and_what_that_gave():
         "0.980: confirmed."
     )
     assert "below uniform, P(higher) = 0.010" in said("not confirmed", by="task", uniform=(-0.05, 0.99))
+    with_accuracy = said("confirmed", by="task", accuracy=estimate(0.0312), uniform=(0.08, 0.02))
+    assert "of the task's score (accuracy +0.031) above uniform" in with_accuracy
     assert headline({}) is None
 
 
@@ -378,3 +380,23 @@ def test_a_candidate_whose_training_diverged_is_not_tracked():
         tracker, SimpleNamespace(candidates=candidates), None, Choice.parse({"targets": {"t": standings}, **spent})
     )
     assert tracked == ["a"]
+
+
+def test_a_candidate_alone_that_did_better_is_named_by_what_decides(finetuned):
+    change = {"accuracy_change": estimate(0.1), "score_change": estimate(0.0), "accuracy": estimate(0.5)}
+    first = {"items": 200, "chance": 1 / 3, "accuracy_before": 0.4, "score_before": -0.2}
+    run = finetuned.model_dump()["runs"]["a"]
+
+    def said(by, scores, losses):
+        runs = {}
+        for name, score in scores.items():
+            task = {**first, **change, "score": estimate(score)}
+            runs[name] = {**run, "targets": {"t1": run["targets"]["t1"] | {"after": losses[name], "task": task}}}
+        verdict = {"state": "undecided", "why": "because", "by": by}
+        return Finetuned.parse({"tokens": 1024, "runs": runs, "verdict": verdict}).better_alone()
+
+    scores, losses = {"a": 0.3, "b": 0.1, "mixture": 0.2}, {"a": 3.9, "b": 3.4, "mixture": 3.5}
+    (by_task,), (by_loss,) = (said(by, scores, losses) for by in ("task", "loss"))
+    assert by_task.startswith("t1: 'a' alone comes to a score of +0.3000, higher than the mixture's +0.2000. There is")
+    assert by_loss.startswith("t1: 'b' alone comes to 3.4000, lower than the mixture's 3.5000. There is")
+    assert said("task", scores | {"mixture": 0.4}, losses) == []

@@ -76,7 +76,7 @@ def test_candidates_are_chosen_by_rungs_and_the_next_stages_use_it(study, counte
         assert score.items == 12 and score.chance == 0.5 and score.score.low < score.score.value < score.score.high
         assert score.score_before == scores["licences"].score_before, name
     assert scores["python-stdlib"].score.value > scores["licences"].score.value
-    assert "Task of target: score (nats per byte), accuracy" in str(choice) and "score" in frame.columns
+    assert "Task of target: margin, nats per byte; accuracy" in str(choice) and "score" in frame.columns
     assert any("intervals over items" in line for line in choice.notes())
     made = len(counted)
     assert pipeline.choose(study).dump() == choice.dump() and len(counted) == made, "nothing is trained again"

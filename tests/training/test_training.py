@@ -267,3 +267,64 @@ def test_answers_are_written_and_scored_in_the_same_run_as_the_loss(
     assert python.score.value > licences.score.value and python.score_before == licences.score_before < 0
     floor = "target: no training's accuracy is for certain above its floor, 0.000: the log-likelihood says more"
     assert floor in found.notes() and found.verdict.by == "task"
+
+
+@pytest.fixture
+def tasked(small_config, corpora, local_ray, tmp_path):
+    """A study whose target has a task, with its corpora drawn, and other settings."""
+    import json
+
+    texts = [json.loads(line)["text"] for line in (corpora / "python-stdlib-heldout.jsonl").open()]
+    with (tmp_path / "target.jsonl").open("w") as file:
+        for text in texts:
+            file.write(json.dumps({"text": text, "begins": text[:60], "answer": "yes"}) + "\n")
+    task = {"kind": "choices", "context": "begins", "choices": ["yes", "no"], "items": 6}
+
+    def make(**sections):
+        mapping = small_config(tmp_path / "out")
+        mapping["targets"] = [{"name": "target", "source": str(tmp_path / "target.jsonl"), "task": task}]
+        mapping["finetune"] |= {"tokens": 512, "eval_tokens": 512, "batch_size": 4, "learning_rate": 1e-3}
+        for name, fields in sections.items():
+            mapping[name] = mapping.get(name, {}) | fields
+        study = open_study(Config.model_validate(mapping))
+        if not study.store.find_json("corpora.json"):
+            sample_corpora(study)
+        return study
+
+    return make
+
+
+def test_what_reports_no_task_does_not_score_it(tasked, no_trainings, monkeypatch):
+    from align_ray.checks.loss_difference import loss_difference
+    from align_ray.checks.outcomes import measure_outcomes
+    from align_ray.mixture.by_loss import run_swarm
+    from align_ray.mixture.constraints import constraints_of
+    from align_ray.mixture.mixmin import candidate_probabilities
+
+    asked = []
+    monkeypatch.setattr(loop, "task_answers", lambda *a, real=loop.task_answers: asked.append(1) or real(*a))
+    tokens = {"python-stdlib": 10_000, "licences": 10_000}
+    study = tasked(predict={"tokens": 256, "seeds": 2}, search={"proxy_tokens": 256, "trials": 2})
+    with_rate(tasked(finetune={"learning_rate": [1e-4, 1e-3]}))
+    measure_outcomes(study)
+    loss_difference(study)
+    run_swarm(study, tokens, constraints_of(study.config.search, tokens))
+    candidate_probabilities(tasked(choose={"by": "training"}))
+    assert not asked
+    candidate_probabilities(study)  # finetune takes these
+    assert len(asked) == 3, "before both trainings, and after each"
+    finetuned(study, 10_000)
+    assert len(asked) == 3 + 5, "before, both second seeds, and two of the mixture, which is the uniform one"
+
+
+def test_a_training_with_scores_serves_where_losses_alone_are_wanted(tasked, no_trainings, monkeypatch):
+    study = tasked()
+    heldout, jobs = heldout_rows(study), candidate_jobs(study, 512)
+    (without, _), alone = train_jobs(study, heldout, jobs, scored=False), job_keys(study, heldout, jobs, scored=False)
+    (scored, _), keys = train_jobs(study, heldout, jobs), job_keys(study, heldout, jobs)
+    assert not without.tasks and set(scored.tasks) == {"target"} and set(alone).isdisjoint(keys)
+    np.testing.assert_array_equal(without.losses["target"].after, scored.losses["target"].after)
+    assert job_keys(study, heldout, jobs, scored=False) == keys
+    monkeypatch.setattr(loop, "train_model", None)
+    again, _ = train_jobs(study, heldout, jobs, scored=False)
+    assert again.losses["target"].after.tolist() == scored.losses["target"].after.tolist()

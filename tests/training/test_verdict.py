@@ -1,5 +1,6 @@
 """Verdicts: each state for its reason, and how often one is given by chance."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,7 +200,7 @@ def trained(rng, loss, score, tasks=("a",), seeds=3):
         losses = {t: Losses(3.0 + ROWS, loss + ROWS + rng.normal(0, 0.002, 80)) for t in "ab"}
         after = score + ITEMS + rng.normal(0, 0.01, 100)
         answers = {t: Answers(ITEMS - 0.2, after, ITEMS > 0.2, after > 0) for t in tasks}
-        runs.append(SimpleNamespace(losses=losses, tasks=answers))
+        runs.append(SimpleNamespace(losses=losses, tasks=answers, wholes={}))
     return runs
 
 
@@ -250,3 +251,45 @@ def test_a_task_that_no_training_helps_gives_no_verdict():
 def test_accuracies_that_differ_on_no_item_have_no_interval_of_no_width():
     found = by_task((2.9, 2.0), (2.9, 1.9))  # all are right
     assert found.state == "confirmed" and found.accuracy is None and "accuracies do not differ on any item" in found.why
+
+
+def test_a_metric_that_is_no_score_in_nats_decides_alone_and_never_beside_one():
+    rng = np.random.default_rng(0)
+
+    def runs(score, units):
+        made = trained(rng, 2.9, score, tasks=tuple(units))
+        for run in made:
+            run.tasks = {t: dataclasses.replace(of, unit=units[t]) for t, of in run.tasks.items()}
+        return made
+
+    def found(units, share=(0.5, 0.5)):
+        ours, uniform = runs(0.3, units), runs(0.1, units)
+        weights = dict(zip("ab", share, strict=True))
+        return judged_by(ours, {"uniform": uniform}, {"mixture": ours, "uniform": uniform}, weights, DELTA)
+
+    alone = found({"a": ""}, (1.0, 0.0))
+    assert (alone.state, alone.by, alone.measure, alone.accuracy) == (
+        "confirmed",
+        "task",
+        "minus the task's metric",
+        None,
+    )
+    assert (
+        "the task's metric after the mixture less that after 'uniform' is +" in alone.why
+        and "accuracy" not in alone.why
+    )
+    mixed = found({"a": "", "b": "nats per byte"})
+    assert mixed.measure == "minus the task's score, nats per byte"
+    assert mixed.why.endswith("targets whose task has no items in nats per byte do not count: a")
+
+
+def test_a_metric_of_all_items_leaves_the_verdict_to_the_loss_and_is_named():
+    rng = np.random.default_rng(0)
+    ours, uniform = trained(rng, 2.8, 0.0, tasks=()), trained(rng, 2.9, 0.0, tasks=())
+    for run in (*ours, *uniform):
+        run.wholes = {"a": None}
+    both = {"mixture": ours, "uniform": uniform}
+    found = judged_by(ours, {"uniform": uniform}, both, {"a": 1.0, "b": 0.0}, DELTA)
+    assert found.by == "loss" and found.why.endswith(
+        "by the loss, since the metric of the task of a is not one of single items"
+    )
