@@ -188,8 +188,9 @@ def quietly(trusted: bool = False) -> Iterator[None]:
 
 
 @lru_cache
-def load_task(file: str, data: str, trusted: bool) -> Any:
-    """lm-eval's task object of a file (see `HarnessTask.file` and `.data`), with its data; within `quietly`."""
+def load_task(file: str, data: str, trusted: bool, seen: object) -> Any:
+    """lm-eval's task object of a file (see `HarnessTask.file` and `.data`), with its data, loaded once in a process as
+    long as `seen`, which tells what is there, stays as it is; within `quietly`."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -198,6 +199,22 @@ def load_task(file: str, data: str, trusted: bool) -> Any:
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     return task
+
+
+def task_files(target: str, task: LmEval) -> tuple[object, ...]:
+    """What tells that a task's file and its local data are those that were read. Raises ConfigError as `check_task`."""
+    path = check_task(target, task)
+    found = [path]
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                look(part)
+        elif isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
+            found.append(Path(value))
+
+    look(_absolute(_read(path, set())[0], path.parent))
+    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in found)
 
 
 def harness_task(target: str, task: LmEval, tokenizer: Any) -> HarnessTask:
@@ -209,7 +226,7 @@ def harness_task(target: str, task: LmEval, tokenizer: Any) -> HarnessTask:
     data = json.dumps(_absolute(_read(path, set())[0], path.parent))
     try:
         with quietly(task.trust_remote_code):
-            loaded = load_task(file, data, task.trust_remote_code)
+            loaded = load_task(file, data, task.trust_remote_code, task_files(target, task))
             loaded.set_fewshot_seed(seed=FEWSHOT_SEED)
             loaded.build_all_requests(limit=task.items)
             found = _described(target, task, loaded)

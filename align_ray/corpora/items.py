@@ -16,7 +16,7 @@ import numpy as np
 from align_ray.config import Choices, Corpus, ExactMatch, LmEval, digest
 from align_ray.context import Study
 from align_ray.corpora.draw import document_key
-from align_ray.corpora.harness import HarnessTask, harness_task
+from align_ray.corpora.harness import HarnessTask, harness_task, task_files
 from align_ray.corpora.questions import Questions, context_of, question_of, questions_of
 from align_ray.corpora.records import Unusable, render, value_at
 from align_ray.corpora.rows import Rows
@@ -70,7 +70,11 @@ def read_items(study: Study) -> dict[str, Asked]:
     """By target that has a task, its items, read once in a process as long as its files stay as they are. Raises
     CorpusError where records give none, ConfigError where a task of lm-eval is refused."""
     seed = study.config.seed
-    return {t.name: _items(t.model_dump_json(), seed, study.model, files_seen(t)) for t in _with_task(study)}
+    found = {}
+    for t in _with_task(study):
+        files = files_seen(t) + (task_files(t.name, t.task) if isinstance(t.task, LmEval) else ())
+        found[t.name] = _items(t.model_dump_json(), seed, study.model, files)
+    return found
 
 
 def item_keys(study: Study) -> set[bytes]:

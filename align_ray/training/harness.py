@@ -22,7 +22,7 @@ def harness_answers(model: Any, asked: HarnessTask, tokenizer: Any, device: Any)
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        task = load_task(asked.file, asked.data, asked.task.trust_remote_code)
+        task = load_task(asked.file, asked.data, asked.task.trust_remote_code, asked.requests)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)  # the same examples in the prompts before and after
         lm = HFLM(
             pretrained=causal_model(model),

@@ -1,6 +1,7 @@
 """The report in a real browser: what it shows is what is stored, and it can be used with a mouse, a keyboard and a
 screen reader."""
 
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -759,3 +760,21 @@ def test_a_verdict_by_a_task_has_the_tasks_picture_first(stored, no_figures):
     assert "It decides the verdict, not the loss." in after and f"What was measured: {TARGETS[0]}" in after
     assert "<dt>Measured: tasks, which decide</dt>" in after
     assert f'data-path="finetune/runs/mixture/targets/{TASKED}/task/score/value"' in after
+
+
+def test_a_task_whose_metric_is_its_score_is_shown_once_and_never_as_an_accuracy(stored):
+    config, results = stored
+    results = json.loads(json.dumps(results))
+    tasks = [run["targets"][TASKED]["task"] for run in results["finetune"]["runs"].values()]
+    tasks += [m["task"][TASKED] for m in results["validation"]["mixtures"].values() if "task" in m]
+    for task in tasks:
+        task |= {"measure": "chrf", "unit": "", "metric": "chrf", "chance": None}
+        task |= {name: task[name.replace("accuracy", "score")] for name in task if name.startswith("accuracy")}
+    html = render_report(*typed(config, results))
+    section = html.partition('<section id="tasks"')[2].partition("</section>")[0]
+    text = re.sub(r"<[^>]*>", " ", section)
+    assert "chrf" in text and "accuracy" not in text and "guessing" not in text and "nats per byte" not in text
+    points = loss_against_task(typed(config, results)[1], TASKED)["points"]
+    assert len(task_figure(points).axes) == 1 and task_figure(points).axes[0].get_ylabel() == "chrf"
+    (first, *_) = typed(config, results)[1]["finetune"].tasks()
+    assert first.startswith(f"{TASKED}, task after 'mixture': chrf ") and "chance" not in first

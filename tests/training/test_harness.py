@@ -72,7 +72,6 @@ def test_without_the_extra_one_sentence_says_how_to_install_it(task_file, monkey
     assert str(refused.value) == said
 
 
-pytestmark = []
 needs_lm_eval = pytest.mark.skipif(
     not harness.importlib.util.find_spec("lm_eval"), reason="the extra lm-eval is absent"
 )
@@ -260,6 +259,27 @@ def test_a_metric_that_is_not_of_single_items_leaves_the_verdict_to_the_loss(tas
     )
     assert any(line.startswith("target, task after 'mixture': chrf ") for line in found.tasks())
     assert "accuracy" not in found.to_pandas() and "score" in found.to_pandas()
+
+
+@needs_lm_eval
+def test_items_that_changed_on_disk_are_read_again(task_file, small_config, tmp_path):
+    mapping = small_config(tmp_path / "out")
+    mapping["targets"][0]["task"] = task_file().model_dump()
+    study = open_study(Config.model_validate(mapping), write=False)
+    assert read_items(study)["target"] is (first := read_items(study)["target"]) and first.items == 20
+    task_file(items=7)
+    assert read_items(study)["target"].items == 7
+
+
+@needs_lm_eval
+def test_code_that_is_trusted_runs_and_its_mean_is_compared_by_item(task_file, probe, tmp_path):
+    model, tokenizer = probe
+    (tmp_path / "own.py").write_text("def score(doc, results):\n    return {'length': len(doc['begins']) / 100}\n")
+    more = "process_results: !function own.score\nmetric_list: [{metric: length, aggregation: mean, higher_is_better: true}]\n"
+    task = task_file(WRITTEN, more).model_copy(update={"trust_remote_code": True, "items": 3})
+    asked = harness_task("t", task, tokenizer)
+    assert (asked.measure, asked.unit, asked.by_item, asked.chance) == ("length", "", True, None)
+    assert harness_answers(model, asked, tokenizer, CPU)["score"] == [0.9, 0.9, 0.9]
 
 
 @needs_lm_eval
