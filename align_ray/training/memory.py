@@ -145,11 +145,35 @@ def planned_memory(study: "Study", gpu: bool) -> dict[str, float | None]:
     """What a worker of a study's trainings needs, bytes by what takes them and in all, and what is `there`, as a JSON
     value; None on a cluster, whose devices are not known before it is reached. Raises CapacityError where it cannot
     fit."""
-    elsewhere = study.config.cluster.address or os.environ.get("RAY_ADDRESS")
-    there = None if elsewhere else memory_here(gpu)
+    there = _there(study, gpu)
     check_probe_memory(study, gpu, there)
     needed = check_memory(study, gpu, there)
     return {**dataclasses.asdict(needed), "total": needed.total, "there": there}
+
+
+def _there(study: "Study", gpu: bool) -> float | None:
+    elsewhere = study.config.cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if elsewhere else memory_here(gpu)
+
+
+def assumes_gpu(study: "Study") -> bool:
+    """Whether workers have a GPU: as the configuration says, else where this machine has one."""
+    import torch
+
+    asked = study.config.cluster.use_gpu
+    return torch.cuda.is_available() if asked is None else asked
+
+
+def check_probe_fits(study: "Study") -> None:
+    """Raises CapacityError where the probe cannot fit a device of this machine, on which it is to be embedded."""
+    if there := _there(study, gpu := assumes_gpu(study)):
+        check_probe_memory(study, gpu, there)
+
+
+def check_training_fits(study: "Study") -> None:
+    """Raises CapacityError where a training cannot fit a device of this machine, on which it is to run."""
+    if there := _there(study, gpu := assumes_gpu(study)):
+        check_memory(study, gpu, there)
 
 
 def check_memory(study: "Study", gpu: bool, there: float | None) -> Memory:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from align_ray import pipeline
 from align_ray.config import Config, Probe
 from align_ray.context import Study
 from align_ray.errors import CapacityError
@@ -111,6 +112,19 @@ def test_of_a_gpu_that_is_too_small_the_number_of_workers_that_could_share_is_na
     with pytest.raises(CapacityError) as refused:
         check_memory(study, False, room)
     assert "shard" not in str(refused.value)
+
+
+def test_stages_that_cannot_fit_are_refused_before_ray_is_started(small_config, tmp_path, monkeypatch):
+    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out")), write=False)
+    monkeypatch.setattr("align_ray.stages.connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(memory, "memory_here", lambda gpu: 1e5)
+    with pytest.raises(CapacityError, match="^the probe '.*' needs 0.0 GB of a worker in"):
+        pipeline.embed(study)
+    for stage in (pipeline.finetune, pipeline.validate):
+        with pytest.raises(CapacityError, match="^a training of '.*' needs 0.0 GB of a worker"):
+            stage(study)
+    with pytest.raises(CapacityError, match="^a training of '.*'"):
+        pipeline.choose(study.changed(choose={"by": "training"}))
 
 
 def test_the_recipes_table_for_seven_billion_weights_is_the_formula():

@@ -115,7 +115,7 @@ def test_one_worker_goes_on_from_what_two_had_kept(one, two, tmp_path_factory, a
 @pytest.mark.parametrize("adapters", [None, 2])
 def test_what_a_shared_model_writes_is_what_it_writes_alone(one, two, adapters):
     alone = wrote(model_of("smollm2", "plain", adapters))
-    assert torch.equal(two["wrote", adapters], alone) and len(alone.unique()) > 2
+    assert torch.equal(two["wrote", adapters], alone) and len(alone.unique()) >= 2
 
 
 @pytest.mark.parametrize(("dtype", "adapters"), KINDS)
@@ -124,7 +124,7 @@ def test_a_step_of_a_shared_model_holds_what_the_formula_says(two, dtype, adapte
     found, alone = two["memory", dtype, adapters], training_memory(larger(dtype, adapters), 2, 16, False, 4)
     of = training_memory(larger(dtype, adapters), 2, 16, False, 4, 2)
     adapted = alone.average if adapters else 0  # four bytes of each weight, which is whole
-    assert found["Sharded Param"] == pytest.approx(of.weights, rel=1e-3)
+    assert found["Sharded Param"] == pytest.approx(of.weights - adapted, rel=1e-3)
     assert found["OptState"] == pytest.approx(of.optimiser, rel=1e-3)
     assert found["Total"] + of.average <= of.total <= 1.7 * (found["Total"] + of.average)
     if not adapters:
@@ -138,7 +138,8 @@ def test_a_step_of_a_shared_model_holds_what_the_formula_says(two, dtype, adapte
 def test_two_workers_of_ray_train_end_what_one_worker_of_this_process_began(small_config, local_ray, tmp_path):
     """With the losses and the kept weights of a training that was never broken off and never shared."""
     mapping = small_config(tmp_path / "out")
-    mapping["finetune"] |= {"batch_size": 4, "learning_rate": 1e-3, "keep_weights": True}
+    without_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # two workers draw other numbers
+    mapping["finetune"] |= {"batch_size": 4, "learning_rate": 1e-3, "keep_weights": True, "scratch": without_dropout}
     study = open_study(Config.model_validate(mapping))
     sample_corpora(study)
     heldout, jobs = heldout_rows(study), candidate_jobs(study, 1024)[:1]

@@ -72,8 +72,8 @@ def as_workers(rank, world):
 
 def training(name="smollm2", **changed):
     """A job of eight steps and the settings of its training."""
-    job = {"key": name, "rows": some_rows(32, seed=1), "replay": None, "seed": 3, "learning_rate": 1e-2}
-    settings = {"batch_size": 4, "epochs": 1, "micro_batch_size": 2, "checkpoint_every": 1e9, "replay_share": 0.0}
+    job = {"key": name, "rows": some_rows(8, seed=1), "replay": None, "seed": 3, "learning_rate": 1e-2}
+    settings = {"batch_size": 4, "epochs": 4, "micro_batch_size": 2, "checkpoint_every": 1e9, "replay_share": 0.0}
     return job, settings | changed
 
 
