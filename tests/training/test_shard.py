@@ -35,6 +35,8 @@ from tests.training.two_workers import (
     wrote,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def one():
@@ -125,7 +127,7 @@ def test_a_step_of_a_shared_model_holds_what_the_formula_says(two, dtype, adapte
     of = training_memory(larger(dtype, adapters), 2, 16, False, 4, 2)
     adapted = alone.average if adapters else 0  # four bytes of each weight, which is whole
     assert found["Sharded Param"] == pytest.approx(of.weights - adapted, rel=1e-3)
-    assert found["OptState"] == pytest.approx(of.optimiser, rel=1e-3)
+    assert found["OptState"] == pytest.approx(of.optimiser, rel=5e-3)  # AdamW counts its steps as well
     assert found["Total"] + of.average <= of.total <= 1.7 * (found["Total"] + of.average)
     if not adapters:
         assert of.average == alone.average / 2 and of.optimiser == alone.average
