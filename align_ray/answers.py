@@ -18,8 +18,8 @@ NO_MATTER = ("name", "output", "text_in_results", "tracking", "cluster", "cost")
 """Sections and fields that no number depends on."""
 INDIFFERENT = {
     "finetune": (
-        "workers", "gpus_per_worker", "keep_weights", "checkpoint_every", "micro_batch_size", "checkpoint_layers",
-        "seeds",
+        "workers", "shard", "gpus_per_worker", "keep_weights", "checkpoint_every", "micro_batch_size",
+        "checkpoint_layers", "seeds",
     )
 }  # fmt: skip
 """By section, fields that say how or where work is done: no result depends on them but for rounding (and for what

@@ -500,6 +500,10 @@ class Finetune(Model):
     by more than that alone."""
     workers: PositiveInt = 1
     """Data-parallel Ray Train workers of one run."""
+    shard: bool = False
+    """Share the model out among the run's workers (torch's FSDP2), for one that does not fit a single device: each
+    holds its share of weights, gradients and AdamW's states, and gathers one block after the other. It changes a loss
+    by rounding alone."""
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Where GPUs are used; a fraction lets several runs share one."""
     checkpoint_every: PositiveFloat = 300.0
@@ -515,6 +519,14 @@ class Finetune(Model):
         rate = value.get("learning_rate") if isinstance(value, dict) else None
         single = isinstance(rate, int | float) and not isinstance(rate, bool)
         return {**value, "learning_rate": [rate]} if single else value
+
+    @model_validator(mode="after")
+    def _shared_among_several(self) -> Self:
+        if self.shard and self.workers == 1:
+            raise ValueError(
+                "'shard: true' shares the model out among 'workers', and there is 1; set workers: 2 or more"
+            )
+        return self
 
 
 class Choose(Model):

@@ -449,6 +449,9 @@ def _training_step(config: Config | None) -> list[Check]:
     tune, length = study.config.finetune, study.config.sampling.sequence_length
     gpu = study.config.cluster.use_gpu is not False and torch.cuda.is_available()
     needed, device = check_memory(study, gpu, memory_here(gpu)), torch.device("cuda" if gpu else "cpu")
+    if tune.shard:
+        each = f"{needed.total / 1e9:.2f} GB of each by formula"
+        return [Check("training step", "ok", f"not tried: {tune.workers} workers share the model, {each}")]
     rows = -(-tune.batch_size // tune.workers)
     size = tune.micro_batch_size or rows
     ids = np.random.default_rng(0).integers(0, len(study.tokenizer), (rows, length))

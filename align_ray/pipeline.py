@@ -8,8 +8,6 @@ A stage reads what earlier stages stored and stores its own result, so that each
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from align_ray import __version__
 from align_ray.alignment.coefficients import align_reduced
 from align_ray.alignment.words import rank_by_cross_entropy
@@ -56,6 +54,7 @@ from align_ray.stages import SEEDS, Stage, answer_key, found_key, need, stage, s
 from align_ray.store import Store
 from align_ray.training.choose import check_choosable, choose_candidates
 from align_ray.training.finetune import feasible_alone, finetune_runs, planned_runs
+from align_ray.training.memory import assumes_gpu, check_probe_fits, check_training_fits
 from align_ray.training.validate import VALIDATED, validate_mixtures
 
 
@@ -99,6 +98,7 @@ def checked_probe(config: Config) -> Located:
     "corpora",
     Corpora,
     fields=("targets", "candidates", "sampling", "embedding", "seed", "finetune.tokens", "finetune.eval_tokens"),
+    check=check_probe_fits,
     track=tracking.corpora,
 )
 def embed(study: Study) -> dict[str, Any]:
@@ -197,7 +197,15 @@ def _chosen_by(study: Study) -> tuple[str, ...]:
     return ("choose",) if study.config.choose.by == "training" else ()
 
 
-@stage("finetune", Finetuned, needs=(search,), fields=("finetune", SEEDS), further=_chosen_by, track=tracking.finetuned)
+@stage(
+    "finetune",
+    Finetuned,
+    needs=(search,),
+    fields=("finetune", SEEDS),
+    further=_chosen_by,
+    check=check_training_fits,
+    track=tracking.finetuned,
+)
 def finetune(study: Study) -> dict[str, Any]:
     """Fine-tune on every candidate (chosen by training: on every target's best alone, and its best of those that could
     be recommended), uniform and the found mixture (see `finetune_runs`)."""
@@ -212,7 +220,14 @@ def finetune(study: Study) -> dict[str, Any]:
     return finetune_runs(study, token_counts(study), runs, found.caps)
 
 
-@stage("validation", Validation, needs=(search,), fields=("finetune", SEEDS), track=tracking.validation)
+@stage(
+    "validation",
+    Validation,
+    needs=(search,),
+    fields=("finetune", SEEDS),
+    check=check_training_fits,
+    track=tracking.validation,
+)
 def validate(study: Study, further: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train on the proposed mixture and on what one would do without it, several seeds (see `validate_mixtures`);
     `further`: names of other mixtures of the search. Raises UserError for one it does not have."""
@@ -310,9 +325,7 @@ def check_stages(study: Study) -> None:
 def plan(study: Study) -> dict[str, Any]:
     """The work, time and money of every stage, before anything is started (see `estimate.estimate`)."""
     check_stages(study)
-    config = study.config
-    gpu = config.cluster.use_gpu if config.cluster.use_gpu is not None else torch.cuda.is_available()
-    return estimate(study, gpu)
+    return estimate(study, assumes_gpu(study))
 
 
 def to_make(study: Study, stages: Sequence[Stage[Any]]) -> list[str]:

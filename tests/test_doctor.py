@@ -223,6 +223,8 @@ def test_one_training_step_of_the_model_is_tried_where_it_is_asked_for(config, t
     spared = {"lora_rank": 2, "dtype": "bfloat16", "micro_batch_size": 4, "checkpoint_layers": True}
     (found,) = doctor._training_step(config(finetune={"tokens": 1024, **spared}))
     assert found.status == "ok" and found.result.startswith("8 x 32 tokens on cpu in ") and "; loss " in found.result
+    (found,) = doctor._training_step(config(finetune={"tokens": 1024, "shard": True, "workers": 4}))
+    assert found.status == "ok" and found.result.startswith("not tried: 4 workers share the model, 0.")
     broken = tmp_path / "broken"
     shutil.copytree(config().probe.model, broken)
     tensors = load_file(broken / "model.safetensors")

@@ -121,7 +121,7 @@ def test_another_model_under_the_same_name_makes_other_trainings(finished, monke
 def test_fields_that_say_how_work_is_done_keep_a_result_and_replay_does_not(study_of, tmp_path):
     study = study_of()
     key = answer_key(study, pipeline.finetune)
-    how = {"workers": 4, "gpus_per_worker": 0.5, "keep_weights": True, "checkpoint_every": 1.0}
+    how = {"workers": 4, "gpus_per_worker": 0.5, "keep_weights": True, "checkpoint_every": 1.0, "shard": True}
     for field, value in how.items():
         assert answer_key(study.changed(finetune={field: value}), pipeline.finetune) == key, field
     for field, value in {"tokens": 512, "seeds": 5, "lora_rank": 2}.items():

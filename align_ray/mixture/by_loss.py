@@ -30,7 +30,7 @@ from align_ray.training.jobs import (
     train_jobs,
     without_tasks,
 )
-from align_ray.training.loop import on_worker, train_model
+from align_ray.training.loop import on_worker, train_model, worker_model
 from align_ray.training.rows import (
     heldout_rows,
     mixture_job,
@@ -40,7 +40,7 @@ from align_ray.training.rows import (
     unique_sequences,
     with_rate,
 )
-from align_ray.training.step import heldout_losses, sequence_losses, trainable_model
+from align_ray.training.step import heldout_losses, sequence_losses
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the proxy's tokens after which its loss is reported."""
@@ -150,7 +150,7 @@ def proxy_loop(settings: dict[str, Any]) -> None:
 
     device, heldout = on_worker(), settings["targets"]
     torch.manual_seed(settings["job"]["seed"])
-    model = trainable_model(settings, device)
+    model = worker_model(settings, device)
 
     reported: list[dict[str, float]] = []
 

@@ -15,6 +15,7 @@ from align_ray.errors import CapReached, ConfigError
 from align_ray.reporting.values import Ranked
 from align_ray.training.jobs import Rung, job_keys, train_jobs, train_to_rung
 from align_ray.training.loop import RUNGS, effective_steps, own_rows, rung_steps
+from align_ray.training.memory import check_training_fits
 from align_ray.training.rows import candidate_jobs, heldout_rows, learning_rate, with_rate
 from align_ray.training.rungs import SETTLED, Halving, Standing, halve
 from align_ray.training.state import state_file
@@ -25,7 +26,8 @@ FEWEST_ROWS = 4
 
 
 def check_choosable(study: Study) -> None:
-    """Raises ConfigError where candidates are not to be trained, or a training has too few steps for rungs."""
+    """Raises ConfigError where candidates are not to be trained, or a training has too few steps for rungs, and
+    CapacityError where it cannot fit."""
     config = study.config
     if config.choose.by != "training":
         raise ConfigError("field 'choose.by' is words: nothing is trained to choose; set it to training.")
@@ -36,6 +38,7 @@ def check_choosable(study: Study) -> None:
             f"field 'finetune.tokens' gives {steps} steps, too few for rungs at 2, 6, 16 and 40% of them; raise it or "
             "lower finetune.batch_size."
         )
+    check_training_fits(study)
 
 
 def choose_candidates(study: Study, ranking: dict[str, list[Ranked]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from align_ray.corpora.rows import Rows, validation_half
 from align_ray.fisher.probe import load_tokenizer
 from align_ray.store import Store
 from align_ray.training.answers import task_answers
+from align_ray.training.shard import average_gradients, is_sharded, shard, whole
 from align_ray.training.state import Progress, load_state, save_state, state_file
 from align_ray.training.step import (
     Average,
@@ -70,8 +71,8 @@ def train_loop(settings: dict[str, Any]) -> None:
             train.report({"job": key})
             continue
         torch.manual_seed(job["seed"])
-        model = trainable_model(settings, device)
-        first = {name: p.detach().float().cpu().clone() for name, p in learned(model).items()} if kept else {}
+        model = worker_model(settings, device)
+        first = _gathered(learned(model), rank == 0) if kept else {}
         model.eval()
         passed = store.find_mapping(rungs_file(key))
         if passed:
@@ -104,8 +105,9 @@ def train_loop(settings: dict[str, Any]) -> None:
         with done.average.in_place():
             tokens = {name: heldout_losses(model, rows, device) for name, rows in heldout.items()}
             tasks_after = answers(model)
+            average = _gathered(done.average.values, rank == 0) if kept else {}
             if rank == 0 and kept:
-                store.write_bytes(weights_file(key), _differences(done.average.values, first, settings["lora_rank"]))
+                store.write_bytes(weights_file(key), _differences(average, first, settings["lora_rank"]))
         if rank == 0:
             store.write_bytes(f"finetune/{key}.safetensors", save(tokens))
             after = {name: sequence_losses(values) for name, values in tokens.items()}
@@ -135,6 +137,16 @@ def on_worker() -> Any:
     return device
 
 
+def worker_model(settings: dict[str, Any], device: Any) -> Any:
+    """The model as a run starts from, whole on a worker's device, or the worker's share of it: then its blocks come to
+    the device one after the other. Errors: see `step.trainable_model` and `shard.shard`."""
+    import torch
+
+    if not settings["shard"]:
+        return trainable_model(settings, device)
+    return shard(trainable_model(settings, torch.device("cpu")), device, settings["dtype"])
+
+
 def train_model(
     model: Any,
     job: dict[str, Any],
@@ -160,7 +172,8 @@ def train_model(
 
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    wrapped, weights = prepare_model(losses_of(model)), master_weights(model)
+    shared_out = is_sharded(model)
+    wrapped, weights = losses_of(model) if shared_out else prepare_model(losses_of(model)), master_weights(model)
     parameters = list(weights.values())
     optimiser = torch.optim.AdamW(parameters, lr=job["learning_rate"], weight_decay=0.0)
     per_epoch = len(list(batches(job, settings, 0)))
@@ -188,8 +201,7 @@ def train_model(
         tokens = 0
         progress.seconds += time.perf_counter() - start
         if keep and store:
-            if rank == 0:
-                save_state(store, job["key"], optimiser, progress)
+            save_state(store, job["key"], optimiser, progress, rank == 0)
             kept = time.perf_counter()
         start = time.perf_counter()
 
@@ -198,6 +210,8 @@ def train_model(
         scored = int(batch.scored[:, 1:].sum())
         parts = micro_batches(batch, rank, world, settings["micro_batch_size"])
         losses.append(add_gradients(wrapped, weights, parts, scored, device, world))
+        if shared_out:
+            average_gradients(parameters)
         tokens += scored
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
@@ -314,6 +328,12 @@ def _mean_over_workers(losses: list[Any], world: int) -> list[float]:
     return (total / world).tolist()
 
 
+def _gathered(tensors: dict[str, Any], keep: bool) -> dict[str, Any]:
+    """Copies of weights in float32 on the CPU, whole; none where they are not to be kept. All workers take part."""
+    found = {name: whole(tensor.detach(), keep) for name, tensor in tensors.items()}
+    return {name: tensor.float().clone() for name, tensor in found.items() if keep}
+
+
 def _differences(average: dict[str, Any], first: dict[str, Any], lora_rank: int | None) -> bytes:
     """Safetensors of what a training changed: the average of its weights less the initial ones, in bfloat16; of LoRA
     the adapters themselves, whose initial ones are random. Not of the model's parameters: bfloat16 ones are rounded to
@@ -321,8 +341,7 @@ def _differences(average: dict[str, Any], first: dict[str, Any], lora_rank: int 
     import torch
     from safetensors.torch import save
 
-    now = {name: value.cpu() for name, value in average.items()}
-    changed = now if lora_rank else {name: value - first[name] for name, value in now.items()}
+    changed = average if lora_rank else {name: value - first[name] for name, value in average.items()}
     return save({name: value.to(torch.bfloat16).contiguous() for name, value in changed.items()})
 
 

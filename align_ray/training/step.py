@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,15 +74,28 @@ def token_losses(model: Any, ids: Any, positions: Any = None) -> Any:
     again in the backward pass.
     """
     import torch
-    from torch.utils.checkpoint import checkpoint
 
     where = {} if positions is None else {"position_ids": positions}
-    causal, labels = causal_model(model), ids[:, 1:].flatten()
+    causal = causal_model(model)
     span = max(1, LOGITS // causal.config.get_text_config().vocab_size)
-    if ids.numel() <= span:
-        logits = model(input_ids=ids, use_cache=False, **where).logits[:, :-1].float()
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(len(ids), -1)
-    output = causal.base_model(input_ids=ids, use_cache=False, **where)
+    if ids.numel() > span:
+        return getattr(causal, IN_CHUNKS, partial(losses_in_chunks, causal))(ids, where, span).view(len(ids), -1)
+    # adapters are within the model itself; to call what peft has around it would pass by the hooks of a sharded one
+    logits = causal(input_ids=ids, use_cache=False, **where).logits[:, :-1].float()
+    by_token = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return by_token.view(len(ids), -1)
+
+
+IN_CHUNKS = "losses_in_chunks"
+"""What `losses_in_chunks` is as a method of a sharded model (`shard.py`)."""
+
+
+def losses_in_chunks(causal: Any, ids: Any, where: dict[str, Any], span: int) -> Any:
+    """`token_losses`, [n (T-1)], with logits of `span` tokens at once."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    output, labels = causal.base_model(input_ids=ids, use_cache=False, **where), ids[:, 1:].flatten()
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
 
     def of(hidden: Any, labels: Any) -> Any:
@@ -89,7 +103,7 @@ def token_losses(model: Any, ids: Any, positions: Any = None) -> Any:
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
     parts = zip(hidden.split(span), labels.split(span), strict=True)
-    return torch.cat([checkpoint(of, *part, use_reentrant=False) for part in parts]).view(len(ids), -1)
+    return torch.cat([checkpoint(of, *part, use_reentrant=False) for part in parts])
 
 
 def _logits(causal: Any, kind: Any, hidden: Any) -> Any:

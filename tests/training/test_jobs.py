@@ -30,6 +30,6 @@ def test_keys_of_the_default_are_those_from_before_there_were_dtypes_targets_and
     def keyed(**finetune):
         return job_keys(study(**finetune), heldout, [Job(rows, 1e-3, 7)])[0]
 
-    assert keyed(micro_batch_size=1, checkpoint_layers=True, workers=2, lora_targets=["c_attn"]) == key
+    assert keyed(micro_batch_size=1, checkpoint_layers=True, workers=2, shard=True, lora_targets=["c_attn"]) == key
     lora = keyed(lora_rank=2)
     assert len({key, lora, keyed(dtype="bfloat16"), keyed(lora_rank=2, lora_targets=["c_attn"])}) == 4

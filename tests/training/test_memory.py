@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from align_ray.config import Config
+from align_ray import pipeline
+from align_ray.config import Config, Probe
 from align_ray.context import Study
 from align_ray.errors import CapacityError
 from align_ray.estimate import estimate
@@ -12,6 +14,7 @@ from align_ray.store import Store
 from align_ray.training import memory, step
 from align_ray.training.memory import check_memory, training_memory
 from align_ray.training.step import Average, add_gradients, give_weights, losses_of, master_weights, prepared
+from tests.conftest import ROOT
 from tests.training.test_loop import CPU
 from tests.training.test_step import SHAPES, no_dropout, some_rows
 
@@ -85,6 +88,56 @@ def test_a_training_that_cannot_fit_is_refused_with_its_parts_and_ways_out(small
     assert less.total < needed.total and less.weights < 0.6 * needed.weights
     with pytest.raises(CapacityError, match="choose a smaller model"):
         check_memory(study.changed(finetune=spared), False, 1.0)
+
+
+def test_of_a_gpu_that_is_too_small_the_number_of_workers_that_could_share_is_named(small_config, tmp_path):
+    """The fewest, and so many are enough; on a CPU, whose memory is one, none are named."""
+    study = Study(
+        Config.model_validate(small_config(tmp_path)),
+        Store(str(tmp_path)),
+        locate_probe(Probe(model="embedded").plain()),
+    )
+    study = study.changed(finetune={"scratch": {"n_layer": 30}, "batch_size": 64, "micro_batch_size": 1})
+    alone, of = check_memory(study, True, None), {}
+    for workers in (2, 4, 8):
+        of[workers] = check_memory(study.changed(finetune={"shard": True, "workers": workers}), True, None)
+        assert of[workers].optimiser == alone.optimiser / workers and 0 < of[workers].gathered < alone.weights / 2
+    room = of[4].total / memory.USABLE
+    with pytest.raises(CapacityError, match="or finetune.shard: true with finetune.workers: 4[.]$"):
+        check_memory(study, True, room)
+    assert check_memory(study.changed(finetune={"shard": True, "workers": 4}), True, room) == of[4]
+    two = study.changed(finetune={"shard": True, "workers": 2})
+    with pytest.raises(CapacityError, match="gathered 0[.].*or finetune.shard: true with finetune.workers: 4[.]$"):
+        check_memory(two, True, room)
+    with pytest.raises(CapacityError) as refused:
+        check_memory(study, False, room)
+    assert "shard" not in str(refused.value)
+
+
+def test_stages_that_cannot_fit_are_refused_before_ray_is_started(small_config, tmp_path, monkeypatch):
+    study = pipeline.open_study(Config.model_validate(small_config(tmp_path / "out")), write=False)
+    monkeypatch.setattr("align_ray.stages.connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(memory, "memory_here", lambda gpu: 1e5)
+    with pytest.raises(CapacityError, match="^the probe '.*' needs 0.0 GB of a worker in"):
+        pipeline.embed(study)
+    for stage in (pipeline.finetune, pipeline.validate):
+        with pytest.raises(CapacityError, match="^a training of '.*' needs 0.0 GB of a worker"):
+            stage(study)
+    with pytest.raises(CapacityError, match="^a training of '.*'"):
+        pipeline.choose(study.changed(choose={"by": "training"}))
+
+
+def test_the_recipes_table_for_seven_billion_weights_is_the_formula():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    sizes = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    totals = []
+    for dtype, rank in (("bfloat16", None), ("float32", None), ("bfloat16", 16)):
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(num_attention_heads=32, tie_word_embeddings=False, **sizes))
+            model = prepared(model.to(getattr(torch, dtype)), rank, "all-linear", True)
+        totals.append([training_memory(model, 1, 2048, True, 2, shares).total / 1e9 for shares in (1, 2, 4, 8)])
+    for workers, row in zip(("1 (not shared)", 2, 4, 8), zip(*totals, strict=True), strict=True):
+        assert f"| {workers} | {' | '.join(f'{value:.1f}' for value in row)} |\n" in page
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
