@@ -7,7 +7,8 @@ cheap, for an objective is a function of what the mixture pools (`objectives.Poo
 the best is not said here: `certificate.py` does.
 
 Cost: a gradient is 2 K D M products for M targets with D pooled entries, a step CURVED^2 D for the Hessian and about 30
-factorisations of CURVED (under a prior K) equations.
+factorisations of CURVED equations: a prior keeps all K corpora free, but the others have a diagonal alone, and the
+targets of which the worst counts add a matrix of rank M.
 """
 
 import dataclasses
@@ -109,11 +110,11 @@ def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarra
         lower, upper, total = constraints.lower[part], constraints.upper[part], w[part].sum()
         if min(total - lower.sum(), upper.sum() - total) <= 1e-12:  # no weight to move among them
             break
-        bend = np.zeros((len(part), len(part)))
         curved = np.flatnonzero(np.isin(part, known))
-        bend[np.ix_(curved, curved)] = curvature(goal, w, share, part[curved]) / unit
+        bend = curvature(goal, w, share, part[curved]) / unit
         level = (at.values - at.values.min()) / unit if worst else np.zeros(0)
         model = Model(
+            curved,
             bend,
             at.slopes[:, part] / unit,
             level,
@@ -212,8 +213,10 @@ def worst_shares(goal: Goal, at: Slopes) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class Model:
     """max min_m(level_m + slope_m @ (v - w)) - (v - w) B (v - w) / 2 - strength * KL(v, prior) over v [n] with the sum
-    of w within the bounds; B positive semidefinite, levels at least 0. Without levels: one slope."""
+    of w within the bounds; B positive semidefinite, zero but for the rows and columns `curved`, int [c], where it is
+    `bend` [c, c]; levels at least 0. Without levels: one slope."""
 
+    curved: np.ndarray
     bend: np.ndarray
     slopes: np.ndarray
     level: np.ndarray
@@ -229,7 +232,33 @@ class Model:
         cost = 0.0
         if self.strength:
             cost = self.strength * float(v @ (np.log(np.maximum(v, 1e-9)) - self.log_prior))
-        return float(linear - d @ self.bend @ d / 2 - cost)
+        return float(linear - d @ self.bent(d) / 2 - cost)
+
+    def bent(self, d: np.ndarray) -> np.ndarray:
+        """B d."""
+        result = np.zeros(len(d))
+        result[self.curved] = self.bend @ d[self.curved]
+        return result
+
+    def solve(self, diagonal: np.ndarray, levels: np.ndarray, ratio: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """x [n, r] with (diag + B + levels.T ratio levels) x = right, for `levels` [M, n] and `ratio` [M] > 0. Raises
+        LinAlgError or ValueError where rounding leaves none."""
+        n = len(diagonal)
+        if len(self.curved) == n:
+            system = self.bend + (levels.T * ratio) @ levels
+            system[np.diag_indices(n)] += diagonal
+            return cho_solve(cho_factor(system, lower=True), right)
+        both = np.concatenate([right, levels.T], axis=1)
+        x = both / diagonal[:, None]
+        block = self.bend.copy()
+        block[np.diag_indices(len(block))] += diagonal[self.curved]
+        x[self.curved] = cho_solve(cho_factor(block, lower=True), both[self.curved])
+        own, through = x[:, : right.shape[1]], x[:, right.shape[1] :]
+        if not len(levels):
+            return own
+        inner = levels @ through
+        inner[np.diag_indices(len(inner))] += 1 / ratio
+        return own - through @ np.linalg.solve(inner, levels @ own)
 
     def gain(self, v: np.ndarray) -> float:
         return self.value(v) - self.value(self.w)
@@ -251,7 +280,7 @@ def best_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
     of_levels = model.slopes if many else np.zeros((0, n))
     size = 2 * n + many
     for _ in range(INNER):
-        slope = model.bend @ (v - w) - own
+        slope = model.bent(v - w) - own
         if model.strength:
             slope = slope + model.strength * (np.log(v) - model.log_prior + 1)
         mean = (z_low @ at_low + z_high @ at_high + y @ rest) / size
@@ -260,13 +289,12 @@ def best_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
             break
         aim = 0.1 * mean
         ratio = y / np.maximum(rest, 1e-300)
-        system = model.bend + (of_levels.T * ratio) @ of_levels
         diagonal = z_low / at_low + z_high / at_high + (model.strength / v if model.strength else 0.0)
-        system[np.diag_indices(n)] += diagonal * (1 + 1e-14) + 1e-14
+        diagonal = diagonal * (1 + 1e-14) + 1e-14
         pull = of_levels.T @ ratio
         right = -(slope - price - aim / at_low + aim / at_high - (aim / np.maximum(rest, 1e-300)) @ of_levels)
         try:
-            x0, x1, x2 = cho_solve(cho_factor(system, lower=True), np.stack([right, np.ones(n), pull], axis=1)).T
+            x0, x1, x2 = model.solve(diagonal, of_levels, ratio, np.stack([right, np.ones(n), pull], axis=1)).T
             if many:
                 short = 1 - (aim / rest).sum()
                 left = np.array([[x1.sum(), x2.sum()], [-pull @ x1, ratio.sum() - pull @ x2]])

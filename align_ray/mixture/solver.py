@@ -84,6 +84,7 @@ def solve(goal: Goal, constraints: Constraints, start: np.ndarray | None = None)
     more corpora than `max_corpora`, every choice of so many is solved, or, of more than MANY choices and from a
     `start`, those that exchanges lead to.
     """
+    goal = goal.merged() if _many(goal, constraints) else goal
     every = dataclasses.replace(constraints, most=None)
     found = _climb(goal, every, start)
     if constraints.most is None or (found > 0).sum() <= constraints.most:
@@ -287,6 +288,7 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
     value: Callable[[np.ndarray], np.ndarray] = partial(goal.penalised, constraints)
     many = slack > 0 and len(free) >= MANY_CORPORA and _many(goal, constraints)
     if many:
+        goal = goal.merged()
         near = newton.around(goal, constraints, w, free, slack, WALKED)
         free, value, least = near.part, near.penalised, near.penalised(w[None])[0] - slack
     # where their number is limited the mean over several choices of corpora would have the corpora of all
