@@ -132,12 +132,20 @@ def cross_entropy_margins(
     return [Margins(mean[:, j], own[:, j], part, batches) for j, part in enumerate(parts)]
 
 
-def _shares(target: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
-    """Token shares of batches [m, B, T], [m, V], of which most are zero."""
-    rows = [np.unique(ids[ids >= 0], return_counts=True) for ids in target]
-    counts = np.concatenate([n / max(1, n.sum()) for _, n in rows])
+def token_counts(batches: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
+    """Of batches [m, B, T], float64 [m, V], of which most are zero; negative ids do not count."""
+    rows = [np.unique(ids[ids >= 0], return_counts=True) for ids in batches]
     places = np.r_[0, np.cumsum([len(ids) for ids, _ in rows])]
-    return sparse.csr_matrix((counts, np.concatenate([ids for ids, _ in rows]), places), (len(target), vocabulary))
+    counts = np.concatenate([n for _, n in rows]).astype(np.float64)
+    return sparse.csr_matrix((counts, np.concatenate([ids for ids, _ in rows]), places), (len(batches), vocabulary))
+
+
+def _shares(target: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
+    """Token shares of batches [m, B, T], [m, V]."""
+    counts = token_counts(target, vocabulary)
+    sizes = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
+    counts.data /= np.repeat(sizes, np.diff(counts.indptr))
+    return counts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from align_ray.alignment.distance import exact_distance_matrix
 from align_ray.alignment.intervals import interval
-from align_ray.alignment.margins import chunks
+from align_ray.alignment.margins import chunks, let_go
 from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
 from align_ray.context import reported_weights
@@ -94,7 +94,10 @@ def mixture_alignment(
     """
     present = [k for k in range(len(w)) if w[k] > 1e-6]
     goals = np.stack([t.mean(0, dtype=np.float64) for t in targets])
-    means = [batches[k].mean(0, dtype=np.float64) for k in present]
+    means = []
+    for k in present:
+        means.append(batches[k].mean(0, dtype=np.float64))
+        let_go(batches[k])
     pooled = w[present] @ np.stack(means)
 
     def v(h: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def slopes(goal: Goal, w: np.ndarray) -> Slopes:
     values = np.zeros(len(goal.objectives))
     total = np.zeros((1 if goal.weights is not None else len(values), len(w)))
     for rows, members in _by_evidence(goal):
-        h = w[held] @ rows[held]
+        h = _pooled(w, held, rows)
         found = [goal.objectives[m].pooled.slope(h) for m in members]  # type: ignore[union-attr]
         values[members] = [value for value, _ in found]
         if goal.weights is not None:
@@ -63,7 +63,7 @@ def curvature(goal: Goal, w: np.ndarray, share: np.ndarray, part: np.ndarray) ->
     result = np.zeros((len(part), len(part)))
     held = np.flatnonzero(w)
     for rows, members in _by_evidence(goal):
-        h, mine = w[held] @ rows[held], rows[part]
+        h, mine = _pooled(w, held, rows), rows[part]
         bent = np.zeros(rows.shape[1])
         for m in (m for m in members if share[m] > 1e-12):
             diagonal, factors, core = goal.objectives[m].pooled.bend(h)  # type: ignore[union-attr]
@@ -73,6 +73,11 @@ def curvature(goal: Goal, w: np.ndarray, share: np.ndarray, part: np.ndarray) ->
         result -= (mine * bent) @ mine.T
     values, vectors = np.linalg.eigh((result + result.T) / 2)
     return (vectors * np.maximum(values, 1e-10 * max(values[-1], 1e-300))) @ vectors.T
+
+
+def _pooled(w: np.ndarray, held: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """w @ rows; of few corpora with a weight without the others' rows."""
+    return w[held] @ rows[held] if 4 * len(held) < len(w) else w @ rows
 
 
 def _by_evidence(goal: Goal) -> list[tuple[np.ndarray, list[int]]]:
@@ -88,7 +93,7 @@ def penalised(goal: Goal, constraints: Constraints, w: np.ndarray) -> float:
     held = np.flatnonzero(w)
     values = np.zeros(len(goal.objectives))
     for rows, members in _by_evidence(goal):
-        h = (w[held] @ rows[held])[None]
+        h = _pooled(w, held, rows)[None]
         values[members] = [goal.objectives[m].pooled.values(h)[0] for m in members]  # type: ignore[union-attr]
     value = values.min() if goal.weights is None else goal.weights @ values
     return float(value - (goal.strength * divergence(constraints, w[None])[0] if goal.strength else 0.0))
@@ -240,25 +245,13 @@ class Model:
         result[self.curved] = self.bend @ d[self.curved]
         return result
 
-    def solve(self, diagonal: np.ndarray, levels: np.ndarray, ratio: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """x [n, r] with (diag + B + levels.T ratio levels) x = right, for `levels` [M, n] and `ratio` [M] > 0. Raises
-        LinAlgError or ValueError where rounding leaves none."""
-        n = len(diagonal)
-        if len(self.curved) == n:
-            system = self.bend + (levels.T * ratio) @ levels
-            system[np.diag_indices(n)] += diagonal
-            return cho_solve(cho_factor(system, lower=True), right)
-        both = np.concatenate([right, levels.T], axis=1)
-        x = both / diagonal[:, None]
+    def solve(self, diagonal: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """x [n, r] with (diag + B) x = right. Raises LinAlgError or ValueError where rounding leaves none."""
         block = self.bend.copy()
         block[np.diag_indices(len(block))] += diagonal[self.curved]
-        x[self.curved] = cho_solve(cho_factor(block, lower=True), both[self.curved])
-        own, through = x[:, : right.shape[1]], x[:, right.shape[1] :]
-        if not len(levels):
-            return own
-        inner = levels @ through
-        inner[np.diag_indices(len(inner))] += 1 / ratio
-        return own - through @ np.linalg.solve(inner, levels @ own)
+        x = right / diagonal[:, None]
+        x[self.curved] = cho_solve(cho_factor(block, lower=True), right[self.curved])
+        return x
 
     def gain(self, v: np.ndarray) -> float:
         return self.value(v) - self.value(self.w)
@@ -288,26 +281,29 @@ def best_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
         if mean < 1e-15 and wrong < 1e-10:
             break
         aim = 0.1 * mean
-        ratio = y / np.maximum(rest, 1e-300)
         diagonal = z_low / at_low + z_high / at_high + (model.strength / v if model.strength else 0.0)
         diagonal = diagonal * (1 + 1e-14) + 1e-14
-        pull = of_levels.T @ ratio
-        right = -(slope - price - aim / at_low + aim / at_high - (aim / np.maximum(rest, 1e-300)) @ of_levels)
+        right = -(slope - price - aim / at_low + aim / at_high)
         try:
-            x0, x1, x2 = model.solve(diagonal, of_levels, ratio, np.stack([right, np.ones(n), pull], axis=1)).T
-            if many:
-                short = 1 - (aim / rest).sum()
-                left = np.array([[x1.sum(), x2.sum()], [-pull @ x1, ratio.sum() - pull @ x2]])
-                d_price, d_worst = np.linalg.solve(left, [total - v.sum() - x0.sum(), short + pull @ x0])
-            else:
-                d_price, d_worst = (total - v.sum() - x0.sum()) / x1.sum(), 0.0
+            through = model.solve(diagonal, np.concatenate([right[:, None], np.ones((n, 1)), of_levels.T], axis=1))
+            x0, x1, by_level = through[:, 0], through[:, 1], through[:, 2:]
+            # in the new shares y, the price and the worst value: the shares of the worst targets are the only large
+            # part, and go through no quotient by what is left above the worst
+            left = np.zeros((many + 2, many + 2))
+            left[:many, :many] = of_levels @ by_level + np.diag(rest / np.maximum(y, 1e-300))
+            left[:many, many], left[:many, many + 1] = of_levels @ x1, -1.0
+            left[many, :many], left[many, many], left[many + 1, :many] = by_level.sum(0), x1.sum(), 1.0
+            wanted = np.r_[aim / np.maximum(y, 1e-300) - of_levels @ x0, total - v.sum() - x0.sum(), 1.0]
+            if not many:
+                left, wanted = left[:1, :1], wanted[:1]
+            solved = np.linalg.solve(left, wanted)
         except (np.linalg.LinAlgError, ValueError):  # ValueError: of what is not finite
             break
-        dv = x0 + d_price * x1 + d_worst * x2
+        new, d_price, d_worst = solved[:many], solved[many], solved[-1] if many else 0.0
+        dv = x0 + d_price * x1 + by_level @ new
         d_low = aim / at_low - z_low - z_low / at_low * dv
         d_high = aim / at_high - z_high + z_high / at_high * dv
-        d_rest = of_levels @ dv - d_worst
-        d_y = aim / np.maximum(rest, 1e-300) - y - ratio * d_rest
+        d_rest, d_y = of_levels @ dv - d_worst, new - y
         rate = min(
             1.0,
             *(0.99 * _room(x, dx) for x, dx in ((at_low, dv), (at_high, -dv), (rest, d_rest))),
