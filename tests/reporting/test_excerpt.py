@@ -55,3 +55,6 @@ def test_seventy_corpora_are_an_excerpt_a_picture_and_files(results):
         assert repr(found) == value
     assert len(numbers) > 1000 and any(path.startswith("alike/") for _, path in numbers)
     assert len(pd.read_csv(io.BytesIO(files["candidates.csv"]))) == 600
+    table = page[page.index('id="ranking-t3"') :]
+    listed = re.findall(r'<th scope="row" class="name">(\w+)</th>', table[: table.index("</table>")])
+    assert listed == [row.candidate for row in results["alignment"].predicted.ranking["t3"]][: excerpt.ROWS]
