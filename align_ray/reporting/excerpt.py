@@ -105,7 +105,8 @@ def _alignment(value: dict[str, Any], corpora: set[str], shown: Excerpt) -> dict
     predicted = value["predicted"]
     predicted = predicted | {part: first(predicted.get(part, {})) for part in ("ranking", "unranked")}
     parts = {part: _of(value.get(part, {}), corpora) for part in ("noise", "diversity")}
-    lists = {"targets": shown.targets, "candidates": shown.candidates, "ranking": first(value["ranking"])}
+    # by the coefficient whole: the rows of the other ranking are looked for in it
+    lists = {"targets": shown.targets, "candidates": shown.candidates, "ranking": value["ranking"]}
     return value | lists | parts | {"predicted": predicted}
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from align_ray.config import Config, to_yaml
 from align_ray.reporting.derived import derived
-from align_ray.reporting.excerpt import Excerpt, cut, picture
+from align_ray.reporting.excerpt import ROWS, Excerpt, cut, picture
 from align_ray.reporting.figures import all_figures, cluster, front_pairs
 from align_ray.reporting.names import called
 from align_ray.reporting.trust import GOOD_FOR
@@ -115,6 +115,7 @@ def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any]
         picture=picture(alignment) if excerpt else None,
         every=len(alignment.targets) + len(alignment.candidates),
         kept=excerpt,
+        limit=ROWS if excerpt else None,
         called=called,
         pairs=pairs,
         front=tree["search"]["pareto"] if pairs else [],
