@@ -36,7 +36,7 @@ from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.mixmin import mixmin_weights
 from align_ray.mixture.search import find_mixture
 from align_ray.observed import Place, placed
-from align_ray.reporting import tracking
+from align_ray.reporting import excerpt, tracking
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.headline import headline
 from align_ray.reporting.page import render_report
@@ -297,12 +297,13 @@ def report(study: Study, stopped: str = "") -> str:
         if search.file in found:
             files["recipe.json"] = recipe(study)
         tables = run_files(found, study.config)
+        beside = excerpt.files(found)
         for name, value in files.items():
             store.write_json(name, value)
-        for name, content in tables.items():
+        for name, content in (tables | beside).items():
             store.write_bytes(name, content)
-        for name in FILES:
-            if name not in tables:  # of another answer
+        for name in (*FILES, *excerpt.FILES):
+            if name not in tables | beside:  # of another answer
                 store.remove(name)
         remember(store, study.config, __version__, {one.file: key for one in STAGES if (key := found_key(study, one))})
         store.write_bytes("config.yaml", study.config.to_yaml().encode())

@@ -6,13 +6,14 @@ intervals are t intervals with the jackknife variance of the two-sample (or one-
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from align_ray.alignment.comparison import ranking
-from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
-from align_ray.alignment.intervals import Estimate, interval, one_sample_mean, two_sample_mean
+from align_ray.alignment.distance import distance_matrix, exact_distance_matrix, scaled_cosine_distance
+from align_ray.alignment.intervals import Estimate, interval, one_sample_mean
+from align_ray.alignment.margins import Margins, Pairs, chunks, estimate, estimated, let_go
 from align_ray.alignment.noise import LabelNoise, corrected_distances, described_noise, relative_variance
 from align_ray.fisher.unit import Unit
 
@@ -115,69 +116,159 @@ def align_reduced(corpora: Mapping[str, Reduced], targets: list[str], absolute: 
     reaches. `others`: the same of the other measures. `noise` by corpus (see `corpus_noise`); `loss`: the probe's nats
     per token; `skipped`: [batch, sequence] of those left out because their embedding is not finite.
 
-    The rows may lie on disk (`embedding/evidence.py`): a corpus' are read when it is compared. Held are the distances
-    of candidates and targets, 8 n m bytes a pair.
+    Of more than EVERY_PAIR corpora an interval is given where it serves a target: `matrix` has the rows of the targets
+    and the diagonal, and `alike` [K][K], for the main measure, what candidates have with each other, from at most FEW
+    batches of each and without intervals.
+
+    The rows may lie on disk (`embedding/evidence.py`): they are read chunk by chunk (`margins`). Held are the means of
+    all candidates over each target's batches, 8 K m bytes a target.
     """
-    kinds = list(next(iter(corpora.values())).rows)
-    results = {kind: _align(corpora, kind, targets, absolute) for kind in kinds}
-    main = kinds[0]
+    kinds, names = list(next(iter(corpora.values())).rows), list(corpora)
+    few = len(names) <= EVERY_PAIR
+    results = {kind: _align({n: corpora[n].rows[kind] for n in names}, targets, absolute, few) for kind in kinds}
+    main, candidates = kinds[0], [n for n in names if n not in targets]
     div = results[main]["diversity"]
-    return {
-        "targets": targets,
-        "candidates": [n for n in corpora if n not in targets],
-        "measure": main,
-        **results.pop(main),
-        "others": results,
+    found = {"targets": targets, "candidates": candidates, "measure": main, **results.pop(main), "others": results}
+    if not few:
+        own = np.array([1 - div[n]["value"] for n in candidates])
+        found["alike"] = alike([corpora[n].rows[main] for n in candidates], own, absolute).tolist()
+    return found | {
         "noise": {n: described_noise(c.noise, div[n]["value"]) for n, c in corpora.items()},
         "loss": {n: float(np.mean(c.losses)) for n, c in corpora.items()},
         "skipped": {n: c.skipped for n, c in corpora.items()},
     }
 
 
-def _align(corpora: Mapping[str, Reduced], kind: str, targets: list[str], absolute: float | None) -> dict:
-    """`matrix`, `ranking`, `diversity` and `ceiling` of one measure."""
-    names = list(corpora)
-    rows = {name: corpora[name].rows[kind] for name in names}
+EVERY_PAIR = 64
+"""Corpora up to which all pairs of them have an interval."""
+FEW = 16
+"""Batches of a candidate that are compared with those of other candidates where there are more corpora."""
+DIGITS = 5
+"""Of `alike`."""
 
-    def corrected(a: str, b: str, raw: np.ndarray) -> np.ndarray | None:
-        pairs = zip(rows[a][1:], rows[b][1:], strict=True)
-        without = [distance_matrix(x, y, absolute) for x, y in pairs]
-        return corrected_distances(raw, without) if without else None
 
+def _align(rows: dict[str, np.ndarray], targets: list[str], absolute: float | None, few: bool) -> dict:
+    """`matrix`, `ranking`, `diversity` and `ceiling` of one measure; rows: float32 [1 + R, n, D] by corpus."""
+    names, candidates = list(rows), [n for n in rows if n not in targets]
+    count = {n: r.shape[1] for n, r in rows.items()}
+    diversity = {n: _diversity(rows[n], absolute) for n in names}
     matrix: dict[str, dict[str, dict]] = {n: {} for n in names}
-    diversity: dict[str, dict] = {}
-    kept: dict[tuple[str, str], np.ndarray] = {}  # distances of a candidate's and a target's batches
-    for i, a in enumerate(names):
-        for b in names[i:]:
-            raw = distance_matrix(rows[a][0], rows[b][0], absolute)
-            if a == b:
-                own, free = one_sample_mean(raw), corrected(a, a, raw)
-                diversity[a] = {
-                    **dataclasses.asdict(own),
-                    "corrected": _json(None if free is None else one_sample_mean(free)),
-                }
-                matrix[a][a] = dataclasses.asdict(complement(own))
-                continue
-            matrix[a][b] = dataclasses.asdict(two_sample_mean(1 - raw))
-            matrix[b][a] = dataclasses.asdict(two_sample_mean(1 - raw.T))
-            if (a in targets) != (b in targets):
-                kept[(a, b) if b in targets else (b, a)] = raw if b in targets else raw.T
-    candidates = [n for n in names if n not in targets]
-    rankings = {}
-    for target in targets:
-        ranked = ranking({c: 1 - kept[c, target] for c in candidates})
-        for row in ranked:
-            name = row["candidate"]
-            free = corrected(name, target, kept[name, target])
-            row["corrected"] = _json(None if free is None else two_sample_mean(1 - free))
-            row["pooled"] = _json(pooled_alignment(rows[name][0], rows[target][0], absolute))
-        rankings[target] = ranked
+    for n in names:
+        own = Estimate(*(diversity[n][key] for key in ("value", "error", "low", "high")))
+        matrix[n][n] = dataclasses.asdict(complement(own))
+    with_targets, free, by_target = _with_targets(rows, candidates, targets, absolute)
+    pooled = _pooled(rows, candidates, targets, absolute)
+    rankings, place = {}, {c: k for k, c in enumerate(candidates)}
+    for t, target in enumerate(targets):
+        margins = Margins(with_targets.mean[:, t], with_targets.own[:, t], by_target[t], with_targets.batches)
+        rankings[target] = ranking(candidates, margins)
+        for row in rankings[target]:
+            k = place[row["candidate"]]
+            row["corrected"] = _json(None if free is None else estimate(free[k, t]))
+            row["pooled"] = _json(estimate(pooled[k, t]))
+
+    def fill(some: list[str], others: list[str], found: np.ndarray, both: bool) -> None:
+        for i, a in enumerate(some):
+            for j, b in enumerate(others):
+                if a != b:
+                    matrix[a][b] = dict(zip(("value", "error", "low", "high"), found[i, j].tolist(), strict=True))
+                    if both:
+                        matrix[b][a] = dict(matrix[a][b])
+
+    fill(targets, candidates, with_targets.estimates().swapaxes(0, 1), few)
+    fill(targets, targets, _among(rows, targets, count, absolute).estimates(), False)
+    if few:
+        fill(candidates, candidates, _among(rows, candidates, count, absolute).estimates(), False)
     return {
-        "matrix": matrix,
+        "matrix": {a: {b: matrix[a][b] for b in names if b in matrix[a]} for a in names},
         "ranking": rankings,
         "diversity": diversity,
         "ceiling": {t: matrix[t][t] for t in targets},
     }
+
+
+def _diversity(rows: np.ndarray, absolute: float | None) -> dict:
+    """Of one corpus, with `corrected`; rows: float32 [1 + R, n, D]."""
+    raw = distance_matrix(rows[0], rows[0], absolute)
+    without = [distance_matrix(r, r, absolute) for r in rows[1:]]
+    let_go(rows)
+    free = one_sample_mean(corrected_distances(raw, without)) if without else None
+    return {**dataclasses.asdict(one_sample_mean(raw)), "corrected": _json(free)}
+
+
+def _with_targets(
+    rows: dict[str, np.ndarray], candidates: list[str], targets: list[str], absolute: float | None
+) -> tuple[Pairs, np.ndarray | None, list[np.ndarray]]:
+    """Of K candidates and T targets: the pairs, the estimates without label noise [K, T, 4] (None for one draw), and by
+    target the means over every candidate's batches [K, m]."""
+    n, m = (np.array([rows[name].shape[1] for name in some]) for some in (candidates, targets))
+    found, free = Pairs.empty(n, m), Pairs.empty(n, m)
+    by_target = [np.empty((len(candidates), size)) for size in m]
+    draws = len(rows[targets[0]]) > 1
+    for a in chunks([rows[name] for name in candidates], draws=True):
+        for b in chunks([rows[name] for name in targets], draws=True):
+            raw = distance_matrix(b.rows[0], a.rows[0], absolute).T
+            _, columns = found.put(a, b, 1 - raw)
+            for t, start, size in zip(range(len(targets))[b.of], b.starts, b.counts, strict=True):
+                by_target[t][a.of] = columns[:, start : start + size]
+            if draws:
+                without = [distance_matrix(x, y, absolute) for x, y in zip(a.rows[1:], b.rows[1:], strict=True)]
+                free.put(a, b, 1 - corrected_distances(raw, without))
+    return found, free.estimates() if draws else None, by_target
+
+
+def _among(rows: dict[str, np.ndarray], names: list[str], count: dict[str, int], absolute: float | None) -> Pairs:
+    """All pairs of some corpora; of a corpus with itself it means nothing."""
+    n = np.array([count[name] for name in names])
+    found, kept = Pairs.empty(n, n), [rows[name] for name in names]
+    for a in chunks(kept, draws=False):
+        for b in chunks(kept, draws=False):
+            if a.first <= b.first:
+                found.put(a, b, 1 - distance_matrix(a.rows[0], b.rows[0], absolute))
+    return found.mirrored()
+
+
+def alike(rows: Sequence[np.ndarray], own: np.ndarray, absolute: float | None = None) -> np.ndarray:
+    """Mean alignment of the first FEW batches of every two corpora, [K, K], to DIGITS digits; `own` [K] on the
+    diagonal. rows: float32 [1 + R, n, D] each."""
+    result = np.diag(own)
+    for a in chunks(rows, draws=False, most=FEW):
+        for b in chunks(rows, draws=False, most=FEW):
+            if a.first <= b.first:
+                values = 1 - distance_matrix(a.rows[0], b.rows[0], absolute)
+                sums = np.add.reduceat(np.add.reduceat(values, a.starts, axis=0), b.starts, axis=1)
+                result[a.of, b.of] = means = sums / np.multiply.outer(a.counts, b.counts)
+                result[b.of, a.of] = means.T
+    np.fill_diagonal(result, own)
+    return result.round(DIGITS)
+
+
+def _pooled(
+    rows: dict[str, np.ndarray], candidates: list[str], targets: list[str], absolute: float | None
+) -> np.ndarray:
+    """`pooled_alignment` of K candidates and T targets, [K, T, 4]."""
+    n, m = (np.array([rows[name].shape[1] for name in some]) for some in (candidates, targets))
+    means = [np.stack([rows[name][0].mean(0, dtype=np.float64) for name in some]) for some in (candidates, targets)]
+    whole = relative_variance(exact_distance_matrix(means[0], means[1], absolute))
+    v, parts = whole.copy(), []
+    for some, mine, other in ((candidates, whole, means[1]), (targets, whole.T, means[0])):
+        off, squares = np.empty_like(mine), np.empty_like(mine)
+        for chunk in chunks([rows[name] for name in some], draws=False):
+            values = chunk.rows[0].astype(np.float64)
+            sizes = np.repeat(chunk.counts, chunk.counts)[:, None]
+            sums = np.repeat(np.add.reduceat(values, chunk.starts, axis=0), chunk.counts, axis=0)
+            without = relative_variance(exact_distance_matrix((sums - values) / (sizes - 1), other, absolute))
+            mean = np.add.reduceat(without, chunk.starts, axis=0) / chunk.counts[:, None]
+            around = without - np.repeat(mean, chunk.counts, axis=0)
+            size = chunk.counts[:, None]
+            off[chunk.of] = (size - 1) * (mean - mine[chunk.of])
+            squares[chunk.of] = (size - 1) / size * np.add.reduceat(around**2, chunk.starts, axis=0)
+        turned = some is targets
+        v -= off.T if turned else off
+        parts.append(squares.T if turned else squares)
+    on_v = estimated(v, parts[0], parts[1], n[:, None] - 1, m[None, :] - 1)
+    value, high, low = (1 / (1 + x) for x in (on_v[..., 0], np.maximum(on_v[..., 2], -0.5), on_v[..., 3]))
+    return np.stack([value, on_v[..., 1] * value**2, low, high], axis=-1)
 
 
 def complement(estimate: Estimate) -> Estimate:

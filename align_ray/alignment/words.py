@@ -12,14 +12,16 @@ for all studies: uniform over the vocabulary.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from align_ray.alignment.baselines import PRIOR
 from align_ray.alignment.comparison import ranking
-from align_ray.alignment.intervals import two_sample_mean
+from align_ray.alignment.margins import Margins, estimate
 
 MEASURE = "unigram cross-entropy"
 LEAST_SHARE = 0.05
@@ -40,15 +42,20 @@ def rank_by_cross_entropy(
     """
     candidates = [name for name in batches if name not in targets]
     size = Size.of(tokens, [batches[c] for c in candidates])
-    ranked = [c for c in candidates if size.batches(batches[c]) <= len(batches[c])]
+    ranked = [i for i, c in enumerate(candidates) if size.batches(batches[c]) <= len(batches[c])]
+    few = [i for i in range(len(candidates)) if i not in set(ranked)]
+    found = cross_entropy_margins([batches[c] for c in candidates], [batches[t] for t in targets], vocabulary, size)
     result: dict[str, Any] = {"measure": MEASURE, "tokens": size.tokens, "ranking": {}, "unranked": {}}
-    for t in targets:
-        values = {c: cross_entropy_values(batches[c], batches[t], vocabulary, size) for c in candidates}
-        result["ranking"][t] = ranking({c: values[c] for c in ranked}, lowest_first=True)
+    for t, margins in zip(targets, found, strict=True):
+        result["ranking"][t] = ranking([candidates[i] for i in ranked], margins.part(ranked), lowest_first=True)
+        estimates = margins.estimates()
         result["unranked"][t] = [
-            {"candidate": c, "tokens": size.held(batches[c]), **vars(two_sample_mean(values[c]))}
-            for c in candidates
-            if c not in ranked
+            {
+                "candidate": candidates[i],
+                "tokens": size.held(batches[candidates[i]]),
+                **vars(estimate(estimates[i])),
+            }
+            for i in few
         ]
     return result
 
@@ -95,32 +102,100 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: 
     models counted on `size.batches` batches each is a U-statistic; row i is that mean and what batch i adds to it (its
     Hajek projection), which least squares gives. Of fewer batches than `size.batches` a model is counted on all.
     """
-    counts = np.stack([np.bincount(ids[ids >= 0], minlength=vocabulary) for ids in target])
-    seen = counts.any(0)
-    shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1))[:, seen].T
+    shares = _shares(target, vocabulary)
+    seen = np.diff(shares.tocsc().indptr) > 0
+    whole, models = _minus_logs(candidate, vocabulary, size, seen)
+    return models.added(shares[:, seen].T.tocsr(), whole)
 
-    def under(model: np.ndarray, total: np.ndarray) -> np.ndarray:
-        return -np.log((model + PRIOR / vocabulary) / (total[:, None] + PRIOR)) @ shares
 
-    parts = counted_parts(candidate, vocabulary, size)  # [n, parts, V]
+def cross_entropy_margins(
+    candidates: Sequence[np.ndarray], targets: Sequence[np.ndarray], vocabulary: int, size: Size
+) -> list[Margins]:
+    """What `cross_entropy_values` of K candidates comes to for every target, but for the order of sums: the logarithms
+    of a candidate's models are taken once, their means over batches serve all targets' batches, and what a batch adds
+    is asked of every target's mean tokens alone."""
+    shares = [_shares(t, vocabulary) for t in targets]
+    every = sparse.vstack(shares).tocsc()
+    seen = np.diff(every.indptr) > 0
+    of_batches = every[:, seen].tocsr()  # [all targets' batches, seen tokens]
+    of_targets = np.stack([np.asarray(s[:, seen].mean(0)).ravel() for s in shares], axis=1)
+    ends = np.cumsum([s.shape[0] for s in shares])
+    k, t = len(candidates), len(targets)
+    mean, own, by_batch = np.empty((k, t)), np.empty((k, t)), np.empty((k, int(ends[-1])))
+    for i, candidate in enumerate(candidates):
+        whole, models = _minus_logs(candidate, vocabulary, size, seen)
+        by_batch[i] = of_batches @ whole
+        added = models.added(of_targets, whole)  # [n, T]: what the rows of every target's matrix come to
+        mean[i], own[i] = added.mean(0), added.var(0, ddof=1) / len(candidate)
+    batches = np.array([len(c) for c in candidates])
+    parts = np.split(by_batch, ends[:-1], axis=1)
+    return [Margins(mean[:, j], own[:, j], part, batches) for j, part in enumerate(parts)]
+
+
+def token_counts(batches: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
+    """Of batches [m, B, T], float64 [m, V], of which most are zero; negative ids do not count."""
+    rows = [np.unique(ids[ids >= 0], return_counts=True) for ids in batches]
+    places = np.r_[0, np.cumsum([len(ids) for ids, _ in rows])]
+    counts = np.concatenate([n for _, n in rows]).astype(np.float64)
+    return sparse.csr_matrix((counts, np.concatenate([ids for ids, _ in rows]), places), (len(batches), vocabulary))
+
+
+def _shares(target: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
+    """Token shares of batches [m, B, T], [m, V]."""
+    counts = token_counts(target, vocabulary)
+    sizes = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
+    counts.data /= np.repeat(sizes, np.diff(counts.indptr))
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Minus the logarithms of a candidate's unigram models, and how a batch's part in them is found."""
+
+    logs: np.ndarray
+    """float64 [choices, V], or [n, V] where a model is counted on parts of one batch each."""
+    part: np.ndarray | None
+    """[n, choices], what a batch adds to the mean over choices, from the values of all; None where each row is a
+    batch."""
+
+    def added(self, shares: Any, whole: np.ndarray) -> np.ndarray:
+        """The mean and what every batch adds to it, [n, m], for shares [V, m] of tokens; `whole` [V]: the mean of
+        the logs of all models."""
+        values = self.logs @ shares
+        if self.part is None:
+            return values
+        added = self.part @ (values - values.mean(0))
+        return whole @ shares + added - added.mean(0)
+
+
+def _minus_logs(ids: np.ndarray, vocabulary: int, size: Size, seen: np.ndarray) -> tuple[np.ndarray, Models]:
+    """For batches [n, B, T] and the tokens that are `seen` (bool [V]): the mean over all models, [seen], and the models
+    by which the part of every batch is found."""
+    parts = counted_parts(ids, vocabulary, size)  # [n, parts, V]
     totals, parts = parts.sum(-1), parts[..., seen]
-    n, k = len(parts), min(size.batches(candidate), len(parts))
+    n, k = len(parts), min(size.batches(ids), len(parts))
+
+    def logs(model: np.ndarray, total: np.ndarray) -> np.ndarray:
+        return -np.log((model + PRIOR / vocabulary) / (total[..., None] + PRIOR))
+
     if k == 1:
-        return np.stack([under(part, total).mean(0) for part, total in zip(parts, totals, strict=True)])
+        found = np.stack([logs(p, t).mean(0) for p, t in zip(parts, totals, strict=True)])
+        return found.mean(0), Models(found, None)
     models, total = parts[:, 0], totals[:, 0]
+    chosen, part = _choices(n, k)
+    found = logs(chosen @ models, chosen @ total)
+    if k < n:
+        return found.mean(0), Models(found, part)
+    chosen, part = _choices(n, n - 1)  # one model of all: what a batch adds is seen by leaving one out
+    return found[0], Models(logs(chosen @ models, chosen @ total), part)
 
-    def over(chosen: np.ndarray) -> np.ndarray:
-        steps = range(0, len(chosen), 16)
-        return np.concatenate([under(chosen[i : i + 16] @ models, chosen[i : i + 16] @ total) for i in steps])
 
+@lru_cache(maxsize=512)
+def _choices(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`subsets`, and the least squares by which what each of n batches adds is found from the values of all choices,
+    [n, choices]."""
     chosen = subsets(n, k)
-    values = over(chosen)
-    mean = values.mean(0)
-    if k == n:  # one model of all: what a batch adds is seen by leaving one out
-        k, chosen = n - 1, subsets(n, n - 1)
-        values = over(chosen)
-    added = k * np.linalg.lstsq(chosen - k / n, values - values.mean(0), rcond=None)[0]
-    return mean + added - added.mean(0)
+    return chosen, k * np.linalg.pinv(chosen - k / n)
 
 
 def counted_parts(ids: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
@@ -129,7 +204,11 @@ def counted_parts(ids: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
     sequences = size.sequences(ids)
     parts = ids.shape[1] // sequences
     cut = ids[:, : parts * sequences].reshape(len(ids), parts, -1)
-    return np.stack([[np.bincount(p[p >= 0], minlength=vocabulary) for p in batch] for batch in cut]).astype(np.float64)
+    result = np.empty((len(cut), parts, vocabulary))
+    for i, batch in enumerate(cut):
+        for j, part in enumerate(batch):
+            result[i, j] = np.bincount(part[part >= 0], minlength=vocabulary)
+    return result
 
 
 def subsets(n: int, k: int) -> np.ndarray:
@@ -142,5 +221,7 @@ def subsets(n: int, k: int) -> np.ndarray:
         rounds = -(-MOST_SUBSETS // each)
         chosen = [rng.permutation(n)[: each * k].reshape(each, k) for _ in range(rounds)]
         chosen = np.concatenate(chosen)
-    result = [np.isin(np.arange(n), list(units)) for units in chosen]
-    return np.array(result, np.float64)
+    places = np.array(list(chosen))
+    result = np.zeros((len(places), n))
+    result[np.arange(len(places))[:, None], places] = 1
+    return result

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.alignment.distance import scaled_cosine_distance
+from align_ray.alignment.distance import exact_distance_matrix
 from align_ray.alignment.intervals import interval
+from align_ray.alignment.margins import chunks, let_go
 from align_ray.alignment.noise import relative_variance
 from align_ray.config import Config
 from align_ray.context import reported_weights
@@ -92,30 +93,40 @@ def mixture_alignment(
     `alignment.coefficients.pooled_alignment`).
     """
     present = [k for k in range(len(w)) if w[k] > 1e-6]
-    pooled = sum(w[k] * batches[k].mean(0, dtype=np.float64) for k in present)
-    goals = [t.mean(0, dtype=np.float64) for t in targets]
-
-    def v(h: np.ndarray, changed: tuple[int, np.ndarray] | None = None) -> np.ndarray:
-        ends = [changed[1] if changed and changed[0] == m else g for m, g in enumerate(goals)]
-        return np.array([relative_variance(scaled_cosine_distance(h, end, absolute)) for end in ends])
-
-    groups = []
+    goals = np.stack([t.mean(0, dtype=np.float64) for t in targets])
+    means = []
     for k in present:
-        mean, n = batches[k].mean(0, dtype=np.float64), len(batches[k])
-        groups.append(
-            [v(pooled + w[k] * (mean - row) / (n - 1)) for row in batches[k].astype(np.float64)] if n > 1 else []
-        )
-    for m, target in enumerate(targets):
-        n = len(target)
-        groups.append([v(pooled, (m, goals[m] + (goals[m] - row) / (n - 1))) for row in target.astype(np.float64)])
-    whole = v(pooled)
+        means.append(batches[k].mean(0, dtype=np.float64))
+        let_go(batches[k])
+    pooled = w[present] @ np.stack(means)
+
+    def v(h: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        return relative_variance(exact_distance_matrix(h, ends, absolute))
+
+    whole = v(pooled[None], goals)[0]
     free, variance, smallest = whole.copy(), 0.0, 10**9
-    for without in (np.array(g) for g in groups if len(g)):  # [n, M]
-        n = len(without)
-        free -= (n - 1) * (without.mean(0) - whole)
-        aligned = (1 / (1 + without)) @ share
-        variance, smallest = variance + (n - 1) / n * ((aligned - aligned.mean()) ** 2).sum(), min(smallest, n)
+    for chunk in chunks([batches[k][None] for k in present], draws=False):
+        n, mine = np.repeat(chunk.counts, chunk.counts)[:, None], range(len(present))[chunk.of]
+        off = np.repeat(np.stack([means[i] for i in mine]), chunk.counts, axis=0) - chunk.rows[0]
+        share_of = np.repeat(w[[present[i] for i in mine]], chunk.counts)[:, None]
+        without = v(pooled + share_of * off / np.maximum(n - 1, 1), goals)
+        for start, n_k in zip(chunk.starts, chunk.counts, strict=True):
+            if n_k > 1:
+                own = without[start : start + n_k]
+                free -= (n_k - 1) * (own.mean(0) - whole)
+                variance, smallest = variance + _jackknife((1 / (1 + own)) @ share), min(smallest, int(n_k))
+    for m, target in enumerate(targets):
+        n_m = len(target)
+        own = v(goals[m] + (goals[m] - target) / (n_m - 1), pooled[None])[:, 0]
+        free[m] -= (n_m - 1) * (own.mean() - whole[m])
+        variance, smallest = variance + _jackknife(share[m] / (1 + own)), min(smallest, n_m)
     return vars(interval(float((1 / (1 + free)) @ share), variance, smallest - 1))
+
+
+def _jackknife(without: np.ndarray) -> float:
+    """Variance of a statistic from its values [n] with one unit left out."""
+    n = len(without)
+    return float((n - 1) / n * ((without - without.mean()) ** 2).sum())
 
 
 def weight_table(
@@ -187,7 +198,7 @@ def pareto(config: Config, goal: Goal, constraints: Constraints) -> list[dict[st
     targets = [t.name for t in config.targets]
     points = []
     for share, w in pareto_front(goal.objectives, constraints, 11 if len(targets) < 5 else 3):
-        values = [float(o.values(w[None])[0]) for o in goal.objectives]
+        values = goal.by_target(w[None])[:, 0].tolist()
         points.append(
             {
                 "target_weights": dict(zip(targets, share.tolist(), strict=True)),

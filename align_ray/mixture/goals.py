@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
+from scipy import sparse
 
 from align_ray.alignment.baselines import discounted_distribution, ney_discount
 from align_ray.alignment.distance import distance_matrix
-from align_ray.alignment.words import subsets
+from align_ray.alignment.words import subsets, token_counts
 from align_ray.config import Config
 from align_ray.context import target_weights
 from align_ray.mixture.objectives import (
@@ -68,39 +69,47 @@ def linear_goal(config: Config, rows: Mapping[str, np.ndarray]) -> Builder:
 
 MODELS = 8
 """Unigram models of a corpus that holds more batches than the smallest, each counted on as many as that one's."""
+MOST_ENTRIES = 2**26
+"""Of all corpora's models together, 512 MB: of a thousand corpora and a large vocabulary there are fewer of each."""
 
 
 def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabulary: int) -> Builder:
     """Minus the targets' cross-entropy under the mixture of the candidates' unigram models; batches: token ids [n,
     B, T]. All models are counted on as many batches as the smallest candidate holds, else a mixture would prefer
     the larger of two parts of one corpus; the value is the mean over MODELS such choices."""
-    counts = {
-        name: np.stack([np.bincount(b[b >= 0], minlength=vocabulary) for b in rows]).astype(np.float32)
-        for name, rows in batches.items()
-    }
+    counts = {name: token_counts(rows, vocabulary) for name, rows in batches.items()}
 
     def build(rng: np.random.Generator | None) -> Goal:
-        held = {name: c[chosen(len(c), rng)] for name, c in counts.items()}
+        held = {name: c[chosen(c.shape[0], rng)] for name, c in counts.items()}
         parts = equal_counts([held[c.name] for c in config.candidates])  # [models, K, V]
-        models = np.concatenate([_distributions(part) for part in parts], axis=1)
-        wanted = np.stack([np.tile(held[t.name].sum(0), len(parts)) for t in config.targets])
+        wanted = np.stack([np.tile(summed(held[t.name]), len(parts)) for t in config.targets])
+        models = np.empty((len(config.candidates), len(parts) * vocabulary))
+        for i in range(len(parts)):
+            models[:, i * vocabulary : (i + 1) * vocabulary] = _distributions(parts.pop(0))
         return Goal(log_mixture_objectives(models, wanted), target_weights(config))
 
     return build
 
 
-def equal_counts(counts: list[np.ndarray]) -> list[np.ndarray]:
+def equal_counts(counts: list[sparse.csr_matrix]) -> list[np.ndarray]:
     """Token counts of K corpora on batches that hold as many tokens as the smallest corpus does, to half a batch,
-    float64 [K, V]; once where all take all their batches, and else for MODELS choices of them. `counts`: [n_k, V] by
-    corpus."""
-    of_batch = [max(1e-9, c.sum() / len(c)) for c in counts]
-    least = min(c.sum() for c in counts)
-    taken = [min(len(c), max(1, round(float(least / each)))) for c, each in zip(counts, of_batch, strict=True)]
-    if all(len(c) == n for c, n in zip(counts, taken, strict=True)):
-        return [np.stack([c.sum(0, dtype=np.float64) for c in counts])]
-    picks = [subsets(len(c), n) for c, n in zip(counts, taken, strict=True)]
-    spread = [pick[np.linspace(0, len(pick) - 1, MODELS).round().astype(int)] for pick in picks]
-    return [np.stack([p[i] @ c for p, c in zip(spread, counts, strict=True)]) for i in range(MODELS)]
+    float64 [K, V]; once where all take all their batches, and else for MODELS choices of them, or fewer (MOST_ENTRIES).
+    `counts`: [n_k, V] by corpus."""
+    held = [float(c.sum()) for c in counts]
+    of_batch = [max(1e-9, total / c.shape[0]) for total, c in zip(held, counts, strict=True)]
+    least = min(held)
+    taken = [min(c.shape[0], max(1, round(least / each))) for c, each in zip(counts, of_batch, strict=True)]
+    if all(c.shape[0] == n for c, n in zip(counts, taken, strict=True)):
+        return [np.stack([summed(c) for c in counts])]
+    models = max(1, min(MODELS, MOST_ENTRIES // (len(counts) * counts[0].shape[1])))
+    picks = [subsets(c.shape[0], n) for c, n in zip(counts, taken, strict=True)]
+    spread = [pick[np.linspace(0, len(pick) - 1, models).round().astype(int)] for pick in picks]
+    return [np.stack([p[i] @ c for p, c in zip(spread, counts, strict=True)]) for i in range(models)]
+
+
+def summed(counts: sparse.csr_matrix) -> np.ndarray:
+    """Over batches, [V]."""
+    return np.asarray(counts.sum(0)).ravel()
 
 
 def _distributions(counts: np.ndarray) -> np.ndarray:

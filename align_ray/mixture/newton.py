@@ -7,7 +7,8 @@ cheap, for an objective is a function of what the mixture pools (`objectives.Poo
 the best is not said here: `certificate.py` does.
 
 Cost: a gradient is 2 K D M products for M targets with D pooled entries, a step CURVED^2 D for the Hessian and about 30
-factorisations of CURVED (under a prior K) equations.
+factorisations of CURVED equations: a prior keeps all K corpora free, but the others have a diagonal alone, and the
+targets of which the worst counts add a matrix of rank M.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ def slopes(goal: Goal, w: np.ndarray) -> Slopes:
     values = np.zeros(len(goal.objectives))
     total = np.zeros((1 if goal.weights is not None else len(values), len(w)))
     for rows, members in _by_evidence(goal):
-        h = w[held] @ rows[held]
+        h = _pooled(w, held, rows)
         found = [goal.objectives[m].pooled.slope(h) for m in members]  # type: ignore[union-attr]
         values[members] = [value for value, _ in found]
         if goal.weights is not None:
@@ -62,7 +63,7 @@ def curvature(goal: Goal, w: np.ndarray, share: np.ndarray, part: np.ndarray) ->
     result = np.zeros((len(part), len(part)))
     held = np.flatnonzero(w)
     for rows, members in _by_evidence(goal):
-        h, mine = w[held] @ rows[held], rows[part]
+        h, mine = _pooled(w, held, rows), rows[part]
         bent = np.zeros(rows.shape[1])
         for m in (m for m in members if share[m] > 1e-12):
             diagonal, factors, core = goal.objectives[m].pooled.bend(h)  # type: ignore[union-attr]
@@ -72,6 +73,11 @@ def curvature(goal: Goal, w: np.ndarray, share: np.ndarray, part: np.ndarray) ->
         result -= (mine * bent) @ mine.T
     values, vectors = np.linalg.eigh((result + result.T) / 2)
     return (vectors * np.maximum(values, 1e-10 * max(values[-1], 1e-300))) @ vectors.T
+
+
+def _pooled(w: np.ndarray, held: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """w @ rows; of few corpora with a weight without the others' rows."""
+    return w[held] @ rows[held] if 4 * len(held) < len(w) else w @ rows
 
 
 def _by_evidence(goal: Goal) -> list[tuple[np.ndarray, list[int]]]:
@@ -87,7 +93,7 @@ def penalised(goal: Goal, constraints: Constraints, w: np.ndarray) -> float:
     held = np.flatnonzero(w)
     values = np.zeros(len(goal.objectives))
     for rows, members in _by_evidence(goal):
-        h = (w[held] @ rows[held])[None]
+        h = _pooled(w, held, rows)[None]
         values[members] = [goal.objectives[m].pooled.values(h)[0] for m in members]  # type: ignore[union-attr]
     value = values.min() if goal.weights is None else goal.weights @ values
     return float(value - (goal.strength * divergence(constraints, w[None])[0] if goal.strength else 0.0))
@@ -109,11 +115,11 @@ def ascend(goal: Goal, constraints: Constraints, start: np.ndarray) -> np.ndarra
         lower, upper, total = constraints.lower[part], constraints.upper[part], w[part].sum()
         if min(total - lower.sum(), upper.sum() - total) <= 1e-12:  # no weight to move among them
             break
-        bend = np.zeros((len(part), len(part)))
         curved = np.flatnonzero(np.isin(part, known))
-        bend[np.ix_(curved, curved)] = curvature(goal, w, share, part[curved]) / unit
+        bend = curvature(goal, w, share, part[curved]) / unit
         level = (at.values - at.values.min()) / unit if worst else np.zeros(0)
         model = Model(
+            curved,
             bend,
             at.slopes[:, part] / unit,
             level,
@@ -212,8 +218,10 @@ def worst_shares(goal: Goal, at: Slopes) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class Model:
     """max min_m(level_m + slope_m @ (v - w)) - (v - w) B (v - w) / 2 - strength * KL(v, prior) over v [n] with the sum
-    of w within the bounds; B positive semidefinite, levels at least 0. Without levels: one slope."""
+    of w within the bounds; B positive semidefinite, zero but for the rows and columns `curved`, int [c], where it is
+    `bend` [c, c]; levels at least 0. Without levels: one slope."""
 
+    curved: np.ndarray
     bend: np.ndarray
     slopes: np.ndarray
     level: np.ndarray
@@ -229,7 +237,21 @@ class Model:
         cost = 0.0
         if self.strength:
             cost = self.strength * float(v @ (np.log(np.maximum(v, 1e-9)) - self.log_prior))
-        return float(linear - d @ self.bend @ d / 2 - cost)
+        return float(linear - d @ self.bent(d) / 2 - cost)
+
+    def bent(self, d: np.ndarray) -> np.ndarray:
+        """B d."""
+        result = np.zeros(len(d))
+        result[self.curved] = self.bend @ d[self.curved]
+        return result
+
+    def solve(self, diagonal: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """x [n, r] with (diag + B) x = right. Raises LinAlgError or ValueError where rounding leaves none."""
+        block = self.bend.copy()
+        block[np.diag_indices(len(block))] += diagonal[self.curved]
+        x = right / diagonal[:, None]
+        x[self.curved] = cho_solve(cho_factor(block, lower=True), right[self.curved])
+        return x
 
     def gain(self, v: np.ndarray) -> float:
         return self.value(v) - self.value(self.w)
@@ -251,7 +273,7 @@ def best_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
     of_levels = model.slopes if many else np.zeros((0, n))
     size = 2 * n + many
     for _ in range(INNER):
-        slope = model.bend @ (v - w) - own
+        slope = model.bent(v - w) - own
         if model.strength:
             slope = slope + model.strength * (np.log(v) - model.log_prior + 1)
         mean = (z_low @ at_low + z_high @ at_high + y @ rest) / size
@@ -259,27 +281,29 @@ def best_of(model: Model) -> tuple[np.ndarray, np.ndarray]:
         if mean < 1e-15 and wrong < 1e-10:
             break
         aim = 0.1 * mean
-        ratio = y / np.maximum(rest, 1e-300)
-        system = model.bend + (of_levels.T * ratio) @ of_levels
         diagonal = z_low / at_low + z_high / at_high + (model.strength / v if model.strength else 0.0)
-        system[np.diag_indices(n)] += diagonal * (1 + 1e-14) + 1e-14
-        pull = of_levels.T @ ratio
-        right = -(slope - price - aim / at_low + aim / at_high - (aim / np.maximum(rest, 1e-300)) @ of_levels)
+        diagonal = diagonal * (1 + 1e-14) + 1e-14
+        right = -(slope - price - aim / at_low + aim / at_high)
         try:
-            x0, x1, x2 = cho_solve(cho_factor(system, lower=True), np.stack([right, np.ones(n), pull], axis=1)).T
-            if many:
-                short = 1 - (aim / rest).sum()
-                left = np.array([[x1.sum(), x2.sum()], [-pull @ x1, ratio.sum() - pull @ x2]])
-                d_price, d_worst = np.linalg.solve(left, [total - v.sum() - x0.sum(), short + pull @ x0])
-            else:
-                d_price, d_worst = (total - v.sum() - x0.sum()) / x1.sum(), 0.0
+            through = model.solve(diagonal, np.concatenate([right[:, None], np.ones((n, 1)), of_levels.T], axis=1))
+            x0, x1, by_level = through[:, 0], through[:, 1], through[:, 2:]
+            # in the new shares y, the price and the worst value: the shares of the worst targets are the only large
+            # part, and go through no quotient by what is left above the worst
+            left = np.zeros((many + 2, many + 2))
+            left[:many, :many] = of_levels @ by_level + np.diag(rest / np.maximum(y, 1e-300))
+            left[:many, many], left[:many, many + 1] = of_levels @ x1, -1.0
+            left[many, :many], left[many, many], left[many + 1, :many] = by_level.sum(0), x1.sum(), 1.0
+            wanted = np.r_[aim / np.maximum(y, 1e-300) - of_levels @ x0, total - v.sum() - x0.sum(), 1.0]
+            if not many:
+                left, wanted = left[:1, :1], wanted[:1]
+            solved = np.linalg.solve(left, wanted)
         except (np.linalg.LinAlgError, ValueError):  # ValueError: of what is not finite
             break
-        dv = x0 + d_price * x1 + d_worst * x2
+        new, d_price, d_worst = solved[:many], solved[many], solved[-1] if many else 0.0
+        dv = x0 + d_price * x1 + by_level @ new
         d_low = aim / at_low - z_low - z_low / at_low * dv
         d_high = aim / at_high - z_high + z_high / at_high * dv
-        d_rest = of_levels @ dv - d_worst
-        d_y = aim / np.maximum(rest, 1e-300) - y - ratio * d_rest
+        d_rest, d_y = of_levels @ dv - d_worst, new - y
         rate = min(
             1.0,
             *(0.99 * _room(x, dx) for x, dx in ((at_low, dv), (at_high, -dv), (rest, d_rest))),

@@ -40,6 +40,8 @@ class Pooled:
     """The value of one h [D] and its gradient [D]."""
     bend: Callable[[np.ndarray], Bend]
     """The Hessian there."""
+    counted: np.ndarray | None = None
+    """[D], where the objective is counted @ log h: a weighted sum of such is one of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,22 +83,47 @@ class Goal:
 
     def values(self, w: np.ndarray) -> np.ndarray:
         """Values of many mixtures, [n, K] to [n], without the prior's penalty."""
-        by_target = self._together(w) if len(self.objectives) > 1 and w.shape[1] >= MANY_CORPORA else None
-        if by_target is None:
-            by_target = np.stack([o.values(w) for o in self.objectives])
+        by_target = self.by_target(w)
         return by_target.min(0) if self.weights is None else self.weights @ by_target
 
-    def _together(self, w: np.ndarray) -> np.ndarray | None:
-        """Values of all targets, [M, n]: what they share is pooled once. None where they share nothing."""
-        pooled = self.objectives[0].pooled
-        if pooled is None or any(o.pooled is None or o.pooled.rows is not pooled.rows for o in self.objectives):
+    def by_target(self, w: np.ndarray) -> np.ndarray:
+        """Every target's, [n, K] to [M, n]; of many corpora what targets share is pooled once."""
+        together = self._together() if len(self.objectives) > 1 and w.shape[1] >= MANY_CORPORA else None
+        if together is None:
+            return np.stack([o.values(w) for o in self.objectives])
+        rows, values = together
+        return _in_chunks(lambda part: values(part @ rows), w).T
+
+    def merged(self) -> "Goal":
+        """The same with one objective in place of all, where their weighted sum is one of their kind."""
+        pooled = [o.pooled for o in self.objectives]
+        if self.weights is None or len(pooled) < 2 or pooled[0] is None:
+            return self
+        counted = [p.counted for p in pooled if p is not None and p.rows is pooled[0].rows and p.counted is not None]
+        if len(counted) < len(pooled):
+            return self
+        one = _log_mixture(pooled[0].rows, self.weights @ np.stack(counted))
+        return dataclasses.replace(self, objectives=[one], weights=np.ones(1))
+
+    def _together(self) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
+        """The rows that all targets share, and all their values of many h, [n, D] to [n, M]; None where they share
+        nothing."""
+        pooled = [o.pooled for o in self.objectives if o.pooled is not None]
+        if len(pooled) < len(self.objectives) or any(p.rows is not pooled[0].rows for p in pooled):
             return None
-        values = lambda h: np.stack([o.pooled.values(h) for o in self.objectives if o.pooled], axis=1)  # noqa: E731
-        return _in_chunks(lambda part: values(part @ pooled.rows), w).T
+        counted = [p.counted for p in pooled if p.counted is not None]
+        if len(counted) == len(pooled):
+            shares = np.stack(counted, axis=1)
+            return pooled[0].rows, lambda h: np.log(np.maximum(h, SMALLEST)) @ shares
+        return pooled[0].rows, lambda h: np.stack([p.values(h) for p in pooled], axis=1)
 
     def singles(self, k: int) -> np.ndarray:
         """Values of each of K corpora alone, [K]."""
-        by_target = np.stack([o.singles(k) for o in self.objectives])
+        together = self._together() if len(self.objectives) > 1 and k >= MANY_CORPORA else None
+        if together is None:
+            by_target = np.stack([o.singles(k) for o in self.objectives])
+        else:
+            by_target = _in_chunks(together[1], together[0]).T
         return by_target.min(0) if self.weights is None else self.weights @ by_target
 
     def penalised(self, constraints: Constraints, w: np.ndarray) -> np.ndarray:
@@ -264,13 +291,14 @@ def log_mixture_objective(probabilities: np.ndarray, counts: np.ndarray) -> Obje
 def log_mixture_objectives(probabilities: np.ndarray, counts: np.ndarray) -> list[Objective]:
     """The same of M targets, [M, N], which share one copy of what any of them counts."""
     seen = (counts > 0).any(0)
-    p = np.maximum(np.asarray(probabilities, np.float64)[:, seen], SMALLEST)
+    p = np.asarray(probabilities, np.float64)[:, seen]
+    np.maximum(p, SMALLEST, out=p)
     return [_log_mixture(p, c[seen] / c.sum()) for c in counts]
 
 
-def _log_mixture(p: np.ndarray, share: np.ndarray) -> Objective:
-    mine = np.flatnonzero(share)
-    share = share[mine]
+def _log_mixture(p: np.ndarray, counted: np.ndarray) -> Objective:
+    mine = np.flatnonzero(counted)
+    share = counted[mine]
     every = len(mine) == p.shape[1]
 
     def of_all(values: np.ndarray) -> np.ndarray:
@@ -290,7 +318,7 @@ def _log_mixture(p: np.ndarray, share: np.ndarray) -> Objective:
     def bend(h: np.ndarray) -> Bend:
         return of_all(-share / own(h) ** 2), np.zeros((p.shape[1], 0)), np.zeros((0, 0))
 
-    return Objective.of(Pooled(p, lambda h: np.log(own(h)) @ share, slope, bend))
+    return Objective.of(Pooled(p, lambda h: np.log(own(h)) @ share, slope, bend, counted))
 
 
 def linear_objective(scores: np.ndarray) -> Objective:

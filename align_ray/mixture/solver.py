@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 
+from align_ray.alignment.coefficients import EVERY_PAIR
 from align_ray.mixture import newton
 from align_ray.mixture.certificate import Certificate, certify
 from align_ray.mixture.choice import MANY, Face, count, every_choice, exchanged
@@ -33,8 +34,8 @@ CHAINS = 32
 """Walkers of the near-optimal set."""
 WALKED = 100
 """Of MANY_CORPORA, those among which they walk: the walk's length and the price of a step do not grow with K."""
-FRONT = 64
-"""Directions of the Pareto front."""
+FRONT, FEWER_DIRECTIONS = 64, 16
+"""Directions of the Pareto front; of more than EVERY_PAIR corpora, of which no page shows it, the second."""
 ROUGH = 3e-7
 """A share of the spread over single corpora: with a larger residual the climb is gone on with, in that unit."""
 FEW = 3
@@ -84,6 +85,7 @@ def solve(goal: Goal, constraints: Constraints, start: np.ndarray | None = None)
     more corpora than `max_corpora`, every choice of so many is solved, or, of more than MANY choices and from a
     `start`, those that exchanges lead to.
     """
+    goal = goal.merged() if _many(goal, constraints) else goal
     every = dataclasses.replace(constraints, most=None)
     found = _climb(goal, every, start)
     if constraints.most is None or (found > 0).sum() <= constraints.most:
@@ -119,7 +121,9 @@ def _climb(goal: Goal, constraints: Constraints, start: np.ndarray | None) -> np
         if start is not None
         else [nearest(constraints.prior, constraints), nearest(np.ones(k), constraints)]
     )
-    if start is None:
+    if start is None and many and all(o.pooled and o.pooled.counted is not None for o in goal.objectives):
+        starts = starts[1:]  # concave, so that every start leads to the best
+    elif start is None:
         best = int(np.argmax(goal.singles(k)))
         starts.append(nearest(np.eye(k)[best] + 0.01, constraints))
     unique = [w for i, w in enumerate(starts) if not any(np.allclose(w, v) for v in starts[:i])]
@@ -287,6 +291,7 @@ def near_optimal_average(goal: Goal, constraints: Constraints, optimum: Optimum,
     value: Callable[[np.ndarray], np.ndarray] = partial(goal.penalised, constraints)
     many = slack > 0 and len(free) >= MANY_CORPORA and _many(goal, constraints)
     if many:
+        goal = goal.merged()
         near = newton.around(goal, constraints, w, free, slack, WALKED)
         free, value, least = near.part, near.penalised, near.penalised(w[None])[0] - slack
     # where their number is limited the mean over several choices of corpora would have the corpora of all
@@ -354,17 +359,18 @@ def pareto_front(
     m, steps = len(objectives), np.linspace(0, 1, points)
     ends = {0: 0, points - 1: 1}  # of a pair, at which a direction is a corner, the same for all pairs
     pairs = [(i, j) for i in range(m) for j in range(i + 1, m)]
-    if m + len(pairs) * (points - 2) <= FRONT:
+    most = FRONT if len(constraints.names) <= EVERY_PAIR else FEWER_DIRECTIONS
+    if m + len(pairs) * (points - 2) <= most:
         asked = [(i, j, t) for i, j in pairs for t in range(points)]
     else:
         rng = np.random.default_rng(seed)
-        some = rng.permutation(len(pairs) * points)[: 4 * FRONT]
+        some = rng.permutation(len(pairs) * points)[: 4 * most]
         asked = [(*pairs[n // points], int(n % points)) for n in some]
     unique: dict[tuple[int, ...], tuple[int, int, int]] = {}
     for i, j, t in asked:
         unique.setdefault(((i, j)[ends[t]],) if t in ends else (i, j, t), (i, j, t))
     front: list[tuple[np.ndarray, np.ndarray]] = []
-    for i, j, t in list(unique.values())[:FRONT]:
+    for i, j, t in list(unique.values())[:most]:
         share = np.eye(m)[i] * (1 - steps[t]) + np.eye(m)[j] * steps[t]
         start = front[-1][1] if front and len(constraints.names) >= MANY_CORPORA else None
         front.append((share, solve(Goal(objectives, share), constraints, start).weights))

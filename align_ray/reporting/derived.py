@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from align_ray.config import Config
+from align_ray.reporting.excerpt import ROWS, Excerpt
 from align_ray.reporting.headline import headline
 from align_ray.reporting.names import called, explained
 from align_ray.reporting.results import verdict_of
@@ -222,8 +223,10 @@ def facts(config: Config, results: dict[str, Any], costs: dict[str, Any]) -> dic
     }
 
 
-def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -> dict[str, Any]:
-    """What the page shows beside stored values, computed from them.
+def derived(
+    config: Config, results: dict[str, Any], costs: dict[str, Any], stopped: str = "", shown: Excerpt | None = None
+) -> dict[str, Any]:
+    """What the page shows beside stored values, computed from them; of very many corpora, of those `shown`.
 
     `prior`: whether the search has one; `facts`, `bars`, `trust`, `compared`, `tried`: see there; `gain`: the chosen
     mixture's objective less uniform's; `price`: the unconstrained optimum's less the optimum's;
@@ -237,13 +240,19 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     `actual` and `estimated`: totals over those of what every one of them has; `embedding_rate`: tokens per second of an
     actor.
     """
-    targets = results["alignment"].targets
+    targets = shown.targets if shown else results["alignment"].targets
     found: dict[str, Any] = {"losses": {}, "finetuned": {}, "front": {}, "compared": [], "tried": []}
     found["facts"] = facts(config, results, costs)
     found["prior"] = config.search.prior_strength > 0
     of = {target: bars(results, target) for target in targets}
     found["bars"] = dict(sorted(of.items(), key=lambda item: item[1]["kind"] != "task"))  # what decides comes first
     found["trust"] = {target: trust(results, target) for target in targets}
+    if shown:
+        for part in (*found["bars"].values(), *found["trust"].values()):
+            of_runs = [row for row in part["rows"][ROWS:] if row.get("name") in ("mixture", "uniform")]
+            part["rows"] = part["rows"][:ROWS] + of_runs
+        for part in found["trust"].values():
+            part["disagree"] = part["disagree"][:ROWS]
     found["verdict"] = verdict_of(results, stopped).model_dump() if "search" in results else None
     found["headline"] = headline(results, stopped)
     found["repeated"] = {
@@ -266,7 +275,9 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     if "search" in results and "finetune" in results:
         runs = results["finetune"].runs
         for target in targets:
-            found["losses"][target] = loss_against_measures(results, target)
+            found["losses"][target] = losses = loss_against_measures(results, target)
+            if shown:
+                losses["points"] = [point for point in losses["points"] if point["run"] in shown.runs]
             paired = results["finetune"].uniform_less_mixture.get(target)
             difference = runs["uniform"].targets[target].after - runs["mixture"].targets[target].after
             ends = {"low": None, "high": None} if paired is None else {"low": paired.low, "high": paired.high}
@@ -279,8 +290,29 @@ def derived(config: Config, results: dict[str, Any], costs: dict[str, Any], stop
     found["ran"] = list(ran)
     found["actual"] = _totals(ran, ("seconds", "worker_seconds", "cost"))
     known = {name: stage for name, stage in expected.items() if name in ran or not ran}
+    if shown:
+        found["excerpt"] = _said(results, shown)
     found["estimated"] = _totals(known, ("tokens", "worker_seconds", "cost"))
     return found
+
+
+def _said(results: dict[str, Any], shown: Excerpt) -> list[str]:
+    """What the page leaves out, and where it is, a sentence each."""
+    lines = [
+        f"{shown.of_candidates:,} candidates and {shown.of_targets:,} targets are too many for one page: it lists "
+        f"{len(shown.candidates)} candidates (those of the recommended mixture, the heaviest first, and the first of "
+        f"the rankings) and {'the one target' if shown.of_targets == 1 else f'{len(shown.targets)} targets'}, and of a "
+        f"ranking the first {ROWS}",
+        "all candidates for all targets by every measure: candidates.csv and alignment.json beside this page",
+        "alignment of all pairs, in the order of the picture: pairs.csv",
+    ]
+    if "search" in results:
+        lines.append(
+            "weights of all corpora in every mixture, and what limits them: mixtures.csv; at other budgets, and "
+            "trade-offs between targets: search.json"
+        )
+    others = [f"{name}.json" for name in ("finetune", "choice", "contamination", "samples") if name in results]
+    return [*lines, f"all of other stages: {', '.join(others)}"] if others else lines
 
 
 def _totals(stages: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> dict[str, float | None]:

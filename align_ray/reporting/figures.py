@@ -52,22 +52,25 @@ WIDE = 9.6
 """Inches: what the page's text is wide."""
 
 
-def all_figures(results: dict[str, Any], more: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, str]:
+def all_figures(
+    results: dict[str, Any], more: dict[str, Any], pairs: list[dict[str, Any]], names: list[str]
+) -> dict[str, str]:
     """Every figure that the results allow as an SVG element, by the id of its element in the page. `more`: what
-    `page.derived` gives; `pairs`: as `front_pairs`."""
+    `page.derived` gives; `pairs`: as `front_pairs`; `names`: the corpora that are drawn."""
     with matplotlib.rc_context(STYLE):
-        return {name: _svg(name, figure) for name, figure in _figures(results, more, pairs) if figure is not None}
+        drawn = _figures(results, more, pairs, names)
+        return {name: _svg(name, figure) for name, figure in drawn if figure is not None}
 
 
 def _figures(
-    results: dict[str, Any], more: dict[str, Any], pairs: list[dict[str, Any]]
+    results: dict[str, Any], more: dict[str, Any], pairs: list[dict[str, Any]], names: list[str]
 ) -> Iterator[tuple[str, Figure | None]]:
     alignment, search = results["alignment"], results.get("search")
     for target, bars in more["bars"].items():
         yield f"bars-{target}", bars_figure(bars)
-    yield "tree", tree_figure(alignment)
+    yield "tree", tree_figure(alignment, names)
     if search:
-        yield "weights", weights_figure(search)
+        yield "weights", weights_figure(search, names)
         yield "budgets", budgets_figure(search, more["prior"])
         yield "parallel", parallel_figure(more["tried"])
         for i, pair in enumerate(pairs):
@@ -77,10 +80,11 @@ def _figures(
     for target, task in more["tasks"].items():
         yield f"task-{target}", task_figure(task["points"])
     for target, found in results["finetune"].extrapolation.items() if "finetune" in results else ():
-        yield f"beyond-{target}", beyond_figure(found)
+        if target in names:
+            yield f"beyond-{target}", beyond_figure(found)
     if "samples" in results:
-        for target in alignment.targets:
-            yield f"samples-{target}", samples_figure(results["samples"], target)
+        for target in (t for t in alignment.targets if t in names):
+            yield f"samples-{target}", samples_figure(results["samples"], target, names)
 
 
 def _svg(name: str, figure: Figure) -> str:
@@ -130,24 +134,29 @@ def bars_figure(bars: dict[str, Any]) -> Figure:
     return figure
 
 
-def cluster(alignment: Alignment) -> tuple[list[str], np.ndarray]:
-    """Average linkage of all corpora on 1 - alignment: names in leaf order, and scipy's linkage matrix.
+def cluster(alignment: Alignment, some: list[str] | None = None) -> tuple[list[str], np.ndarray]:
+    """Average linkage of all corpora, or `some`, on 1 - alignment: names in leaf order, and scipy's linkage matrix.
 
     The distance of two corpora is between their batches and so never 0, not even for equal ones.
     """
-    names = [*alignment.targets, *alignment.candidates]
-    distance = np.array([[0.0 if a == b else 1 - alignment.matrix[a][b].value for b in names] for a in names])
+    names = [*alignment.targets, *alignment.candidates] if some is None else some
+    distance = 1 - alignment.pairs(names)
+    np.fill_diagonal(distance, 0.0)
     condensed = squareform((distance + distance.T) / 2).clip(0)
-    tree = hierarchy.linkage(condensed, "average", optimal_ordering=True)
+    # the order of leaves that puts the most alike beside each other takes K^3
+    tree = hierarchy.linkage(condensed, "average", optimal_ordering=len(names) <= ORDERED)
     return [names[i] for i in hierarchy.leaves_list(tree)], tree
 
 
-def tree_figure(alignment: Alignment) -> Figure:
-    """The dendrogram of all corpora."""
-    names = [*alignment.targets, *alignment.candidates]
+ORDERED = 200
+"""Corpora up to which the leaves of the tree are ordered."""
+
+
+def tree_figure(alignment: Alignment, names: list[str]) -> Figure:
+    """The dendrogram of these corpora."""
     figure, axes = _axes(0.6 + 0.24 * len(names), 7.0)
     hierarchy.dendrogram(
-        cluster(alignment)[1],
+        cluster(alignment, names)[1],
         orientation="left",
         labels=names,
         ax=axes,
@@ -160,10 +169,11 @@ def tree_figure(alignment: Alignment) -> Figure:
     return figure
 
 
-def weights_figure(search: Mixture) -> Figure:
-    """Weights by corpus: recommended as bars, the optimum with its interval, without constraints, and the caps."""
+def weights_figure(search: Mixture, some: list[str]) -> Figure:
+    """Weights by corpus, of `some`: recommended as bars, the optimum with its interval, without constraints, and the
+    caps."""
     best, rows = search.mixtures["recommended"].weights, search.weights
-    names = sorted(best, key=lambda n: -best[n])
+    names = sorted((n for n in some if n in best), key=lambda n: -best[n])
     free = search.mixtures["unconstrained"].weights
     figure, axes = _axes(1.0 + 0.3 * len(names))
     places = np.arange(len(names))
@@ -389,10 +399,14 @@ def front_figure(search: Mixture, pair: dict[str, Any]) -> Figure:
     return figure
 
 
-def samples_figure(samples: Samples, target: str) -> Figure | None:
+def samples_figure(samples: Samples, target: str, some: list[str] | None = None) -> Figure | None:
     """Quartiles and range of the alignment of single sequences with a target, by corpus, highest median first;
     without corpora of which no score is finite. None without any."""
-    found = {name: s.targets[target].quantiles for name, s in samples.items() if target in s.targets}
+    found = {
+        name: s.targets[target].quantiles
+        for name, s in samples.items()
+        if target in s.targets and (some is None or name in some)
+    }
     names = sorted((n for n in found if found[n]), key=lambda n: -found[n][2])
     if not names:
         return None

@@ -13,8 +13,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from align_ray.config import Config
+from align_ray.config import Config, to_yaml
 from align_ray.reporting.derived import derived
+from align_ray.reporting.excerpt import ROWS, Excerpt, cut, picture
 from align_ray.reporting.figures import all_figures, cluster, front_pairs
 from align_ray.reporting.names import called
 from align_ray.reporting.trust import GOOD_FOR
@@ -28,6 +29,10 @@ OBJECTIVES = {
     "mixmin": "minus the cross-entropy of held-out text under the mixture of the candidates' models, nats per token",
 }
 """What a mixture's `value` is; higher is better. A search by `loss` describes its mixtures by cross-entropy."""
+
+
+CORPORA = {"targets", "candidates"}
+"""Fields of the configuration that a page of very many corpora leaves to config.yaml."""
 
 
 class Shown:
@@ -77,11 +82,13 @@ def _joined(path: tuple[str | int, ...]) -> str:
 def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any], stopped: str = "") -> str:
     """The page as a string. `results`: what the stages returned by the name of their file, corpora and alignment at
     least; `costs`: estimate and cost, as stored, where there are any; `stopped`: what ended the run early."""
-    more = derived(config, results, costs, stopped)
+    excerpt, alignment = Excerpt.of(results), results["alignment"]
+    more = derived(config, results, costs, stopped, excerpt)
     tree = {name: result.dump() for name, result in results.items()} | costs
     tree["corpora"] = tree["corpora"]["corpora"]
     shown = Shown({**tree, "config": config.model_dump(mode="json"), "derived": more})
-    pairs = front_pairs(results["search"]) if "search" in results else []
+    names = [*(excerpt or alignment).targets, *(excerpt or alignment).candidates]
+    pairs = front_pairs(results["search"]) if "search" in results and excerpt is None else []
     script = resources.files("align_ray.reporting").joinpath("report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=PackageLoader("align_ray.reporting", "."),
@@ -92,20 +99,27 @@ def render_report(config: Config, results: dict[str, Any], costs: dict[str, Any]
     )
     return environment.get_template("report.html.j2").render(
         config=config,
-        yaml=config.to_yaml(),
-        results=tree,
+        yaml=config.to_yaml() if excerpt is None else to_yaml(config.model_dump(mode="json", exclude=CORPORA)),
+        results=tree if excerpt is None else cut(tree, excerpt),
         more=more,
         num=shown.number,
         ci=shown.estimate,
         half=shown.half,
+        find=lambda *path: shown.find(path),
+        value_of=lambda *path: shown.find(path) if path[1] == "alike" else shown.find((*path, "value")),
         text=shown.text,
         objectives=OBJECTIVES,
         good_for=GOOD_FOR,
-        clustered=cluster(results["alignment"])[0],
+        clustered=cluster(alignment, names)[0],
+        pair=lambda a, b: ("alignment", *alignment.pair(a, b)),
+        picture=picture(alignment) if excerpt else None,
+        every=len(alignment.targets) + len(alignment.candidates),
+        kept=excerpt,
+        limit=ROWS if excerpt else None,
         called=called,
         pairs=pairs,
         front=tree["search"]["pareto"] if pairs else [],
-        figures=all_figures(results, more, pairs),
+        figures=all_figures(results, more, pairs, names),
         style=resources.files("align_ray.reporting").joinpath("report.css").read_text(encoding="utf-8"),
         script=script,
         # the browser runs this script alone and loads nothing, whatever the data holds

@@ -98,7 +98,7 @@ if (slider) {
 
 // Copy: the clipboard's interface where the page may use it, else a selection (pages opened as files).
 
-byId("copy").addEventListener("click", async () => {
+byId("copy")?.addEventListener("click", async () => {
   const text = byId("yaml").textContent;
   let done = true;
   try {

@@ -9,6 +9,7 @@ import math
 from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, RootModel
 
@@ -88,8 +89,11 @@ class Alignment(Result):
     targets: list[str]
     candidates: list[str] = []
     measure: str = "trunk"
-    """The main one, to which the next four belong."""
+    """The main one, to which the next five belong."""
     matrix: dict[str, Estimates] = {}
+    """Of more than 64 corpora the rows of the targets and the diagonal alone."""
+    alike: list[list[float]] = []
+    """There, what candidates have with each other, in their order: means over at most 16 batches each."""
     ranking: dict[str, list[Ranked]]
     diversity: dict[str, Diversity] = {}
     ceiling: Estimates
@@ -108,7 +112,10 @@ class Alignment(Result):
         coefficient with its own `alignment_p_best`, ..., `alignment_corrected` is it without label noise,
         `alignment_pooled` that of the corpora's mean embeddings; further rows of the probe stand under their name,
         for example `head`; `ceiling` is 1 - div(target)."""
-        blocks = {"alignment": self.ranking} | {name: block.ranking for name, block in self.others.items()}
+        blocks = {
+            name: {target: {row.candidate: row for row in rows} for target, rows in ranking.items()}
+            for name, ranking in [("alignment", self.ranking), *((n, b.ranking) for n, b in self.others.items())]
+        }
         rows: list[dict[str, Any]] = []
         for target, ranking in self.predicted.ranking.items():
             for rank, row in enumerate(ranking, start=1):
@@ -119,7 +126,7 @@ class Alignment(Result):
                     **_ranked("cross_entropy", "", row),
                 }
                 for name, block in blocks.items():
-                    found = next(r for r in block[target] if r.candidate == row.candidate)
+                    found = block[target][row.candidate]
                     cells |= _ranked(name, f"{name}_", found)
                     cells |= estimate_columns(f"{name}_corrected", found.corrected) | estimate_columns(
                         f"{name}_pooled", found.pooled
@@ -128,6 +135,29 @@ class Alignment(Result):
         for target, few in self.predicted.unranked.items():
             rows += [{"target": target, "candidate": r.candidate, **estimate_columns("cross_entropy", r)} for r in few]
         return pd.DataFrame(rows)
+
+    def pair(self, a: str, b: str) -> tuple[str | int, ...]:
+        """Where the alignment of two corpora stands: of the path's end a mapping with `value`, or a number."""
+        if b in self.matrix.get(a, {}):
+            return "matrix", a, b
+        if a in self.matrix.get(b, {}):
+            return "matrix", b, a
+        return "alike", self.candidates.index(a), self.candidates.index(b)
+
+    def pairs(self, names: list[str]) -> np.ndarray:
+        """Alignment of all pairs, float64 [n, n], 1 - div on the diagonal."""
+        place = {name: k for k, name in enumerate(self.candidates)}
+        among = [(i, place[name]) for i, name in enumerate(names) if name in place]
+        result = np.full((len(names), len(names)), np.nan)
+        if self.alike and among:
+            rows, own = np.array(among).T
+            result[np.ix_(rows, rows)] = np.array(self.alike)[np.ix_(own, own)]
+        for i, a in enumerate(names):
+            of_corpus = self.matrix.get(a, {})
+            for j, b in enumerate(names):
+                if (found := of_corpus.get(b)) is not None:
+                    result[i, j] = found.value
+        return np.where(np.isnan(result), result.T, result)
 
 
 def _ranked(name: str, prefix: str, row: Ranked) -> dict[str, Any]:

@@ -316,18 +316,21 @@ def corpora(tracker: Tracker, config: Config, store: Store, result: Corpora) -> 
 
 
 def alignment(tracker: Tracker, config: Config, store: Store, result: Alignment) -> None:
-    """A child run a pair of candidate and target."""
+    """A child run a candidate, with every target's values as metrics."""
     places = (result.predicted.ranking, result.predicted.unranked)
     entropy = {(t, row.candidate): row.value for placed in places for t, rows in placed.items() for row in rows}
+    found: dict[str, dict[str, float]] = {}
     for target, ranking in result.ranking.items():
         for row in ranking:
-            values = {
-                f"alignment/{target}": row.value,
-                f"alignment_error/{target}": row.error,
-                f"cross_entropy/{target}": entropy[target, row.candidate],
-            }
-            params = {"candidate": row.candidate, "target": target}
-            tracker.child(f"{row.candidate} to {target}", "alignment", params, values)
+            found.setdefault(row.candidate, {}).update(
+                {
+                    f"alignment/{target}": row.value,
+                    f"alignment_error/{target}": row.error,
+                    f"cross_entropy/{target}": entropy[target, row.candidate],
+                }
+            )
+    for candidate, values in found.items():
+        tracker.child(candidate, "alignment", {"candidate": candidate}, values)
 
 
 def choice(tracker: Tracker, config: Config, store: Store, result: Choice) -> None:

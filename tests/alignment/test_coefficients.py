@@ -5,6 +5,9 @@ import pytest
 
 from align_ray.alignment import coefficients as al
 from align_ray.alignment.distance import distance_matrix, scaled_cosine_distance
+from align_ray.alignment.intervals import two_sample_mean
+from align_ray.alignment.margins import CHUNK, Margins, chunks
+from align_ray.alignment.noise import corrected_distances
 from align_ray.fisher.unit import Unit
 
 DIMENSION = 4000
@@ -35,7 +38,7 @@ def coverage(estimates, truth):
 def test_two_sample_intervals_cover_the_mean_of_a_matrix_with_row_and_column_effects(n):
     rng = np.random.default_rng(n)
     estimates = [
-        al.two_sample_mean(3 + rng.normal(0, 1, (n, 1)) + rng.normal(0, 0.6, (1, n)) + rng.normal(0, 0.5, (n, n)))
+        two_sample_mean(3 + rng.normal(0, 1, (n, 1)) + rng.normal(0, 0.6, (1, n)) + rng.normal(0, 0.5, (n, n)))
         for _ in range(2000)
     ]
     assert 0.93 < coverage(estimates, 3) < 0.975
@@ -44,7 +47,7 @@ def test_two_sample_intervals_cover_the_mean_of_a_matrix_with_row_and_column_eff
 def test_a_t_interval_over_pairs_would_be_far_too_narrow():
     rng = np.random.default_rng(1)
     values = rng.normal(0, 1, (32, 1)) + rng.normal(0, 1, (1, 32)) + rng.normal(0, 0.3, (32, 32))
-    assert al.two_sample_mean(values).error > 4 * values.std() / 32
+    assert two_sample_mean(values).error > 4 * values.std() / 32
 
 
 @pytest.mark.parametrize("n", [8, 32])
@@ -69,7 +72,7 @@ def test_two_batches_give_a_diversity_without_an_interval():
 
 def test_pooled_alignment_of_one_distribution_with_itself_is_one_while_pairs_keep_their_noise():
     a, b = batches(16, 1), batches(16, 2)
-    assert al.two_sample_mean(1 - distance_matrix(a, b)).value == pytest.approx(1 - 0.2 / 1.2, abs=0.01)
+    assert two_sample_mean(1 - distance_matrix(a, b)).value == pytest.approx(1 - 0.2 / 1.2, abs=0.01)
     assert 1 - scaled_cosine_distance(a.mean(0), b.mean(0)) == pytest.approx(1 - 0.0125 / 1.0125, abs=0.003), (
         "plain: biased"
     )
@@ -124,3 +127,81 @@ def test_the_published_coefficient_takes_all_rows_and_its_parts_are_given_apart(
     kinds = al.block_sets([unit])
     assert list(kinds) == ["published", "trunk", "vocabulary"]
     assert al.batch_matrix([unit], kinds["published"]).tolist() == [[1, 1, 1, 7, 7]]
+
+
+def reduced(names, most=9, dimension=60, draws=2, seed=0):
+    """Corpora of 2 to `most` batches around profiles of their own."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in names:
+        n, profile = int(rng.integers(2, most + 1)), np.exp(rng.normal(0, 1, dimension))
+        trunk = (profile * rng.gamma(5, 0.2, (n, 1, dimension)) * rng.gamma(8, 1 / 8, (n, draws, dimension))).astype(
+            "f4"
+        )
+        units = [Unit({"trunk": t}, {}, 2.0, sequences=8, skipped=(), tokens=8, seconds=0.0) for t in trunk]
+        found[name] = al.Reduced.of(units)
+    return found
+
+
+@pytest.mark.parametrize("chunk", [7, CHUNK])
+def test_pairs_by_their_margins_are_what_every_pairs_own_matrix_gives(monkeypatch, chunk):
+    """By brute force, at 1e-12: the mean with its interval, that without label noise, the pooled one."""
+    monkeypatch.setattr("align_ray.alignment.margins.CHUNK", chunk)
+    corpora = reduced([*(f"t{i}" for i in range(3)), *(f"c{i}" for i in range(9))])
+    targets = ["t0", "t1", "t2"]
+    found = al.align_reduced(corpora, targets)
+    rows = {name: one.rows["trunk"] for name, one in corpora.items()}
+
+    def same(one, other):
+        wanted = vars(other)
+        np.testing.assert_allclose([one[k] for k in wanted], list(wanted.values()), rtol=1e-12, atol=1e-12)
+
+    for i, a in enumerate(corpora):
+        for b in list(corpora)[i + 1 :]:
+            raw = distance_matrix(rows[a][0], rows[b][0])
+            same(found["matrix"][a][b], two_sample_mean(1 - raw))
+            same(found["matrix"][b][a], two_sample_mean(1 - raw.T))
+            if a in targets and b not in targets:
+                (row,) = [r for r in found["ranking"][a] if r["candidate"] == b]
+                without = [distance_matrix(x, y) for x, y in zip(rows[b][1:], rows[a][1:], strict=True)]
+                same({k: row[k] for k in vars(two_sample_mean(raw))}, two_sample_mean(1 - raw.T))
+                same(row["corrected"], two_sample_mean(1 - corrected_distances(raw.T, without)))
+                same(row["pooled"], al.pooled_alignment(rows[b][0], rows[a][0]))
+
+
+def test_of_very_many_corpora_the_same_is_said_of_targets_and_means_alone_of_candidates(monkeypatch):
+    corpora, targets = reduced([*"ab", *(f"c{i}" for i in range(5))], most=60), ["a", "b"]
+    every = al.align_reduced(corpora, targets)
+    monkeypatch.setattr(al, "EVERY_PAIR", 6)
+    found = al.align_reduced(corpora, targets)
+    assert "alike" not in every
+    for part in ("ranking", "diversity", "ceiling", "noise"):
+        np.testing.assert_equal(found[part], every[part])
+    for t in targets:
+        np.testing.assert_equal(found["matrix"][t], every["matrix"][t])
+    candidates, few = found["candidates"], [corpora[c].main[: al.FEW] for c in found["candidates"]]
+    assert max(len(corpora[c].main) for c in candidates) > al.FEW
+    for i, c in enumerate(candidates):
+        assert list(found["matrix"][c]) == [c]
+        assert found["alike"][i][i] == pytest.approx(1 - found["diversity"][c]["value"], abs=1e-5)
+        for j in range(i):
+            wanted = 1 - distance_matrix(few[j], few[i]).mean()
+            assert found["alike"][i][j] == found["alike"][j][i] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_chunks_keep_whole_corpora_in_their_order():
+    rows = [np.full((3, n, 4), i, np.float32) for i, n in enumerate((700, 400, 1, 2000, 3))]
+    parts = list(chunks(rows, draws=True))
+    assert [(c.first, c.counts.tolist()) for c in parts] == [(0, [700]), (1, [400, 1]), (3, [2000]), (4, [3])]
+    assert all(np.unique(c.rows[:, : c.counts[0]]) == c.first for c in parts) and parts[1].starts.tolist() == [0, 400]
+    (short,) = chunks(rows, draws=False, most=5)
+    assert short.rows.shape == (1, 19, 4)
+
+
+def test_margins_of_matrices_are_their_means_with_intervals():
+    rng = np.random.default_rng(5)
+    values = [rng.normal(size=(n, 6)) for n in (2, 5, 9)]
+    margins = Margins.of(values)
+    for row, matrix in zip(margins.estimates(), values, strict=True):
+        np.testing.assert_allclose(row, list(vars(two_sample_mean(matrix)).values()), rtol=1e-12)
+    assert margins.part([2, 0]).mean.tolist() == margins.mean[[2, 0]].tolist()

@@ -1,9 +1,12 @@
 """Comparisons of candidates: error rates hold, sample sizes are what they say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from align_ray.alignment import comparison as cp
+from align_ray.alignment.margins import Margins
 
 
 def matrices(rng, means, n=16, m=16, own=0.02, shared=0.02, pair=0.01):
@@ -100,9 +103,40 @@ def test_a_ranking_shows_of_all_comparisons_those_with_the_next_one():
     values = {f"c{i}": matrices(rng, [rng.normal(0.5, 0.02)])[0] for i in range(9)}
     c = cp.contrasts(list(values.values()))
     above, adjusted, best = cp.p_above(c), cp.p_above_adjusted(c), cp.p_best(c)
-    rows = cp.ranking(values)
+    rows = cp.ranking(list(values), Margins.of(list(values.values())))
     order = [list(values).index(row["candidate"]) for row in rows]
     assert (np.diff(c.values[order]) <= 0).all() and [row["p_best"] for row in rows] == best[order].tolist()
     for row, i, j in zip(rows, order, order[1:], strict=False):
         assert row["p_above_next"] == above[i, j] and row["adjusted"] == adjusted[i, j]
     assert rows[-1]["p_above_next"] is rows[-1]["adjusted"] is None
+
+
+def test_of_very_many_candidates_the_simulation_has_the_same_covariance_and_the_bound_holds_the_error():
+    rng = np.random.default_rng(6)
+    own = rng.gamma(1, 0.02, cp.MANY)
+    c = cp.contrasts([matrices(rng, [0.5], own=o)[0] for o in own])
+    np.testing.assert_allclose(c.root @ c.root.T, c.shared, rtol=1e-9, atol=1e-18)
+    c = dataclasses.replace(c, freedom=10**6)  # normal
+    noise = cp._simulate(c, 0)
+    assert noise.shape == (cp.FEWER_DRAWS, cp.MANY)
+    wanted = np.diag(c.own) + c.shared
+    scale = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
+    assert np.abs((np.cov(noise.T) - wanted) / scale).max() < 0.09  # six standard errors of a correlation
+    few = cp.contrasts([matrices(rng, [0.5], own=o)[0] for o in own[:-1]])
+    t = np.linspace(3, 9, 600)
+    settled = []
+    for noise in (cp._simulate(few, 0), None):
+        found = cp._adjusted(few, t, noise)
+        assert (np.diff(found) >= 0).all() and found[-1] > 0.99
+        settled.append(t[np.searchsorted(found, cp.CONFIDENCE)])
+    assert settled[0] < settled[1] < 1.15 * settled[0]
+
+
+def test_seventy_equal_candidates_are_rarely_told_apart():
+    wrong = 0
+    for seed in range(60):
+        values = matrices(np.random.default_rng(seed), [0.5] * 70, n=12, m=12)
+        rows = cp.ranking([f"c{i}" for i in range(70)], Margins.of(values))
+        wrong += any(row["settled"] for row in rows[:-1])
+        assert sum(row["p_best"] for row in rows) == pytest.approx(1)
+    assert wrong <= 6

@@ -7,7 +7,15 @@ import pytest
 
 from align_ray.alignment.comparison import contrasts, p_above
 from align_ray.alignment.intervals import two_sample_mean
-from align_ray.alignment.words import PRIOR, Size, cross_entropy_values, rank_by_cross_entropy, subsets
+from align_ray.alignment.margins import Margins
+from align_ray.alignment.words import (
+    PRIOR,
+    Size,
+    cross_entropy_margins,
+    cross_entropy_values,
+    rank_by_cross_entropy,
+    subsets,
+)
 
 VOCABULARY = 300
 SIZE, LENGTH = 8, 32
@@ -157,3 +165,16 @@ def test_padding_and_tokens_never_seen_do_no_harm():
     target[:, :, 2:] = -1
     values = cross_entropy_values(candidate, target, 5, Size.of(8, [candidate]))
     assert values.shape == (2, 2) and np.isfinite(values).all() and values.mean() > 1
+
+
+@pytest.mark.parametrize("tokens", [64, SIZE * LENGTH, TOKENS, 5 * SIZE * LENGTH])
+def test_all_pairs_at_once_come_to_what_every_pairs_own_values_do(distributions, tokens):
+    """Parts of a batch, one batch, choices of batches, and (the smallest corpus) all of them."""
+    rng = np.random.default_rng(9)
+    candidates = [corpus(rng, distributions[i % 3], n) for i, n in enumerate((5, 9, 20, 6))]
+    targets = [corpus(rng, distributions[0], 4), np.where(rng.random((3, SIZE, LENGTH)) < 0.5, 7, -1)]
+    size = Size.of(tokens, candidates)
+    for target, found in zip(targets, cross_entropy_margins(candidates, targets, VOCABULARY, size), strict=True):
+        wanted = Margins.of([cross_entropy_values(c, target, VOCABULARY, size) for c in candidates])
+        for name in ("mean", "own", "by_target", "batches"):
+            np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-10, atol=1e-15)

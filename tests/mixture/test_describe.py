@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from align_ray.alignment.distance import scaled_cosine_distance
+from align_ray.alignment.intervals import interval
 from align_ray.config import Config, Search
 from align_ray.mixture.constraints import constraints_of, no_choice, satisfied
-from align_ray.mixture.describe import mixture_warnings, repeated_together, weight_table, what_if
+from align_ray.mixture.describe import mixture_alignment, mixture_warnings, repeated_together, weight_table, what_if
 from align_ray.mixture.objectives import Objective
 from align_ray.mixture.solver import Goal, solve
 
@@ -116,3 +118,39 @@ def test_a_budget_that_fixes_the_weights_is_said_with_one_that_does_not():
     assert no_choice(*constrained(500_000)) == ""
     pinned = {"weights": {"a": {"min": 0.5}, "b": {"min": 0.49}}}
     assert no_choice(*constrained(200_000, **pinned)).startswith("The smallest weights leave 1.0%")
+
+
+def by_brute_force(w, corpora, targets, share, absolute):
+    def v(parts, ends):
+        h = sum(x * p.mean(0) for x, p in zip(w, parts, strict=True) if x > 1e-6)
+        d = np.array([scaled_cosine_distance(h, e.mean(0), absolute) for e in ends])
+        return d / (1 - d)
+
+    whole = v(corpora, targets)
+    free, variance, smallest = whole.copy(), 0.0, []
+    for side, held in ((0, corpora), (1, targets)):
+        for k, one in enumerate(held):
+            n = len(one)
+            if n < 2 or (side == 0 and w[k] <= 1e-6):
+                continue
+            left_out = []
+            for i in range(n):
+                changed = [np.delete(x, i, axis=0) if j == k else x for j, x in enumerate(held)]
+                left_out.append(v(changed, targets) if side == 0 else v(corpora, changed))
+            without = np.array(left_out)
+            free -= (n - 1) * (without.mean(0) - whole)
+            aligned = (1 / (1 + without)) @ share
+            variance += (n - 1) / n * ((aligned - aligned.mean()) ** 2).sum()
+            smallest.append(n)
+    return vars(interval(float((1 / (1 + free)) @ share), variance, min(smallest) - 1))
+
+
+@pytest.mark.parametrize("absolute", [None, 1e-3])
+def test_a_mixtures_alignment_is_that_by_leaving_out_every_batch(absolute):
+    rng = np.random.default_rng(0)
+    profiles = np.exp(rng.normal(size=(6, 40)))
+    made = [p * rng.gamma(6, 1 / 6, (n, 40)) for p, n in zip(profiles, (5, 1, 9, 4, 3, 7), strict=True)]
+    corpora, targets = [x.astype(np.float64) for x in made[:4]], made[4:]
+    w, share = np.array([0.5, 0.2, 0.0, 0.3]), np.array([0.7, 0.3])
+    found = mixture_alignment(w, corpora, targets, share, absolute)
+    assert found == pytest.approx(by_brute_force(w, corpora, targets, share, absolute), rel=1e-10)

@@ -11,6 +11,7 @@ from align_ray.errors import ConfigError
 from align_ray.mixture import newton
 from align_ray.mixture.constraints import constraints_of, from_unit_cube, nearest, to_unit_cube, unconstrained
 from align_ray.mixture.objectives import (
+    MANY_CORPORA,
     hellinger_objective,
     kl_objective,
     linear_objective,
@@ -432,3 +433,38 @@ def test_where_no_weight_can_move_newtons_method_stays():
     bounds = dataclasses.replace(constraints(), upper=np.full(k, 1 / k))
     goal = Goal([objectives()["log-mixture"]], np.ones(1))
     np.testing.assert_array_equal(newton.ascend(goal, bounds, np.full(k, 1 / k)), np.full(k, 1 / k))
+
+
+def test_the_equations_of_a_step_are_solved_by_their_structure():
+    """Curved corpora, and a diagonal for the others: what the whole matrix gives."""
+    rng = np.random.default_rng(0)
+    n, curved = 40, np.array([1, 5, 6, 20, 33])
+    factor = rng.normal(size=(5, 5))
+    empty = np.zeros(n)
+    model = newton.Model(curved, factor @ factor.T, np.zeros((1, n)), empty, empty, empty, empty, 0.1, empty)
+    whole = np.zeros((n, n))
+    whole[np.ix_(curved, curved)] = model.bend
+    np.testing.assert_allclose(model.bent(np.arange(n)), whole @ np.arange(n))
+    right, diagonal = rng.normal(size=(n, 3)), rng.gamma(1, 1, n)
+    wanted = np.linalg.solve(whole + np.diag(diagonal), right)
+    np.testing.assert_allclose(model.solve(diagonal, right), wanted, rtol=1e-9)
+
+
+def test_the_mean_of_cross_entropies_is_one_of_them():
+    rng = np.random.default_rng(1)
+    k = MANY_CORPORA + 3
+    rows = rng.dirichlet(np.full(30, 0.5), k)
+    objectives = log_mixture_objectives(rows, rng.integers(0, 5, (4, 30)))
+    goal = Goal(objectives, rng.dirichlet(np.ones(4)))
+    one, w = goal.merged(), rng.dirichlet(np.ones(k), 7)
+    assert len(one.objectives) == 1
+    each = np.stack([o.values(w) for o in objectives])
+    np.testing.assert_allclose(goal.by_target(w), each, rtol=1e-12)
+    np.testing.assert_allclose(one.values(w), goal.weights @ each, rtol=1e-12)
+    np.testing.assert_allclose(goal.singles(k), [goal.values(e[None])[0] for e in np.eye(k)], rtol=1e-12)
+    np.testing.assert_allclose(newton.slopes(one, w[0]).slopes, newton.slopes(goal, w[0]).slopes, rtol=1e-12)
+    worst = Goal(objectives, None)
+    assert worst.merged() is worst
+    np.testing.assert_allclose(worst.values(w), each.min(0), rtol=1e-12)
+    cosine = Goal(scaled_cosine_objectives(rows, rows[:2]), np.full(2, 0.5))
+    assert cosine.merged() is cosine

@@ -21,7 +21,7 @@ from align_ray.cli.ui import local_tracking
 from align_ray.config import Config, digest
 from align_ray.errors import ConfigError
 from align_ray.reporting import tracking
-from align_ray.reporting.results import Corpora, Finetuned, Mixture
+from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture
 from align_ray.reporting.tracking import start_tracking
 from align_ray.reporting.values import Verdict
 from align_ray.store import Store
@@ -387,3 +387,32 @@ def test_a_deleted_experiment_is_one_sentence_that_says_how_to_restore_it(tmp_pa
 def test_a_name_or_address_that_mlflow_cannot_take_is_refused_with_the_field(tmp_path, tracking, said):
     with pytest.raises(ValidationError, match=said):
         study(tmp_path, tracking=tracking)
+
+
+def test_alignment_is_a_run_a_candidate_with_every_targets_values_as_metrics(opened):
+    """Seventy candidates and two targets are seventy runs, and no more when they are tracked again."""
+    config, store, tracker = opened
+    names = [f"c{i}" for i in range(70)]
+    estimate = {"error": 0.01, "low": 0.0, "high": 1.0}
+
+    def ranked(target):
+        return [{"candidate": n, "value": i + target / 2, "p_best": 0.0, **estimate} for i, n in enumerate(names)]
+
+    rankings = {"t": ranked(0), "u": ranked(1)}
+    ceiling = dict.fromkeys("tu", {"value": 1.0, **estimate})
+    predicted = {"measure": "words", "ranking": {"t": rankings["u"][:-1], "u": rankings["t"]}}
+    predicted["unranked"] = {"t": [{"tokens": 5, **rankings["u"][-1]}]}
+    result = Alignment.parse(
+        {"targets": [*"tu"], "candidates": names, "ranking": rankings, "ceiling": ceiling, "predicted": predicted}
+    )
+    for _ in range(2):
+        tracking.alignment(tracker, config, store, result)
+    clause = f"tags.`mlflow.parentRunId` = '{tracker.run_id}' and tags.`align_ray.kind` = 'alignment'"
+    found = MlflowClient(tracker.uri).search_runs([tracker.experiment_id], clause)
+    assert {run.info.run_name for run in found} == set(names) and len(found) == 70
+    (last,) = [run.data for run in found if run.info.run_name == "c69"]
+    assert last.params == {"candidate": "c69"}
+    assert last.metrics == {
+        "alignment/t": 69, "alignment/u": 69.5, "alignment_error/t": 0.01, "alignment_error/u": 0.01,
+        "cross_entropy/t": 69.5, "cross_entropy/u": 69,
+    }  # fmt: skip

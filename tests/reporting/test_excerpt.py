@@ -1,0 +1,60 @@
+"""The page of more than 64 corpora: what it leaves out is said, and every number on it is a stored one."""
+
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from align_ray.alignment.coefficients import Reduced, align_reduced
+from align_ray.alignment.words import rank_by_cross_entropy
+from align_ray.config import Config
+from align_ray.fisher.unit import Unit
+from align_ray.reporting import excerpt
+from align_ray.reporting.page import render_report
+from align_ray.reporting.results import Alignment, Corpora
+
+TARGETS, CANDIDATES = [f"t{i}" for i in range(10)], [f"c{i}" for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def results():
+    rng, batches, reduced = np.random.default_rng(0), {}, {}
+    for name in (*TARGETS, *CANDIDATES):
+        batches[name] = rng.choice(40, (3, 2, 16), p=rng.dirichlet(np.full(40, 0.5)))
+        trunk = np.exp(rng.normal(size=30)) * rng.gamma(8, 1 / 8, (3, 2, 30))
+        reduced[name] = Reduced.of([Unit({"trunk": t.astype("f4")}, {}, 3.0, 2, (), 32, 0.1) for t in trunk])
+    value = align_reduced(reduced, TARGETS) | {"predicted": rank_by_cross_entropy(batches, TARGETS, 40, 32)}
+    counts = {
+        n: {"role": "target" if n in TARGETS else "candidate", "batches": 3, "documents": 5, "estimated_tokens": 9}
+        for n in batches
+    }
+    work = {"key": "k", "dtype": "float32", "planned": 1, "computed": 1, "tokens": 1, "actor_seconds": 1.0}
+    return {"corpora": Corpora.parse({"corpora": counts, "work": work}), "alignment": Alignment.parse(value)}
+
+
+def test_seventy_corpora_are_an_excerpt_a_picture_and_files(results):
+    corpora = {
+        "targets": [{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
+        "candidates": [{"name": n, "source": f"{n}.jsonl"} for n in CANDIDATES],
+    }
+    page = render_report(Config.model_validate({"name": "many", "output": "out", **corpora}), results, {})
+    shown = excerpt.Excerpt.of(results)
+    assert shown.targets == TARGETS[: excerpt.TARGETS] and len(shown.candidates) == excerpt.ROWS
+    files = excerpt.files(results)
+    assert sorted(files) == ["candidates.csv", "pairs.csv"] and all(name in page for name in files)
+    assert "data:image/png;base64," in page and "60 candidates and 10 targets are too many" in page
+    assert "ranking-t7" in page and "ranking-t8" not in page
+    numbers = re.findall(r'<data value="([^"]*)" data-path="alignment/([^"]*)">', page)
+    tree = results["alignment"].dump()
+    for value, path in numbers:
+        found = tree
+        for part in path.split("/"):
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        assert repr(found) == value
+    assert len(numbers) > 1000 and any(path.startswith("alike/") for _, path in numbers)
+    assert len(pd.read_csv(io.BytesIO(files["candidates.csv"]))) == 600
+    table = page[page.index('id="ranking-t3"') :]
+    listed = re.findall(r'<th scope="row" class="name">(\w+)</th>', table[: table.index("</table>")])
+    assert listed == [row.candidate for row in results["alignment"].predicted.ranking["t3"]][: excerpt.ROWS]
