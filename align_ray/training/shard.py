@@ -41,7 +41,7 @@ def shard(model: Any, device: Any, dtype: str) -> Any:
                 weight.data = weight.data.float()
         # a root that stayed gathered after a pass would have no shares to move its average or its state to
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=adapters)
-        # on gloo, and in bfloat16 on NCCL (pytorch#190747), what torch calls an average is a sum at this version
+        # add up and divide, on gloo as on NCCL, in place of each backend's own way to average
         module.set_force_sum_reduction_for_comms(True)
     setattr(causal, IN_CHUNKS, partial(losses_in_chunks, causal))
     register_fsdp_forward_method(causal, IN_CHUNKS)
