@@ -542,6 +542,14 @@ def test_without_search_and_trainings_the_ranking_is_the_answer(stored, no_figur
     )
 
 
+def test_general_text_that_is_read_but_not_embedded_has_a_row_without_the_probes_loss(stored, no_figures):
+    config, results = stored
+    general = {"role": "replay", "documents": 77, "estimated_tokens": 9000, "batches": 0}
+    html = render_report(*typed(config, {**results, "corpora": {**results["corpora"], "general": general}}))
+    (row,) = re.findall(r'<tr><th scope="row" class="name">general</th>.*?</tr>', html)
+    assert "77" in row and "not embedded" in row
+
+
 def test_a_corpus_without_a_finite_score_is_named_and_left_out_of_figure_and_table(stored):
     config, results = stored
     nothing = {"of": 0, "quantiles": [], "most": [], "least": []}
