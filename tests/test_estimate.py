@@ -136,7 +136,7 @@ def test_a_cap_without_a_price_is_refused(small_config, tmp_path):
     assert result.exit_code == 2 and "price_per_hour" in result.stderr
 
 
-def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(no_pools, small_config, tmp_path):
+def test_the_cap_stops_the_run_keeps_what_is_finished_and_a_higher_one_goes_on(local_ray, small_config, tmp_path):
     def study(**cost):
         return open_study(Config.model_validate(small_config(tmp_path / "out", DISTINCT, cost={**PRICED, **cost})))
 

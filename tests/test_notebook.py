@@ -104,7 +104,7 @@ TO_EXECUTE = pytest.mark.xfail(strict=True, reason="not executed yet: python exa
     "name",
     [
         "instruction-data",
-        pytest.param("autoformalization", marks=TO_EXECUTE),
+        "autoformalization",
         pytest.param("continued-pretraining", marks=TO_EXECUTE),
     ],
 )

@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -102,12 +103,15 @@ def test_a_ray_that_align_ray_starts_answers_nobody_without_its_token(local_ray)
         "--address",
         local_ray.get_runtime_context().gcs_address,
     ]
-    asked = {
-        mode: subprocess.run(
-            command, env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True, timeout=60
-        )
-        for mode in ("token", "disabled")
-    }
+
+    def ask(mode):
+        environment = os.environ | {"RAY_AUTH_MODE": mode}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    asked = {mode: ask(mode) for mode in ("token", "disabled")}
+    end = time.monotonic() + 60
+    while "No cluster status" in asked["token"].stdout and time.monotonic() < end:  # the autoscaler has yet to look
+        asked["token"] = ask("token")
     assert asked["token"].returncode == 0 and "CPU" in asked["token"].stdout, asked["token"].stderr
     assert asked["disabled"].returncode != 0 and "CPU" not in asked["disabled"].stdout
 

@@ -83,7 +83,7 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_finetune_that_of_t
         "probe": {},  # enough work for several workers to be killed in
         "sampling": {"sequence_length": 64, "batch_size": 8, "batches": 8},
         "search": {"token_budget": 10_000, "method": "closed_form"},
-        "finetune": {"tokens": 4096, "eval_tokens": 512, "learning_rate": 1e-4, "seeds": 1},
+        "finetune": {"tokens": 2048, "eval_tokens": 512, "learning_rate": 1e-4, "seeds": 2},
         "cluster": {"max_actors": 2},  # with room beside: Ray may keep what a training held whose driver was killed
     }
     out, config = tmp_path / "killed", tmp_path / "killed.yaml"
@@ -95,7 +95,9 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_finetune_that_of_t
             pipeline.search(study)
 
     def kill_when_under_way() -> str:
+        end = time.monotonic() + 300  # the stage may have failed
         while not any((out / "embeddings").rglob("*.parquet")):
+            assert time.monotonic() < end, "nothing was embedded"
             time.sleep(0.05)
         return kill_a_worker(os.getpid(), ACTORS, rng, lambda: not (out / "embedding.json").exists())
 

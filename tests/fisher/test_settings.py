@@ -8,7 +8,7 @@ from align_ray import config
 from align_ray.fisher import settings
 
 OTHER = {
-    "estimator": "reference", "draws": 3, "pooling": "unit", "head_tuning": "shared",
+    "estimator": "head", "draws": 3, "pooling": "unit", "head_tuning": "shared", "filters": 2048,
     "quirks": {
         "dropout": False, "head_epochs": 10, "shifted_labels": False, "mini_batch": 1, "pads_counted": False, "axis_0": False,
         "vocabulary": False, "absolute_epsilon": False, "seed_by_batch": True,

@@ -140,6 +140,7 @@ def test_tables_of_another_answer_do_not_stay_beside_a_report_without_trainings(
         monkeypatch.setattr(pipeline, name, lambda study, wanted: None)
     for name in ("render_report", "headline"):
         monkeypatch.setattr(pipeline, name, lambda *given: "")
+    monkeypatch.setattr(pipeline.excerpt, "files", lambda found: {})
     tracker = SimpleNamespace(running=nullcontext, text=lambda name, content: None)
     monkeypatch.setattr(pipeline.tracking, "start_tracking", lambda config, store: tracker)
     monkeypatch.setattr(pipeline.tracking, "answer", lambda *given: None)
