@@ -97,17 +97,7 @@ def test_the_notebook_runs_and_shows_a_ranking_a_mixture_and_the_report(
     assert str(out / "report.html") in printed and "Traceback" not in printed
 
 
-TO_EXECUTE = pytest.mark.xfail(strict=True, reason="not executed yet: python examples/store_output.py NAME")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "instruction-data",
-        "autoformalization",
-        pytest.param("continued-pretraining", marks=TO_EXECUTE),
-    ],
-)
+@pytest.mark.parametrize("name", GALLERY)
 def test_a_worked_case_is_stored_with_its_output_and_names_no_machine(name):
     notebook = nbformat.read(GALLERY[name], as_version=4)
     nbformat.validate(notebook)
