@@ -245,7 +245,7 @@ def harness_task(target: str, task: LmEval, tokenizer: Any) -> HarnessTask:
 
 
 def _described(target: str, task: LmEval, loaded: Any) -> dict[str, Any]:
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import mean, stderr_for_metric
 
     aggregations = loaded.aggregation()
     filters = [ensemble.name for ensemble in getattr(loaded, "_filters", [])] or ["none"]
@@ -254,6 +254,11 @@ def _described(target: str, task: LmEval, loaded: Any) -> dict[str, Any]:
         raise ConfigError(
             f"target '{target}': field 'task.metric' is {task.metric}; the task has {', '.join(aggregations)}, with "
             f"the filters {', '.join(filters)}: give one of them, or METRIC,FILTER."
+        )
+    if stderr_for_metric(aggregations[name], bootstrap_iters=1) is None:
+        raise ConfigError(
+            f"target '{target}': lm-eval gives the metric {name} no standard error, so nothing could be told "
+            "by it; name another in 'task.metric'."
         )
     items = len({instance.doc_id for instance in loaded.instances})
     if items < FEWEST:

@@ -190,6 +190,8 @@ def test_another_metric_and_fewer_items_are_other_tasks_and_a_wrong_one_is_named
     assert fewer.items == 5 and fewer.digest() != asked.digest() and fewer.tokens < asked.tokens
     whole = harness_task("t", task.model_copy(update={"metric": "mcc"}), tokenizer)
     assert not whole.by_item and whole.digest() != asked.digest() and whole.unit == ""
+    with pytest.raises(ConfigError, match="gives the metric brier_score no standard error"):
+        harness_task("t", task_file(more="metric_list: [{metric: brier_score}]\n", name="brier.yaml"), tokenizer)
     with pytest.raises(
         ConfigError, match="field 'task.metric' is bleu; the task has acc_norm, mcc, with the filters none"
     ):
