@@ -425,9 +425,12 @@ class Finetuned(Result):
                 better = alone[best].after < mixed.after
                 said = f"{alone[best].after:.4f}, lower than the mixture's {mixed.after:.4f}"
             if better:
+                epochs = self.runs[best].epochs
+                repeated = epochs is not None and epochs > 1
+                held = f"Its text was seen {epochs:.2f} times" if repeated else "There is enough of it"
                 lines.append(
-                    f"{target}: '{best}' alone comes to {said}. There is enough of it for {self.tokens:,} tokens; the "
-                    "mixture is for the token budget"
+                    f"{target}: '{best}' alone comes to {said}. {held} for {self.tokens:,} tokens; the mixture is for "
+                    "the token budget"
                 )
         return lines
 

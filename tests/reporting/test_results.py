@@ -189,6 +189,11 @@ def test_a_candidate_that_does_better_alone_than_the_mixture_is_said(finetuned):
         assert len(lines) == said and (
             not said or "'b' alone comes to 3.5000, lower than the mixture's 3.9000" in lines[0]
         )
+    seen = {
+        e: plain["runs"] | {"mixture": plain["runs"]["a"], "b": plain["runs"]["b"] | {"epochs": e}} for e in (1.0, 2.5)
+    }
+    once, again = (Finetuned.parse(plain | {"runs": runs}).better_alone()[0] for runs in seen.values())
+    assert "There is enough of it" in once and "Its text was seen 2.50 times for" in again and "enough" not in again
 
 
 def test_a_change_of_loss_has_an_interval_only_where_its_error_is_known(finetuned):
