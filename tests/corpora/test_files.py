@@ -158,7 +158,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         ("a.jsonl.gz", POINTER, "git lfs pull"),
         ("a.jsonl.dvc", b"outs:\n- md5: x", "dvc pull"),
         ("a.zip", b"PK\x03\x04xxxx", "an archive; unpack it"),
-        ("a.jsonl", gzip.compress(json_lines()), "compressed by gzip (.gz); give it that suffix"),
+        ("a.jsonl", gzip.compress(json_lines(), mtime=0), "compressed by gzip (.gz); give it that suffix"),
         ("a.csv", bz2.compress(csv_of() * 50), "compressed by bzip2 (.bz2)"),
         ("a.txt", "text of Windows".encode("utf-16"), "text in UTF-16; convert it with iconv"),
         ("a.jsonl", json_lines().decode().encode("utf-16"), "text in UTF-16"),
