@@ -17,7 +17,7 @@ RESAMPLES = 1000
 
 def harness_answers(model: Any, asked: HarnessTask, tokenizer: Any, device: Any) -> dict[str, Any]:
     """By item the continuous `score` and the metric (`right`), where the metric is a mean over items; else the metric
-    of all together (`whole`), higher is better, and its standard `error` (None where lm-eval knows none)."""
+    of all together (`whole`), higher is better, and its standard `error`."""
     with quietly(asked.task.trust_remote_code):
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
@@ -42,9 +42,8 @@ def harness_answers(model: Any, asked: HarnessTask, tokenizer: Any, device: Any)
         sign = 1.0 if asked.higher else -1.0
         if not asked.by_item:
             of_all = found["results"][task.task_name]
-            error = of_all.get(f"{asked.metric}_stderr,{asked.filter}")
-            value = sign * float(of_all[f"{asked.metric},{asked.filter}"])
-            return {"whole": value, "error": error if isinstance(error, float) else None}
+            value, error = (float(of_all[f"{asked.metric}{what},{asked.filter}"]) for what in ("", "_stderr"))
+            return {"whole": sign * value, "error": error}
         samples = [s for s in found["samples"][task.task_name] if s["filter"] == asked.filter]
         samples.sort(key=lambda sample: sample["doc_id"])
         values = [sign * float(sample[asked.metric]) for sample in samples]

@@ -62,8 +62,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A metric of all items of a task together before and after a job, higher is better, with its standard errors, NaN
-    where they are not known."""
+    """A metric of all items of a task together before and after a job, higher is better, with its standard errors."""
 
     before: float
     after: float
@@ -239,8 +238,7 @@ def _tasks(stored: dict[str, Any]) -> tuple[dict[str, Answers], dict[str, Whole]
 
 
 def _whole(before: dict[str, Any], after: dict[str, Any]) -> Whole:
-    errors = (np.nan if of["error"] is None else of["error"] for of in (before, after))
-    return Whole(before["whole"], after["whole"], *errors)
+    return Whole(before["whole"], after["whole"], before["error"], after["error"])
 
 
 def _answers(stored: dict[str, Any]) -> Answers:
