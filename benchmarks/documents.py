@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from align_ray.alignment.documents import word_scores
-from align_ray.alignment.intervals import two_sample_mean
+from align_ray.alignment.documents import counts_of, document_scores, log_ratios
+from align_ray.alignment.intervals import Estimate, two_sample_mean
 from align_ray.checks.predict import _further_probe
 from align_ray.config import digest
 from align_ray.config_file import load_config
@@ -86,8 +86,15 @@ def samples(study: Study) -> dict[str, np.ndarray]:
     return {t.name: np.concatenate(list(read_sample(study.store, t.name).batches)) for t in study.config.targets}
 
 
+def by_words(study: Study, pool: Pool) -> np.ndarray:
+    """Scores of `align-ray select --by words`, [n, M]."""
+    size, documents = len(study.tokenizer), [d.ids for d in pool.documents]
+    targets = np.stack([counts_of(ids, size) for ids in samples(study).values()])
+    return document_scores(documents, log_ratios(counts_of(np.concatenate(documents), size), targets))
+
+
 def aligned(study: Study, pool: Pool) -> np.ndarray:
-    """Scores of `align-ray select`, [n, M]."""
+    """Scores of `align-ray select --by alignment`, [n, M]."""
     import ray
 
     evidence = read_evidence(study, embed_missing(study))
@@ -99,13 +106,11 @@ def aligned(study: Study, pool: Pool) -> np.ndarray:
         files.append(f"{reference.folder}/{name}")
         if name not in stored:
             rows = ids[start : start + CHUNK_DOCUMENTS]
-            todo.append(
-                chunk_of(files[-1], "", rows, [(d.key, "") for d in part], (rows != PADDING).sum(1).tolist())
-            )
+            todo.append(chunk_of(files[-1], "", rows, [(d.key, "") for d in part], (rows != PADDING).sum(1).tolist()))
     if todo:
         for _ in score_chunks(study, ray.data.from_arrow(todo).repartition(len(todo)), reference):
             pass
-    return np.concatenate([np.array(study.store.read_table(f)["alignment"].to_pylist()) for f in files])
+    return np.concatenate([np.array(study.store.read_table(f)["scores"].to_pylist()) for f in files])
 
 
 def loss_differences(study: Study, pool: Pool) -> np.ndarray:
@@ -135,9 +140,8 @@ def bm25(study: Study, pool: Pool) -> np.ndarray:
 def scored(study: Study, pool: Pool, methods: list[str]) -> dict[str, np.ndarray]:
     """Scores [n, M] by method."""
     found, n = {}, len(study.config.targets)
-    words = lambda: word_scores([d.ids for d in pool.documents], list(samples(study).values()), len(study.tokenizer))
     known = {
-        "words": words,
+        "words": lambda: by_words(study, pool),
         "alignment": lambda: aligned(study, pool),
         "loss difference": lambda: loss_differences(study, pool),
         "BM25": lambda: bm25(study, pool),
@@ -179,7 +183,9 @@ def outcomes(study: Study, pool: Pool, methods: list[str], fraction: float, seed
 
     scores = scored(study, pool, methods)
     takes: dict[str, Any] = {
-        "random": lambda seed: pool.taken(np.random.default_rng([config.seed, seed]).random(len(pool.tokens)), fraction),
+        "random": lambda seed: pool.taken(
+            np.random.default_rng([config.seed, seed]).random(len(pool.tokens)), fraction
+        ),
         "length": lambda seed: pool.taken(pool.tokens.astype(float), fraction),
         "all": lambda seed: np.arange(len(pool.tokens)),
     }
@@ -199,37 +205,48 @@ def outcomes(study: Study, pool: Pool, methods: list[str], fraction: float, seed
 
 
 def table(found: list[dict[str, Any]], own: dict[str, list[str]]) -> str:
-    """Mean loss, and by how much it lies below random's, by method; targets with their own corpus in the pool apart."""
-    after = {(r["method"], r["target"]): [] for r in found}
-    for r in sorted(found, key=lambda r: r["seed"]):
-        after[r["method"], r["target"]].append(r["after"])
-    losses = {k: np.array(v) for k, v in after.items()}
-    methods, targets = [list(dict.fromkeys(k[i] for k in losses)) for i in (0, 1)]
-    lines = [
-        "| method | loss | below random | of own in the pool | of others | targets 3 errors below random | above random "
-        "| below all | targets no worse than all |",
-        "|---" * 9 + "|",
-    ]
+    """By method: the mean loss, by how much it lies below random's, in how many targets by more than three standard
+    errors (or above it by so much), how it compares with all of the pool, and in how many targets the 95% interval of
+    that holds 0 or less; targets with their own corpus in the pool apart. Then every target."""
+    ordered = sorted(found, key=lambda r: r["seed"])
+    methods, targets = [list(dict.fromkeys(r[k] for r in found)) for k in ("method", "target")]
+    losses = {
+        (m, t): np.array([r["after"] for r in ordered if (r["method"], r["target"]) == (m, t)])
+        for m in methods
+        for t in targets
+    }
+
+    def less(other: str, m: str) -> dict[str, Estimate]:
+        return {t: two_sample_mean(losses[m, t] - losses[other, t]) for t in targets}
+
+    def mean(of: dict[str, Estimate], which: list[str]) -> str:
+        return f"{np.mean([of[t].value for t in which]):+.3f}" if which else ""
+
+    theirs, foreign = [t for t in targets if own.get(t)], [t for t in targets if not own.get(t)]
+    head = ["method", "loss", "less random", "own in the pool", "not in it", "3 errors below", "above"]
+    rows = [[*head, "less all", "no worse than all"], ["---"] * 9]
     for m in methods:
-        below = {t: two_sample_mean(losses["random", t] - losses[m, t]) for t in targets}
-        whole = {t: two_sample_mean(losses["all", t] - losses[m, t]) for t in targets} if "all" in methods else {}
-        mean = lambda ts, of: f"{np.mean([of[t].value for t in ts]):+.3f}" if ts and of else ""
-        clear = lambda of, sign: sum(sign * e.value > 3 * e.error for e in of.values()) if m != "random" else ""
-        level = sum(e.high >= 0 for e in whole.values()) if whole else ""
-        lines.append(
-            f"| {m} | {np.mean([losses[m, t].mean() for t in targets]):.3f} | {mean(targets, below)} "
-            f"| {mean([t for t in targets if own.get(t)], below)} | {mean([t for t in targets if not own.get(t)], below)} "
-            f"| {clear(below, 1)} | {clear(below, -1)} | {mean(targets, whole)} | {level} |"
+        row = [m, f"{np.mean([losses[m, t].mean() for t in targets]):.3f}"]
+        if m == "random":
+            row += [""] * 5
+        else:
+            below = less("random", m)
+            row += [mean(below, targets), mean(below, theirs), mean(below, foreign)]
+            row += [str(sum(sign * e.value > 3 * e.error for e in below.values())) for sign in (-1, 1)]
+        whole = less("all", m) if "all" in methods and m != "all" else {}
+        row += (
+            [mean(whole, targets), f"{sum(e.low <= 0 for e in whole.values())} of {len(targets)}"]
+            if whole
+            else ["", ""]
         )
-    lines += ["", "| target | " + " | ".join(m for m in methods if m != "random") + " |", "|---" * len(methods) + "|"]
+        rows.append(row)
+    compared = [m for m in methods if m != "random"]
+    rows += [[], ["target", *compared], ["---"] * (1 + len(compared))]
+    by_method = {m: less("random", m) for m in compared}
     for t in targets:
-        cells = []
-        for m in methods:
-            if m != "random":
-                e = two_sample_mean(losses["random", t] - losses[m, t])
-                cells.append(f"{e.value:+.3f} ± {e.error:.3f}")
-        lines.append(f"| {t}{' (own in the pool)' if own.get(t) else ''} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [f"{by_method[m][t].value:+.3f} ± {by_method[m][t].error:.3f}" for m in compared]
+        rows.append([t + (" (own in the pool)" if own.get(t) else ""), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" if row else "" for row in rows)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from align_ray.alignment.documents import document_scores
 from align_ray.config import digest
 from align_ray.corpora.draw import around_completion, encode
 from align_ray.corpora.records import unmarked
@@ -53,16 +54,16 @@ def tokenised(texts: list[str], tokenizer: Any, length: int) -> tuple[np.ndarray
 
 
 def scored_schema(targets: int) -> pa.Schema:
-    """Schema of a file of scores; `alignment` in the order of the configuration's targets."""
+    """Schema of a file of scores, those in the order of the configuration's targets."""
     columns = {"key": pa.binary(16), "text": pa.large_string(), "tokens": pa.int64(), "loss": pa.float64()}
-    return pa.schema({**columns, "alignment": pa.list_(pa.float64(), targets)})
+    return pa.schema({**columns, "scores": pa.list_(pa.float64(), targets)})
 
 
 def chunk_to_score(
     folder: str, found: list[tuple[bytes, str]], stored: set[str], tokenizer: Any, length: int
 ) -> pa.Table:
     """A row of CHUNK for documents (key, text); without text and token ids where its scores are stored."""
-    name = f"{digest([key.hex() for key, _ in found], 32)}.parquet"
+    name = chunk_name(found)
     if name in stored:
         return chunk_of(f"{folder}/{name}", "", np.zeros(0, np.int32), [(key, "") for key, _ in found], [])
     ids, tokens = tokenised([text for _, text in found], tokenizer, length)
@@ -74,13 +75,32 @@ def keys_of(batch: pa.RecordBatch) -> np.ndarray:
     return np.array(batch["key"].to_pylist(), "S16")
 
 
+def word_chunk(found: list[tuple[bytes, str]], tokenizer: Any, ratios: np.ndarray) -> pa.Table:
+    """What is stored of documents (key, text) that are scored by their words (`alignment/documents.py`)."""
+    ids = [encode(tokenizer, text) for _, text in found]
+    scores = document_scores(ids, ratios)
+    columns = [
+        [key for key, _ in found],
+        [unmarked(text) for _, text in found],
+        [len(i) for i in ids],
+        [None] * len(ids),
+        list(scores),
+    ]
+    return pa.table(columns, schema=scored_schema(ratios.shape[1]))
+
+
+def chunk_name(found: list[tuple[bytes, str]]) -> str:
+    """The name of the file with the scores of documents (key, text)."""
+    return f"{digest([key.hex() for key, _ in found], 32)}.parquet"
+
+
 def holds(keys: np.ndarray, key: bytes) -> bool:
     """Whether a document's key is among the sorted `keys`, S16 [n]."""
     at = int(np.searchsorted(keys, key))
     return at < len(keys) and keys[at] == key.rstrip(b"\0")  # numpy gives a key without the zeros at its end
 
 
-def aligned_with(batch: pa.RecordBatch, target: int) -> np.ndarray:
-    """Alignment with the target in that place of the configuration, float64 [n]."""
-    values = batch["alignment"]
+def scores_for(batch: pa.RecordBatch, target: int) -> np.ndarray:
+    """Scores for the target in that place of the configuration, float64 [n]."""
+    values = batch["scores"]
     return values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)[:, target]

@@ -31,7 +31,7 @@ from align_ray.fisher.tokens import PADDING, texts_of
 from align_ray.fisher.trunk import fisher_embeddings
 from align_ray.store import Store
 
-VERSION = 1
+VERSION = 2
 """Version of the scores and of the files they are in; part of their key."""
 DECIMALS = 6
 """Scores are rounded, so that the last bits, which depend on what shares a pass, seldom change an order."""
@@ -211,13 +211,11 @@ def _samples(table: pa.Table, targets: list[str], with_text: bool) -> dict[str, 
     rows = table.to_pylist()
     result = {}
     for j, target in enumerate(targets):
-        ranked = sorted(
-            (r for r in rows if np.isfinite(r["alignment"][j])), key=lambda r: (-r["alignment"][j], r["text"])
-        )
+        ranked = sorted((r for r in rows if np.isfinite(r["scores"][j])), key=lambda r: (-r["scores"][j], r["text"]))
         shown = [
             {
                 "text": r["text"] if with_text else "",
-                "alignment": r["alignment"][j],
+                "alignment": r["scores"][j],
                 "loss": r["loss"] if np.isfinite(r["loss"]) else None,
             }
             for r in ranked

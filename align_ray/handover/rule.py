@@ -73,10 +73,10 @@ def number_taken(tokens: np.ndarray, amount: Amount) -> int:
     return min(len(tokens), int(wanted))
 
 
-def distinct(keys: np.ndarray, alignment: np.ndarray) -> np.ndarray:
-    """Indices of one document per key, in the order of keys; of equal keys the one with the highest alignment (they
+def distinct(keys: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Indices of one document per key, in the order of keys; of equal keys the one with the highest score (they
     differ by rounding at most)."""
-    order = np.lexsort((-alignment, keys))
+    order = np.lexsort((-score, keys))
     first = np.ones(len(order), dtype=bool)
     first[1:] = keys[order][1:] != keys[order][:-1]
     return order[first]

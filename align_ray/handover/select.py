@@ -1,16 +1,17 @@
-"""Choose documents of a corpus by their alignment with a target, as Parquet shards (`align-ray select`).
+"""Choose documents of a corpus by their likeness to a target, as Parquet shards (`align-ray select`).
 
-Every document is scored by its first T tokens (`embedding/scores.py`, `documents.py`); another amount, method or target
-of the same study computes no score again. Then `rule.py` says which documents are taken, and Ray Data writes them.
+Every document is scored, by its words or by its alignment with the target (`documents.py`); another amount, method or
+target of the same study computes no score again. Then `rule.py` says which documents are taken, and Ray Data writes
+them.
 
 - `top`: the highest scores. It collapses on what resembles the target's average most, near-duplicates of one good page
   included.
 - `gumbel`: a selection whose scores are distributed as those of the target's own documents (see `rule.py`).
 
-The target's own documents are its held-out half: none of them is in the embeddings that scores are taken against,
-otherwise they would score too high. They are read as documents and scored as the corpus' are, each by its first T
-tokens; the stored held-out sequences would not do, since `pack` fills them with several documents and the score depends
-on the number of tokens.
+The target's own documents are its held-out half: none of them is in the sample that scores are taken against,
+otherwise they would score too high. They are read as documents and scored as the corpus' are; the stored held-out
+sequences would not do, since `pack` fills them with several documents, and a score by alignment depends on the number
+of tokens.
 """
 
 import dataclasses
@@ -24,11 +25,9 @@ from scipy import stats
 from align_ray.config import Corpus, digest
 from align_ray.context import Study
 from align_ray.corpora.tasks import on_tasks
-from align_ray.embedding.chunks import aligned_with, keys_of
-from align_ray.embedding.evidence import Evidence
-from align_ray.embedding.scores import score_targets
+from align_ray.embedding.chunks import keys_of, scores_for
 from align_ray.errors import ConfigError, ProbeError
-from align_ray.handover.documents import Scored, heldout_scores, read_scores, score_corpus
+from align_ray.handover.documents import Reference, Scored, Words, heldout_scores, read_scores, score_corpus
 from align_ray.handover.rule import Amount, Method, number_taken, ranked
 from align_ray.handover.shards import SHARD_TOKENS, check_free, shard_list, write_shard
 from align_ray.store import Store
@@ -39,7 +38,7 @@ FAR = 0.1
 EXAMPLES = 3
 LEFT_OUT = ("duplicate", "in_target", "no_tokens", "non_finite")
 """Documents read that are not scored or not selectable; with those `scored` they make all read."""
-COLUMNS = {"shard": pa.int64(), "rank": pa.int64(), "text": pa.large_string(), "alignment": pa.float64()}
+COLUMNS = {"shard": pa.int64(), "rank": pa.int64(), "text": pa.large_string(), "score": pa.float64()}
 SELECTED = pa.schema({**COLUMNS, "tokens": pa.int64(), "key": pa.string()})
 
 
@@ -64,12 +63,12 @@ def write_selection(
             found = keys_of(part)
             at = np.minimum(np.searchsorted(known, found), len(known) - 1)
             hit = np.flatnonzero(known[at] == found)
-            aligned, part, at = aligned_with(part, target)[hit], part.take(pa.array(hit)), at[hit]
+            scores, part, at = scores_for(part, target)[hit], part.take(pa.array(hit)), at[hit]
             columns = [
                 shard[at],
                 ranks[at],
                 part["text"],
-                aligned,
+                scores,
                 part["tokens"],
                 [key.hex() for key in part["key"].to_pylist()],
             ]
@@ -77,7 +76,7 @@ def write_selection(
         return pa.concat_tables(parts)
 
     def write(group: pa.Table) -> dict[str, Any]:
-        ordered = group.sort_by([("rank", "ascending"), ("alignment", "descending")])
+        ordered = group.sort_by([("rank", "ascending"), ("score", "descending")])
         first = np.diff(ordered["rank"].to_numpy(), prepend=-1) > 0  # the same text may be in two chunks
         return write_shard(
             Store(folder),
@@ -102,25 +101,26 @@ def named(corpora: list[Corpus], name: str | None, option: str, kind: str) -> Co
 
 def select(
     study: Study,
-    evidence: Evidence,
+    reference: Reference,
     corpus: Corpus,
     target: Corpus,
     amount: Amount,
     out: Store,
     method: Method = "top",
 ) -> dict[str, Any]:
-    """Write the documents of `corpus` most aligned with `target` to `out` by one of METHODS: shards and manifest.json.
+    """Write the documents of `corpus` most like `target` to `out` by one of METHODS: shards and manifest.json.
+    `reference`: what scores are taken against, `documents.words_against` of this corpus or `scores.score_targets`.
 
     Returns the manifest: `settings`, all that determines the selection; `counts` of the documents read, of those left
-    out by reason and `scored`, what remains, distinct; `available` and `selected`, documents and tokens; `alignment`,
+    out by reason and `scored`, what remains, distinct; `available` and `selected`, documents and tokens; `score`,
     means `before` and `after` and the `lowest` taken; `threshold`, the priority of the last one taken; for `gumbel`
     also `match`, the Kolmogorov-Smirnov distance of the scores before and after to the target's; `notes`; `files`.
-    Beside it `work` and `examples`, the most and least aligned documents scored, `taken` or not. Raises ConfigError for
-    a folder that is in use, ProbeError without a finite score.
+    Beside it `work` and `examples`, the documents with the highest and lowest scores, `taken` or not. Raises
+    ConfigError for a folder that is in use, ProbeError without a finite score.
     """
     config, store = study.config, study.store
-    reference = score_targets(study, evidence)
     settings = {
+        "by": "words" if isinstance(reference, Words) else "alignment",
         "corpus": corpus.name,
         "target": target.name,
         "method": method,
@@ -137,26 +137,26 @@ def select(
     place = config.targets.index(target)
     scored, left_out = read_scores(store, files, place)
     counts += left_out
-    n = len(scored.alignment)
+    n = len(scored.score)
     counts["duplicate"] += counts["in_chunks"] - n - counts["no_tokens"] - counts["non_finite"]
     if n == 0:
         raise ProbeError(
             f"corpus '{corpus.name}': none of its {counts['documents']} documents has a finite score to select by."
         )
     own = heldout_scores(study, reference, target) if method == "gumbel" else None
-    order, priority = ranked(scored.keys, scored.alignment, own)
+    order, priority = ranked(scored.keys, scored.score, own)
     taken = order[: number_taken(scored.tokens[order], amount)]
     settings["documents"] = digest([file.rpartition("/")[2] for file in files])
     check_free(out, settings)
-    head = {"format": "align-ray selection 1", "settings": settings}
+    head = {"format": "align-ray selection 2", "settings": settings}
     out.write_json("manifest.json", {**head, "files": []})  # from here on the folder is this selection's
     used = [files[i] for i in np.unique(scored.file[taken])]
     study.say(f"writing {len(taken):,} documents")
     written = write_selection(store, used, place, scored.keys[taken], scored.tokens[taken], out)
-    after = scored.alignment[taken]
+    after = scored.score[taken]
     match = None
     if own is not None:
-        distances = [float(stats.ks_2samp(values, own).statistic) for values in (scored.alignment, after)]
+        distances = [float(stats.ks_2samp(values, own).statistic) for values in (scored.score, after)]
         match = {"documents": len(own), "before": distances[0], "after": distances[1]}
     manifest = {
         **head,
@@ -167,8 +167,8 @@ def select(
         },
         "available": {"documents": n, "tokens": int(scored.tokens.sum())},
         "selected": {"documents": len(taken), "tokens": int(scored.tokens[taken].sum())},
-        "alignment": {
-            "before": float(scored.alignment.mean()),
+        "score": {
+            "before": float(scored.score.mean()),
             "after": float(after.mean()),
             "lowest": float(after.min()),
         },
@@ -199,7 +199,7 @@ def _notes(amount: Amount, corpus: Corpus, documents: int, tokens: int, match: d
 
 
 def _examples(store: Store, files: list[str], scored: Scored, taken: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    order = np.lexsort((scored.keys, -scored.alignment))
+    order = np.lexsort((scored.keys, -scored.score))
     chosen = set(taken.tolist())
 
     def text(i: int) -> str:
@@ -207,8 +207,6 @@ def _examples(store: Store, files: list[str], scored: Scored, taken: np.ndarray)
         return table["text"][table["key"].to_pylist().index(bytes(scored.keys[i]).ljust(16, b"\0"))].as_py()
 
     def shown(places: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {"text": text(i), "alignment": float(scored.alignment[i]), "taken": i in chosen} for i in places.tolist()
-        ]
+        return [{"text": text(i), "score": float(scored.score[i]), "taken": i in chosen} for i in places.tolist()]
 
     return {"most": shown(order[:EXAMPLES]), "least": shown(order[::-1][:EXAMPLES])}

@@ -16,10 +16,11 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from align_ray import pipeline, stages
+from align_ray.alignment.baselines import PRIOR
 from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.cli.main import app
 from align_ray.config import Config, Cost, Embedding
-from align_ray.corpora.draw import document_key
+from align_ray.corpora.draw import document_key, encode
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.chunks import holds, tokenised
 from align_ray.embedding.scores import ScoreTargets, refuse_unscorable, score_targets, sequence_scores
@@ -277,10 +278,14 @@ def study(small_config, corpora, tmp_path_factory, local_ray):
     return opened, good
 
 
-def run_select(study, out, amount=Amount("documents", 20), method="top", **config):
+def run_select(study, out, amount=Amount("documents", 20), method="top", by="alignment", **config):
     changed = dataclasses.replace(study, config=study.config.model_copy(update=config))
     mixed, target = changed.config.candidates[-1], changed.config.targets[0]
-    return selection.select(changed, pipeline.evidence_of(study), mixed, target, amount, Store(str(out)), method)
+    if by == "words":
+        against = document_scores.words_against(changed, mixed)
+    else:
+        against = score_targets(changed, pipeline.evidence_of(study))
+    return selection.select(changed, against, mixed, target, amount, Store(str(out)), method)
 
 
 def rows_of(out):
@@ -310,15 +315,15 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     best = np.array([good.index(r["text"]) for r in rows])  # scores are stored rounded: near ties in any order
     assert len(set(best)) == 20 and (np.diff(scores[best]) < 2e-5).all()
     assert scores[best].min() > np.sort(scores)[-21] - 2e-5
-    np.testing.assert_allclose([r["alignment"] for r in rows], scores[best], atol=1e-5)
+    np.testing.assert_allclose([r["score"] for r in rows], scores[best], atol=1e-5)
     assert [r["tokens"] for r in rows] == [tokens[i] for i in best]
     assert [r["key"] for r in rows] == [document_key(config.seed, r["text"]).hex() for r in rows]
     assert result["selected"] == {"documents": 20, "tokens": sum(tokens[i] for i in best)}
     assert result["available"] == {"documents": 48, "tokens": sum(tokens)}
-    assert result["alignment"]["before"] == pytest.approx(scores.mean(), abs=1e-5)
-    assert result["alignment"]["after"] == pytest.approx(scores[best].mean(), abs=1e-5)
-    assert result["threshold"] == result["alignment"]["lowest"] == rows[-1]["alignment"]
-    assert result["examples"]["most"][0] == {"text": rows[0]["text"], "alignment": rows[0]["alignment"], "taken": True}
+    assert result["score"]["before"] == pytest.approx(scores.mean(), abs=1e-5)
+    assert result["score"]["after"] == pytest.approx(scores[best].mean(), abs=1e-5)
+    assert result["threshold"] == result["score"]["lowest"] == rows[-1]["score"]
+    assert result["examples"]["most"][0] == {"text": rows[0]["text"], "score": rows[0]["score"], "taken": True}
     assert (
         result["examples"]["least"][0]["text"] == good[np.argmin(scores)]
         and not result["examples"]["least"][0]["taken"]
@@ -327,6 +332,29 @@ def test_the_most_aligned_documents_are_written_with_their_scores(study, selecte
     assert manifest == {k: v for k, v in result.items() if k not in ("work", "examples")}
     (file,) = manifest["files"]
     assert file["rows"] == 20 and file["sha256"] == hashlib.sha256((out / file["file"]).read_bytes()).hexdigest()
+
+
+def test_by_words_the_mean_log_ratio_of_the_targets_and_the_corpus_tokens_decides(study, no_pools, tmp_path):
+    opened, good = study
+    tokenizer, size = load_tokenizer(opened.probe), len(opened.tokenizer)
+    texts = [
+        json.loads(line).get("text", "") for line in Path(opened.config.candidates[-1].source).open() if line[1] == '"'
+    ]
+    everything = [encode(tokenizer, text) for text in texts if text.strip()]  # doubled and leaked ones as they are read
+    pool = np.bincount(np.concatenate(everything), minlength=size)
+    target = read_sample(opened.store, "target").batches
+    wanted = np.bincount(target[target >= 0], minlength=size)
+    general = (pool + 0.5) / (pool + 0.5).sum()
+    ratio = np.log((wanted + PRIOR * general) / (wanted.sum() + PRIOR) / general)
+    scores = np.array([ratio[encode(tokenizer, text)].mean() for text in good])
+    result = run_select(opened, tmp_path / "words", by="words")
+    rows = rows_of(tmp_path / "words")
+    assert [r["text"] for r in rows] == [good[i] for i in np.argsort(-scores)[:20]]
+    np.testing.assert_allclose([r["score"] for r in rows], np.sort(scores)[::-1][:20], rtol=1e-12)
+    assert result["settings"]["by"] == "words" and result["work"]["computed"] == 48
+    assert result["counts"]["scored"] == 48 and result["counts"]["duplicate"] == 4
+    matched = run_select(opened, tmp_path / "matched", Amount("documents", 12), "gumbel", by="words")
+    assert matched["work"]["computed"] == 0 and matched["match"]["after"] < matched["match"]["before"]
 
 
 def test_a_lost_and_a_torn_chunk_alone_are_scored_again_and_the_other_method_needs_no_other_scores(
@@ -373,9 +401,9 @@ def test_two_workers_shuffled_files_and_other_chunks_give_the_same_scores_and_or
     mine, reference = (document_scores.read_scores(store, names, 0)[0] for names in (files, before))
     known = np.isin(reference.keys, mine.keys)  # the folder has the target's held-out documents too
     assert known.sum() == len(mine.keys) == 48
-    np.testing.assert_allclose(mine.alignment, reference.alignment[known], atol=1e-5)
-    order, _ = ranked(mine.keys, mine.alignment, None)
-    other, _ = ranked(reference.keys[known], reference.alignment[known], None)
+    np.testing.assert_allclose(mine.score, reference.score[known], atol=1e-5)
+    order, _ = ranked(mine.keys, mine.score, None)
+    other, _ = ranked(reference.keys[known], reference.score[known], None)
     assert set(order[:20]) == set(other[:20])
 
 
