@@ -15,7 +15,7 @@ def test_a_ratio_is_that_of_the_smoothed_shares():
     for token in range(4):
         share = (TARGETS[0, token] + PRIOR * general[token]) / (100 + PRIOR)
         np.testing.assert_allclose(found[token, 0], np.log(share / general[token]))
-    assert np.abs(found[:, 1]).max() < 0.3 < found[2, 0], "a target like the pool tells nothing apart"
+    assert np.abs(found[:3, 1]).max() < 0.1 < found[2, 0], "a target like the pool tells nothing apart"
     np.testing.assert_array_equal(log_ratios(POOL, TARGETS[:1])[:, 0], found[:, 0])  # whatever other targets there are
 
 

@@ -220,7 +220,11 @@ def test_of_equal_documents_one_is_kept_whatever_the_order():
         (["--corpus", "web", "--documents", "1"], "--corpus web: the study's candidates are python-stdlib, licences"),
         (["--corpus", "licences", "--documents", "1", "--target", "t"], "--target t: the study's targets are target"),
         (["--corpus", "licences", "--documents", "1", "--method", "best"], "--method best: choose one of top, gumbel"),
-        (["--corpus", "licences", "--documents", "1", "--set", "embedding.estimator=reference"], "embedding.estimator"),
+        (["--corpus", "licences", "--documents", "1", "--by", "size"], "--by size: choose words or alignment"),
+        (
+            ["--corpus", "licences", "--documents", "1", "--by", "alignment", "--set", "embedding.estimator=reference"],
+            "embedding.estimator",
+        ),
         (["--corpus", "licences", "--documents", "1"], "no result of the stage 'embed'"),
     ],
 )
