@@ -119,10 +119,10 @@ def test_the_formula_counts_the_four_bits_and_their_scales(study):
 
 def test_without_the_extra_or_a_gpu_one_sentence_says_so_before_anything_starts(study, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_training_fits(study.changed(finetune={"dtype": "bfloat16"}))
     monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: "there")
     with pytest.raises(ConfigError, match="'finetune.dtype' is nf4, which is for a GPU, and there is none here"):
         check_training_fits(study)
-    check_training_fits(study.changed(finetune={"dtype": "bfloat16"}))
     check_training_fits(study.changed(cluster={"address": "head:6379"}))  # it may have some
     monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"'finetune.dtype' is nf4, .* pip install 'align-ray\[nf4\]'"):
