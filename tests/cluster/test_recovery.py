@@ -104,7 +104,14 @@ def test_the_stages_with_workers_survive_the_death_of_one_and_finetune_that_of_t
         "probe": {},  # enough work for several workers to be killed in
         "sampling": {"sequence_length": 64, "batch_size": 8, "batches": 8},
         "search": {"token_budget": 10_000, "method": "closed_form"},
-        "finetune": {"tokens": 8192, "eval_tokens": 512, "learning_rate": 1e-4, "seeds": 2, "checkpoint_every": 0.001},
+        "finetune": {  # 16 steps, with a checkpoint after the eighth
+            "tokens": 4096,
+            "batch_size": 4,
+            "eval_tokens": 512,
+            "learning_rate": 1e-4,
+            "seeds": 2,
+            "checkpoint_every": 0.001,
+        },
         "cluster": {"max_actors": 2},  # with room beside: Ray may keep what a training held whose driver was killed
     }
     out, config = tmp_path / "killed", tmp_path / "killed.yaml"
