@@ -482,9 +482,11 @@ class Finetune(Model):
     lora_targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """The linear modules that get adapters: all but the vocabulary head, or those whose names end so, for example
     [q_proj, v_proj]."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "nf4"] = "float32"
     """Of the model's weights. In bfloat16 what is trained has float32 master weights and AdamW states; of LoRA the base
-    alone is bfloat16, two bytes a weight. Matrix products are in bfloat16 in either case where the device has it."""
+    alone is bfloat16, two bytes a weight. `nf4`: LoRA over a base of four bits a weight (QLoRA, by the extra `nf4`,
+    bitsandbytes; on a GPU alone), embeddings and head in float32. Matrix products are in bfloat16 in any case where the
+    device has it."""
     micro_batch_size: PositiveInt | None = None
     """Sequences that go through the model at once on a worker; gradients of a step are accumulated over them. Default:
     all of the step. It bounds the memory and changes a loss by rounding alone."""
@@ -525,6 +527,15 @@ class Finetune(Model):
         if self.shard and self.workers == 1:
             raise ValueError(
                 "'shard: true' shares the model out among 'workers', and there is 1; set workers: 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _four_bits_are_frozen(self) -> Self:
+        if self.dtype == "nf4" and (self.lora_rank is None or self.scratch is not None or self.shard):
+            raise ValueError(
+                "'dtype: nf4' is a frozen base of four bits a weight, on which adapters alone are trained; set "
+                "lora_rank, and take out scratch and shard, or choose dtype: bfloat16"
             )
         return self
 
@@ -702,6 +713,11 @@ class Config(Model):
         if search.method == "swarm" and search.trials < 10:
             raise ValueError(
                 "search.trials must be at least 10 for search.method 'swarm', which fits a surrogate to them"
+            )
+        if search.objective == "predicted" and self.finetune.dtype == "nf4":
+            raise ValueError(
+                "search.objective: predicted adds what trainings changed to the base's weights, and a base of four "
+                "bits (finetune.dtype: nf4) cannot be merged with anything; set finetune.dtype: bfloat16"
             )
         if search.objective == "loss" and search.proxy_tokens > self.finetune.tokens:
             raise ValueError(

@@ -7,8 +7,9 @@
     5 training   a step, plain, checkpointed, LoRA: tokens/s, model FLOP utilisation, memory against its formula
     6 tests      the repository's tests that need a GPU
 
-What is expected is written down first (`expected`). Every part writes as it ends; one that fails is told with its error
-and the next one begins; one for which the time is up is told as left out. Exit status 1 where a part failed.
+What is expected is written down first (`expected`). Every row is written when it is measured; a part that fails is told
+with its error and the next one begins; one for which the time is up is told as left out. Exit status 1 where a part
+failed.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 sys.path.append(os.environ.get("CARRIED", ""))  # after what the machine has itself
@@ -181,7 +182,7 @@ def training_operations(model: Any, length: int) -> dict[str, float]:
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
-def part_exact(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[str, Any]]:
+def part_exact(device: str, sizes: Sizes, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Largest difference of a Fisher row from autograd's on the same labels, relative to the largest row; and d."""
     from align_ray.alignment.distance import scaled_cosine_distance
 
@@ -192,7 +193,6 @@ def part_exact(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[st
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.1)
     ids = np.random.default_rng(0).integers(0, vocabulary, (n, length))
-    rows = []
     for dtype, most in (("float32", 1e-4), ("bfloat16", 0.1)):
         model = LlamaForCausalLM(exact.config).to(device, getattr(torch, dtype)).eval()
         model.load_state_dict(exact.state_dict())
@@ -203,10 +203,9 @@ def part_exact(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[st
         error = float(np.median(abs(found - wanted) / wanted.max(1, keepdims=True)))
         worst = float((abs(found - wanted) / wanted.max(1, keepdims=True)).max())
         d = float(scaled_cosine_distance(found.mean(0), wanted.mean(0)))
-        rows.append({"dtype": dtype, "median_error": error, "largest_error": worst, "d": d, "within": worst < most})
-    if not rows[0]["within"]:
-        raise AssertionError(f"float32 rows differ from autograd's by {rows[0]['largest_error']:.1e}")
-    return rows
+        yield {"dtype": dtype, "median_error": error, "largest_error": worst, "d": d, "within": worst < most}
+        if dtype == "float32" and worst >= most:
+            raise AssertionError(f"float32 rows differ from autograd's by {worst:.1e}")
 
 
 def drawn(model: Any, ids: np.ndarray) -> np.ndarray:
@@ -227,10 +226,10 @@ def autograd_rows(model: Any, row: np.ndarray, labels: np.ndarray) -> np.ndarray
     return torch.cat([g.pow(2).mean(a) for g, a in zip(gradients, axes, strict=True)]).cpu().numpy()
 
 
-def part_fisher(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
+def part_fisher(device: str, sizes: Sizes, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for shape, sequences in sizes.fisher.items():
         seconds: dict[str, float] = {}
+        rows: list[dict[str, Any]] = []
         for dtype in ("float32", "bfloat16"):
             model = build(shape, dtype, device)
             ids = np.random.default_rng(0).integers(0, model.config.vocab_size - 1, (sequences, 128))
@@ -253,19 +252,19 @@ def part_fisher(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[s
                 taken, peak = timed(run, device, 1 if name.startswith("reference") else sizes.rounds)
                 seconds[f"{name}, {dtype}"] = per_token = taken / given.size
                 formula = None if draws is None else fisher_bytes(model, sequences, draws, device)
-                rows.append({
+                row = {
                     "shape": shape, "variant": f"{name}, {dtype}", "tokens_per_s": 1 / per_token,
                     "forward_passes": per_token / seconds[f"forward pass, {dtype}"],
                     "of_matrix_rate": needed and needed / per_token / known["rates"][dtype],
                     "peak_bytes": peak, "formula_bytes": formula,
-                })  # fmt: skip
+                }  # fmt: skip
+                rows.append(row)
+                yield row
             del model, ways
             clean(device)
         slow = seconds["reference procedure, float32"]
-        for row in rows:
-            if row["shape"] == shape:
-                row["of_reference"] = slow * row["tokens_per_s"]
-    return rows
+        for row in rows:  # also those before it
+            row["of_reference"] = slow * row["tokens_per_s"]
 
 
 def fisher_bytes(model: Any, sequences: int, draws: int, device: str) -> float:
@@ -276,7 +275,7 @@ def fisher_bytes(model: Any, sequences: int, draws: int, device: str) -> float:
     return step * trunk.bytes_of_a_sequence(model, 128, draws) + logits
 
 
-def part_memory(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[str, Any]]:
+def part_memory(device: str, sizes: Sizes, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The device is filled but for a little (on a CPU it is made to fail), and a large batch is asked for."""
     model, shape = build("tiny", "float32", device), (4096, 256) if device == "cuda" else (8, 16)
     ids = np.random.default_rng(0).integers(0, 512, shape)
@@ -303,13 +302,13 @@ def part_memory(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[s
     difference = float((found.loss[:8] - expected_loss).abs().max())
     if found.step >= whole or difference > 1e-3:
         raise AssertionError(f"{whole} sequences asked for, {found.step} at once, losses differ by {difference:.1e}")
-    return [{"asked": whole, "at_once": found.step, "largest_difference_of_losses": difference}]
+    yield {"asked": whole, "at_once": found.step, "largest_difference_of_losses": difference}
 
 
-def part_noise(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[str, Any]]:
+def part_noise(device: str, sizes: Sizes, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     located = locate_probe(ProbeName())
     tokenizer = load_tokenizer(located)
-    ids, rows = stdlib_rows(tokenizer, sizes.noise_rows), []
+    ids = stdlib_rows(tokenizer, sizes.noise_rows)
     ways = [("exact", "float32"), ("exact", "bfloat16"), ("reference", "float32")]
     for kind, dtype in ways:
         model = load_model(located, device, dtype)
@@ -319,11 +318,10 @@ def part_noise(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[st
         seconds = time.perf_counter() - start
         block = ("trunk",) if kind == "exact" else ("trunk", "vocabulary")
         v = corpus_noise([unit] * 2, block, diversity=0.0, absolute=settings.epsilon)["draw_variance"]
-        rows.append({
+        yield {
             "estimator": f"{kind}, R=1, {dtype}", "rows": " + ".join(block), "floor": v / (1 + v),
             "sequences": len(ids), "seconds_of_two_draws": seconds,
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
 def stdlib_rows(tokenizer: Any, rows: int) -> np.ndarray:
@@ -338,7 +336,7 @@ def stdlib_rows(tokenizer: Any, rows: int) -> np.ndarray:
     return np.array(ids[: len(ids) // 128 * 128]).reshape(-1, 128)[:rows]
 
 
-def part_training(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[str, Any]]:
+def part_training(device: str, sizes: Sizes, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     ways = {
         "plain": ("float32", False, None),
         "bfloat16, float32 master": ("bfloat16", False, None),
@@ -347,7 +345,6 @@ def part_training(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict
         "LoRA 16, bfloat16 base, checkpointed": ("bfloat16", True, 16),
     }
     low = has_bfloat16(torch.device(device))
-    rows = []
     for shape, (sequences, length) in sizes.training.items():
         for name, (dtype, checkpointed, rank) in ways.items():
             clean(device)
@@ -361,20 +358,24 @@ def part_training(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict
             model.train()
             formula = training_memory(model, sequences, length, checkpointed, 2 if low else 4)
             if device == "cuda" and formula.total > 0.95 * torch.cuda.mem_get_info()[1]:
-                rows.append({"shape": shape, "way": name, "formula_bytes": formula.total, "left_out": "does not fit"})
+                yield {"shape": shape, "way": name, "formula_bytes": formula.total, "left_out": "does not fit"}
                 del model
                 continue
             step = training_step(model, sequences, length, device)
-            seconds, peak = timed(step, device, sizes.rounds)
+            try:
+                seconds, peak = timed(step, device, sizes.rounds)
+            except torch.OutOfMemoryError:
+                yield {"shape": shape, "way": name, "formula_bytes": formula.total, "left_out": "out of memory"}
+                del model, step
+                continue
             tokens = sequences * length
             there = None if peak is None else torch.cuda.max_memory_allocated() - before
-            rows.append({
+            yield {
                 "shape": shape, "way": name + own, "tokens_per_step": tokens, "tokens_per_s": tokens / seconds,
                 "model_flop_utilisation": ops * tokens / seconds / known["rates"]["bfloat16" if low else "float32"],
                 "peak_bytes": there, "formula_bytes": formula.total,
-            })  # fmt: skip
+            }  # fmt: skip
             del model, step
-    return rows
 
 
 def training_step(model: Any, sequences: int, length: int, device: str) -> Callable[[], float]:
@@ -408,14 +409,16 @@ def low_rank(model: Any, rank: int) -> Any:
     return model
 
 
-def part_tests(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[str, Any]]:
+def part_tests(device: str, sizes: Sizes, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """On a CPU they are counted alone."""
     files = {str(f): f.read_text().count("@pytest.mark.gpu") for f in sorted((ROOT / "tests").rglob("test_*.py"))}
     files.pop(str(ROOT / "tests" / "test_gpu_benchmark.py"), None)
     if device != "cuda":
-        return [{"waiting_for_a_gpu": sum(files.values())}]
+        yield {"waiting_for_a_gpu": sum(files.values())}
+        return
     if importlib.util.find_spec("pytest") is None:
-        return [{"left_out": "pytest is not there; parts 1 and 3 check the same"}]
+        yield {"left_out": "pytest is not there; parts 1 and 3 check the same"}
+        return
     line = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-m", "gpu", "-o", "addopts="]
     line += ["-p", "no:cacheprovider", *(file for file, count in files.items() if count)]
     path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH", ""), os.environ.get("CARRIED", "")) if p)
@@ -424,10 +427,10 @@ def part_tests(device: str, sizes: Sizes, known: dict[str, Any]) -> list[dict[st
     last = done.stdout.strip().splitlines()[-1:] or [done.stderr.strip()[-200:]]
     if done.returncode:
         raise AssertionError(f"{last[0]}: {done.stdout[-600:]}")
-    return [{"result": last[0]}]
+    yield {"result": last[0]}
 
 
-PARTS: dict[str, tuple[Callable[[str, Sizes, dict[str, Any]], list[dict[str, Any]]], float]] = {
+PARTS: dict[str, tuple[Callable[[str, Sizes, dict[str, Any]], Iterator[dict[str, Any]]], float]] = {
     "exact": (part_exact, 20),
     "fisher": (part_fisher, 150),
     "memory": (part_memory, 20),
@@ -475,7 +478,9 @@ def write(out: pathlib.Path, known: dict[str, Any]) -> None:
         parts.append(f"measured, in 10^12 operations (bytes) a second: {measured}")
     for name, part in known["parts"].items():
         took = f"{part['seconds']:.0f} s" if "seconds" in part else ""
-        parts.append(f"## {name} {took}\n\n{table(part['rows']) if 'rows' in part else part['state']}")
+        told = [table(part["rows"])] if part.get("rows") else []
+        told += [part["state"]] if "state" in part else []
+        parts.append("\n\n".join([f"## {name} {took}", *told]))
     for file, text in (("gpu.json", json.dumps(known, indent=1)), ("gpu.md", "\n\n".join(parts) + "\n")):
         (out / f".{file}").write_text(text)
         (out / f".{file}").replace(out / file)
@@ -503,10 +508,13 @@ def main() -> int:
         if options.seconds - (began - start) < needed:
             known["parts"][name] = {"state": "left out: the time is up"}
         else:
+            known["parts"][name] = found = {"rows": []}
             try:
-                known["parts"][name] = {"rows": part(device, sizes, known)}
+                for row in part(device, sizes, known):
+                    found["rows"].append(row)
+                    write(options.out, known)
             except Exception as error:  # the next parts are measured all the same
-                known["parts"][name] = {"state": f"failed: {type(error).__name__}: {str(error)[:500]}", "failed": True}
+                found |= {"state": f"failed: {type(error).__name__}: {str(error)[:500]}", "failed": True}
             known["parts"][name]["seconds"] = time.monotonic() - began
         clean(device)
         write(options.out, known)

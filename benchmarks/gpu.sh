@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh OUT [--tiny]
 #
-# OUT/gpu.json and OUT/gpu.md are written anew as every part ends. Wheels that the machine lacks lie in .wheels/ (see
+# OUT/gpu.json and OUT/gpu.md are written anew with every row. Wheels that the machine lacks lie in .wheels/ (see
 # benchmarks/README.md); without them LoRA and the GPU tests take their other way, which the table says.
 set -eu
 out=$1

@@ -59,3 +59,25 @@ def test_a_part_that_fails_or_comes_too_late_is_told_and_the_next_is_measured(tm
     assert done.returncode == 1 and "failed" not in found["parts"]["exact"]
     assert "failed: ProbeError" in found["parts"]["noise"]["state"]
     assert found["parts"]["training"]["state"] == "left out: the time is up" and "left out" in table
+
+
+@pytest.mark.slow
+def test_rows_that_were_measured_before_a_part_failed_are_kept_and_one_that_does_not_fit_is_told(tmp_path):
+    lost = """
+import torch, align_ray.training.step as step
+real, calls = step.whole_step, []
+def fails(*given):
+    calls.append(1)
+    if len(calls) == 4:
+        raise RuntimeError("lost")
+    def full():
+        raise torch.OutOfMemoryError("full")
+    return full if len(calls) == 2 else real(*given)
+step.whole_step = fails
+"""
+    done, found, table = rehearsal(tmp_path, "", lost, "--only", "training", "exact")
+    part = found["parts"]["training"]
+    assert done.returncode == 1 and part["state"] == "failed: RuntimeError: lost" and part["state"] in table
+    assert [row["way"] for row in part["rows"]] == ["plain", "bfloat16, float32 master", "checkpointed"]
+    assert [row.get("left_out") for row in part["rows"]] == [None, "out of memory", None]
+    assert len(found["parts"]["exact"]["rows"]) == 2

@@ -232,6 +232,11 @@ def harness_task(target: str, task: LmEval, tokenizer: Any) -> HarnessTask:
             found = _described(target, task, loaded)
     except UserError:
         raise
+    except ConnectionError as error:  # as datasets has it for a hub that does not answer, and without its network
+        raise CorpusError(
+            f"target '{target}': the data of {task.name} are not on this machine, and the hub does not answer "
+            f"({first_line(error)}); check the network and HF_HUB_OFFLINE, or name a task file with local data."
+        ) from None
     except Exception as error:  # of any library that reads data or renders a template
         raise CorpusError(
             f"target '{target}': lm-eval cannot make items of {task.name} ({type(error).__name__}: "

@@ -166,6 +166,19 @@ def load_model(located: Located, device: str = "cpu", dtype: str = "float32") ->
     return _covered(located, dtype).to(device).eval()
 
 
+def four_bit_model(located: Located, device: Any) -> Any:
+    """As `load_model`, with all linear modules but the head in four bits a weight (NF4, its scales quantised again),
+    by bitsandbytes; products in bfloat16 where the device has it."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if has_bfloat16(device) else torch.float32,
+    )  # fmt: skip
+    return _covered(located, "float32", quantization_config=four, device_map={"": str(device)}).eval()
+
+
 def empty_model(located: Located) -> Any:
     """As `load_model`, on torch's meta device: the headers of the files are read, not the weights."""
     return _covered(located, "float32", device_map="meta")

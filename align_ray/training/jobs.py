@@ -7,6 +7,8 @@ not computed again.
 """
 
 import dataclasses
+import posixpath
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from align_ray.corpora.sample import read_sample
 from align_ray.fisher.probe import has_dropout
 from align_ray.runtime import Capacity, capacity
 from align_ray.spending import check_cap, seconds_left
+from align_ray.store import Store
 from align_ray.training.experiment import LAYOUT, drop_torn, experiment
 from align_ray.training.loop import done_to, finished, rungs_file, train_loop
+from align_ray.training.state import state_file
 
 TRAINER = 2
 """Version of what a training does; another one's losses are not taken for this one's."""
@@ -266,29 +270,31 @@ def _train(
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    config, store = study.config, study.store
+    config, store, kept = study.config, study.store, study.config.finetune.keep_weights
     room = capacity(config.cluster)
     slots = min(len(jobs), runs_at_once(config, room))
     storage = store.place("train")
     settings = loop_settings(study, heldout) | {"rung": rung}
-    wanted = [rung, config.finetune.keep_weights]  # a finished experiment of other wishes is not gone on with
+    wanted = [rung, kept]  # a finished experiment of other wishes is not gone on with
     what = [*wanted, *(job["key"] for job in jobs)]
 
-    def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
-        share = jobs[point["share"] :: slots]
-        run = f"share-{digest([*wanted, *(job['key'] for job in share)])}"
-        drop_torn(f"{storage}/{run}/checkpoint_manager_snapshot.json")
+    def run(share: list[dict[str, Any]]) -> None:
+        name = f"share-{digest([*wanted, *(job['key'] for job in share)])}"
+        drop_torn(f"{storage}/{name}/checkpoint_manager_snapshot.json")
         TorchTrainer(
             train_loop,
             train_loop_config={**settings, "jobs": share},
             scaling_config=scaling(config, room.use_gpu),
             run_config=train.RunConfig(
-                name=run,
+                name=name,
                 storage_path=storage,
                 failure_config=train.FailureConfig(max_failures=2),
                 callbacks=[TuneReportCallback()],
             ),
         ).fit()
+
+    def trial(point: dict[str, int], jobs: list[dict[str, Any]]) -> None:
+        train_share(jobs[point["share"] :: slots], run, lambda share: reached(store, share, rung, kept))
 
     tuner = experiment(
         storage,
@@ -306,6 +312,45 @@ def _train(
         results = tuner.fit()
     for error in results.errors:
         raise RuntimeError(f"fine-tuning failed: {error}") from error
+
+
+def train_share(
+    share: list[dict[str, Any]],
+    run: Callable[[list[dict[str, Any]]], None],
+    reached: Callable[[list[dict[str, Any]]], list[tuple[bool, float | None]]],
+) -> None:
+    """Train a share's jobs whatever dies meanwhile: failures count for the job that was under way, and from anew once
+    a training went on.
+
+    `run`: trains jobs one after the other, and gives up with Ray Train's TrainingFailedError; `reached`: see `reached`.
+    A job that cannot be brought forward is left behind, and its error raised when the others are done; where the next
+    one cannot either it is not the job's fault, and raised at once.
+    """
+    from ray.train import TrainingFailedError
+
+    failed, went_on = None, True
+    while share := [job for job, (done, _) in zip(share, reached(share), strict=True) if not done]:
+        before = reached(share)
+        try:
+            run(share)
+            break
+        except TrainingFailedError as error:
+            if reached(share) != before:
+                went_on = True
+            elif not went_on:
+                raise
+            else:
+                failed, went_on, share = error, False, share[1:]
+    if failed is not None:
+        raise failed
+
+
+def reached(store: Store, share: list[dict[str, Any]], rung: int | None, kept: bool) -> list[tuple[bool, float | None]]:
+    """How far jobs are: whether each is done (see `loop.done_to`), and when its last checkpoint was written."""
+    written = store.written("finetune/state")
+    return [
+        (done_to(store, j["key"], rung, kept), written.get(posixpath.basename(state_file(j["key"])))) for j in share
+    ]
 
 
 def loop_settings(study: Study, heldout: dict[str, Rows]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a training needs of a worker's memory, by formula, from the model's shapes alone.
 
-    weights       s_w N              s_w bytes a weight (4, or 2 in bfloat16), N weights
+    weights       s_w N              s_w bytes a weight (4, or 2 in bfloat16; 0.516 of the trunk's linear modules in
+                                     nf4, with a scale of a byte for 64 weights), N weights
     master        4 M                M trained weights, where those are bfloat16
     gradients     4 M                (6 M of bfloat16 weights: as they come, and added up in float32)
     AdamW         8 M                two moments
@@ -9,7 +10,8 @@
                                      inputs and outputs of the trunk's linear modules, s bytes a number, about as much
                                      again for attention and the activation function, norms in float32; with
                                      `checkpoint_layers` of one layer, beside every layer's input, 4 n T C L
-    casts         2 N                weights that are float32 and multiplied in bfloat16
+    casts         2 N                weights that are float32 and multiplied in bfloat16; of four-bit ones the largest
+                                     alone, as it is multiplied
     logits        16 min(n T V, LOGITS)
 
 for n sequences of T tokens at once, L layers of width C, V tokens of vocabulary. The optimiser's step holds 4 M more
@@ -25,21 +27,25 @@ On a GPU the CUDA context takes about 0.5 GB beside it, on a CPU the process as 
 """
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from align_ray.errors import CapacityError
+from align_ray.errors import CapacityError, ConfigError
 from align_ray.fisher.probe import has_bfloat16, random_model
 from align_ray.fisher.trunk import bytes_of_a_sequence, trunk_modules
 from align_ray.training.shard import blocks
 from align_ray.training.step import LOGITS, causal_model, learned, prepared
 
 if TYPE_CHECKING:
+    from align_ray.config import Config
     from align_ray.context import Study
 
 MEASURED_AT_ONCE = 8
 """Held-out rows that go through the model together (`step.heldout_losses`)."""
+NF4 = 0.5 + (1 + 4 / 256) / 64
+"""Bytes of a weight in four bits: scales of 64 weights have a byte, and those of 256 scales four."""
 USABLE = 0.95
 """Share of a device's memory that a training may plan with."""
 
@@ -119,15 +125,27 @@ def study_memory(study: "Study", gpu: bool) -> Memory:
     import torch
 
     tune = study.config.finetune
+    four = tune.dtype == "nf4"
     with torch.device("meta"):
-        model = random_model(study.model, tune.scratch or {}).to(getattr(torch, tune.dtype))
+        model = random_model(study.model, tune.scratch or {}).to(torch.float32 if four else getattr(torch, tune.dtype))
         model = prepared(model, tune.lora_rank, tune.lora_targets, tune.checkpoint_layers)
     share = -(-tune.batch_size // tune.workers)
     low = gpu or has_bfloat16(torch.device("cpu"))
     at_once = min(share, tune.micro_batch_size or share)
     shares = tune.workers if tune.shard else 1
     length = study.config.sampling.sequence_length
-    return training_memory(model, at_once, length, tune.checkpoint_layers, 2 if low else 4, shares)
+    needed = training_memory(model, at_once, length, tune.checkpoint_layers, 2 if low else 4, shares)
+    return in_four_bits(needed, model, 2 if low else 4) if four else needed
+
+
+def in_four_bits(needed: Memory, model: Any, product_bytes: int) -> Memory:
+    """What is needed where the linear modules of a float32 model's frozen trunk have four bits a weight instead."""
+    weights = [m.weight for m in trunk_modules(causal_model(model)).values()]
+    linear = [w.numel() for w in weights if not w.requires_grad]  # not the adapters
+    formed = product_bytes * (max(linear) - (sum(linear) if product_bytes == 2 else 0))
+    return dataclasses.replace(
+        needed, weights=needed.weights - (4 - NF4) * sum(linear), activations=needed.activations + formed
+    )
 
 
 def memory_here(gpu: bool) -> float | None:
@@ -171,14 +189,34 @@ def check_probe_fits(study: "Study") -> None:
 
 
 def check_training_fits(study: "Study") -> None:
-    """Raises CapacityError where a training cannot fit a device of this machine, on which it is to run."""
+    """Raises CapacityError where a training cannot fit a device of this machine, on which it is to run, and ConfigError
+    where what its weights need is not installed."""
     if there := _there(study, gpu := assumes_gpu(study)):
         check_memory(study, gpu, there)
+    else:
+        check_four_bits(study.config, gpu=True)
+
+
+def check_four_bits(config: "Config", gpu: bool) -> None:
+    """Raises ConfigError where weights are to have four bits, and what that needs is not there."""
+    if config.finetune.dtype != "nf4":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "field 'finetune.dtype' is nf4, which bitsandbytes makes, and that is not installed; pip install "
+            "'align-ray[nf4]', or set dtype: bfloat16."
+        )
+    if not gpu:
+        raise ConfigError(
+            "field 'finetune.dtype' is nf4, which is for a GPU, and there is none here; set dtype: bfloat16, two bytes "
+            "a weight."
+        )
 
 
 def check_memory(study: "Study", gpu: bool, there: float | None) -> Memory:
     """What a worker needs. Raises CapacityError where that is more than `there`, the bytes of a device (None: not
-    known), with its parts and what would spare some."""
+    known), with its parts and what would spare some, and ConfigError as `check_four_bits`."""
+    check_four_bits(study.config, gpu or there is None)
     needed, tune = study_memory(study, gpu), study.config.finetune
     room = None if there is None else there * (tune.gpus_per_worker if gpu and tune.gpus_per_worker < 1 else 1.0)
     if room is None or needed.total <= USABLE * room:
@@ -190,6 +228,7 @@ def check_memory(study: "Study", gpu: bool, there: float | None) -> Memory:
         *(["finetune.checkpoint_layers: true"] if not tune.checkpoint_layers else []),
         *(["finetune.lora_rank: 16"] if tune.lora_rank is None else []),
         *(["finetune.dtype: bfloat16"] if tune.dtype == "float32" else []),
+        *(["finetune.dtype: nf4"] if gpu and tune.dtype == "bfloat16" and tune.lora_rank and not tune.shard else []),
         *([f"finetune.shard: true with finetune.workers: {workers}"] if workers else []),
     ]
     spare = f"set {' or '.join(ways)}" if ways else "choose a smaller model or a larger device"

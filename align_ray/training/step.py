@@ -9,7 +9,7 @@ import numpy as np
 
 from align_ray.corpora.rows import Rows
 from align_ray.errors import ConfigError, first_line
-from align_ray.fisher.probe import has_bfloat16, load_model, random_model
+from align_ray.fisher.probe import four_bit_model, has_bfloat16, load_model, random_model
 
 AVERAGE = 3
 """The average of the weights is over about the last quarter of the steps: 1 / (1 + AVERAGE)."""
@@ -28,7 +28,11 @@ def trainable_model(settings: dict[str, Any], device: Any) -> Any:
     import torch
 
     located, scratch, dtype = settings["located"], settings["scratch"], settings["dtype"]
-    if scratch is None:
+    if dtype == "nf4":
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(four_bit_model(located, device), use_gradient_checkpointing=False)
+    elif scratch is None:
         model = load_model(located, str(device), dtype)
     else:
         model = random_model(located, scratch).to(device, getattr(torch, dtype))

@@ -1,6 +1,7 @@
 """Tasks of lm-eval: what a task file may do, and that its scores are those of the model as it is, item by item."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +130,56 @@ def test_a_file_that_is_not_there_and_a_name_that_lm_eval_does_not_know(monkeypa
     monkeypatch.setattr(tasks, "TaskManager", known)
     with pytest.raises(ConfigError, match="lm-eval has no task 'nothing-of-the-kind'"):
         check_task("t", LmEval(kind="lm_eval", name="nothing-of-the-kind"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, texts):
+    """What `datasets` keeps of a data set of the hub, allenai/sciq, whose rows are cut from the corpora; no other is
+    there, and there is no network. lm-eval reads two folders of its tasks, not all 14,000 files."""
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
+    from lm_eval import tasks
+
+    wrong = {f"distractor{i}": f"Permission {i} is granted" for i in (1, 2, 3)}
+    rows = [{"support": t[:60], "question": t[60:90], "correct_answer": t[90:130].strip(), **wrong} for t in texts[:12]]  # fmt: skip
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation", "test")}
+    for file in files.values():
+        datasets.Dataset.from_list(rows).to_parquet(file)
+    made = Parquet(cache_dir=str(tmp_path / "made"), dataset_name="sciq", hash="0", data_files=files)
+    made.download_and_prepare()
+    shutil.copytree(made.cache_dir, tmp_path / "hub" / "allenai___sciq" / "default" / "0.0.0" / "0")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hub"))
+    folders = [str(harness.own_tasks() / name) for name in ("sciq", "arc")]
+    real = tasks.TaskManager
+    monkeypatch.setattr(
+        tasks, "TaskManager", lambda **given: real(**given or {"include_path": folders, "include_defaults": False})
+    )
+    harness._file_of.cache_clear()
+    harness.load_task.cache_clear()
+    return rows
+
+
+@needs_lm_eval
+def test_a_task_of_lm_evals_own_by_name_takes_its_data_from_what_is_kept_of_the_hub(hub, probe):
+    model, tokenizer = probe
+    asked = harness_task("t", LmEval(kind="lm_eval", name="sciq", items=10), tokenizer)
+    assert (asked.items, asked.chance, asked.metric, asked.file) == (10, 0.25, "acc", "sciq/sciq.yaml")
+    found = harness_answers(model, asked, tokenizer, CPU)
+    choices = [[*(row[f"distractor{i}"] for i in (1, 2, 3)), row["correct_answer"]] for row in hub[:10]]
+    contexts = [f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:" for row in hub[:10]]
+    ours = items_of([(c, four, 3) for c, four in zip(contexts, choices, strict=True)], tokenizer, " ", 512)
+    expected = margins(row_losses(model, ours.rows, CPU), ours)
+    np.testing.assert_allclose(found["score"], expected, atol=0.02)
+    assert np.ptp(expected) > 0.2, "items differ by more than that"
+
+
+@needs_lm_eval
+def test_where_the_hub_does_not_answer_one_sentence_says_so(hub, probe):
+    with pytest.raises(CorpusError) as refused:
+        harness_task("t", LmEval(kind="lm_eval", name="arc_easy"), probe[1])
+    said = str(refused.value)
+    assert said.startswith("target 't': the data of arc_easy are not on this machine, and the hub does not answer (")
+    assert "allenai/ai2_arc" in said and said.endswith("or name a task file with local data.")
 
 
 @needs_lm_eval

@@ -12,7 +12,7 @@ from align_ray.estimate import estimate
 from align_ray.fisher.probe import load_model, locate_probe
 from align_ray.store import Store
 from align_ray.training import memory, step
-from align_ray.training.memory import check_memory, training_memory
+from align_ray.training.memory import check_memory, in_four_bits, training_memory
 from align_ray.training.step import Average, add_gradients, give_weights, losses_of, master_weights, prepared
 from tests.conftest import ROOT
 from tests.training.test_loop import CPU
@@ -138,6 +138,11 @@ def test_the_recipes_table_for_seven_billion_weights_is_the_formula():
         totals.append([training_memory(model, 1, 2048, True, 2, shares).total / 1e9 for shares in (1, 2, 4, 8)])
     for workers, row in zip(("1 (not shared)", 2, 4, 8), zip(*totals, strict=True), strict=True):
         assert f"| {workers} | {' | '.join(f'{value:.1f}' for value in row)} |\n" in page
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_attention_heads=32, tie_word_embeddings=False, **sizes))
+        model = prepared(model, 16, "all-linear", True)
+    four = in_four_bits(training_memory(model, 1, 2048, True, 2), model, 2)
+    assert f"{four.total / 1e9:.1f} GB in all" in page
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
