@@ -26,7 +26,9 @@ from align_ray.alignment.coefficients import align_reduced
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.checks.contamination import Ngrams, compare, ngram_hashes
 from align_ray.config import Config
-from align_ray.embedding.evidence import Lazy, reduced_of
+from align_ray.corpora.rows import Rows
+from align_ray.corpora.sample import CorpusSample, read_batches, write_sample
+from align_ray.embedding.evidence import Lazy, Recent, reduced_of
 from align_ray.embedding.units import unit_id, write_unit
 from align_ray.fisher.unit import Unit
 from align_ray.mixture.constraints import constraints_of
@@ -86,9 +88,9 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
                 rng.dirichlet(np.full(VOCABULARY, 0.1), topics),
                 np.exp(rng.normal(0, 1.5, (topics, entries))),
             )
-            batches = {n: _tokens(rng, shares[n] @ words, counts[n]) for n in names}
             for name in names:
-                _write(store, rng, batches[name], shares[name] @ profiles)
+                _write(store, rng, name, _tokens(rng, shares[name] @ words, counts[name]), shares[name] @ profiles)
+        batches = Recent(names, lambda name: read_batches(store, name))
         reduced = Lazy(names, lambda name: reduced_of(store, "simulated", batches[name], None))
         with timed("reduce"):
             for name in names:
@@ -97,6 +99,8 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
             alignment = align_reduced(reduced, targets)
         with timed("words"):
             alignment["predicted"] = rank_by_cross_entropy(batches, targets, VOCABULARY, 2 * SEQUENCES * LENGTH)
+        store.write_json("alignment.json", Alignment.parse(alignment).dump())  # as the stage does
+        del alignment
         search = {"method": "closed_form", "token_budget": 10**6, "resamples": 20}
         config = Config.model_validate(
             {
@@ -114,7 +118,7 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
         rows = Lazy(names, lambda name: reduced[name].main)
         with timed("search"):
             mixture = search_mixture(config, rows, tokens, build, "", {})
-        found = {"alignment": Alignment.parse(alignment), "search": Mixture.parse(mixture | {"check": {}})}
+        found = {"alignment": Alignment.parse(store.read_json("alignment.json")), "search": Mixture.parse(mixture)}
         facts = {"documents": 1000, "estimated_tokens": 10**6}
         known = {
             n: {"role": "target" if n in targets else "candidate", "batches": len(batches[n]), **facts} for n in names
@@ -141,8 +145,10 @@ def _tokens(rng: np.random.Generator, p: np.ndarray, count: int) -> np.ndarray:
     return rng.choice(VOCABULARY, (count, SEQUENCES, LENGTH), p=p).astype(np.int32)
 
 
-def _write(store: Store, rng: np.random.Generator, batches: np.ndarray, profile: np.ndarray) -> None:
-    """Units of two label draws around a corpus' profile [D]."""
+def _write(store: Store, rng: np.random.Generator, name: str, batches: np.ndarray, profile: np.ndarray) -> None:
+    """A corpus' batches, and their units of two label draws around its profile [D]."""
+    nothing = Rows.plain(np.zeros((0, LENGTH), np.int32))
+    write_sample(store, f"corpora/{name}.parquet", CorpusSample(batches, nothing, nothing))
     for batch in batches:
         of_batch = profile * rng.gamma(20, 1 / 20, len(profile))
         trunk = (of_batch * rng.gamma(8, 1 / 8, (2, len(profile)))).astype(np.float32)

@@ -81,42 +81,51 @@ def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabu
 
     def build(rng: np.random.Generator | None) -> Goal:
         held = {name: c[chosen(c.shape[0], rng)] for name, c in counts.items()}
-        parts = equal_counts([held[c.name] for c in config.candidates])  # [models, K, V]
-        wanted = np.stack([np.tile(summed(held[t.name]), len(parts)) for t in config.targets])
-        models = np.empty((len(config.candidates), len(parts) * vocabulary))
-        for i in range(len(parts)):
-            models[:, i * vocabulary : (i + 1) * vocabulary] = _distributions(parts.pop(0))
-        return Goal(log_mixture_objectives(models, wanted), target_weights(config))
+        wanted = np.stack([summed(held[t.name]) for t in config.targets])
+        candidates, seen = [held[c.name] for c in config.candidates], wanted.sum(0) > 0
+        choices, width = equal_choices(candidates), int(seen.sum())
+        models = np.empty((len(candidates), len(choices) * width), order="F")  # a product goes through its columns
+        for i, choice in enumerate(choices):  # one after the other: of a large vocabulary each is as large as the rest
+            models[:, i * width : (i + 1) * width] = _distributions(counted(candidates, choice), seen)
+        return Goal(log_mixture_objectives(models, np.tile(wanted[:, seen], len(choices))), target_weights(config))
 
     return build
 
 
-def equal_counts(counts: list[sparse.csr_matrix]) -> list[np.ndarray]:
-    """Token counts of K corpora on batches that hold as many tokens as the smallest corpus does, to half a batch,
-    float64 [K, V]; once where all take all their batches, and else for MODELS choices of them, or fewer (MOST_ENTRIES).
-    `counts`: [n_k, V] by corpus."""
+def equal_choices(counts: list[sparse.csr_matrix]) -> list[list[np.ndarray]]:
+    """Of K corpora batches that hold as many tokens as the smallest corpus does, to half a batch: of each float64
+    [n_k], 1 for those taken. Once where all take all their batches, and else MODELS such choices, or fewer
+    (MOST_ENTRIES). `counts`: [n_k, V] by corpus."""
     held = [float(c.sum()) for c in counts]
     of_batch = [max(1e-9, total / c.shape[0]) for total, c in zip(held, counts, strict=True)]
     least = min(held)
     taken = [min(c.shape[0], max(1, round(least / each))) for c, each in zip(counts, of_batch, strict=True)]
     if all(c.shape[0] == n for c, n in zip(counts, taken, strict=True)):
-        return [np.stack([summed(c) for c in counts])]
+        return [[np.ones(n) for n in taken]]
     models = max(1, min(MODELS, MOST_ENTRIES // (len(counts) * counts[0].shape[1])))
     picks = [subsets(c.shape[0], n) for c, n in zip(counts, taken, strict=True)]
     spread = [pick[np.linspace(0, len(pick) - 1, models).round().astype(int)] for pick in picks]
-    return [np.stack([p[i] @ c for p, c in zip(spread, counts, strict=True)]) for i in range(models)]
+    return [[of_corpus[i] for of_corpus in spread] for i in range(models)]
+
+
+def counted(counts: list[sparse.csr_matrix], choice: list[np.ndarray]) -> np.ndarray:
+    """Of such a choice, float64 [K, V]."""
+    return np.stack([taken @ c for taken, c in zip(choice, counts, strict=True)])
 
 
 def summed(counts: sparse.csr_matrix) -> np.ndarray:
-    """Over batches, [V]."""
-    return np.asarray(counts.sum(0)).ravel()
+    """Over batches, float64 [V]."""
+    return np.asarray(counts.sum(0), np.float64).ravel()
 
 
-def _distributions(counts: np.ndarray) -> np.ndarray:
-    """Smoothed unigram distributions [K, V] of the counts, unseen tokens from what all corpora hold together."""
-    seen = counts + 0.5
-    background = (seen / seen.sum(1, keepdims=True)).mean(0)
-    return np.stack([discounted_distribution(c, background, ney_discount(c)) for c in counts])
+def _distributions(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Smoothed unigram distributions of the counts [K, V], unseen tokens from what all corpora hold together; of the
+    tokens that are `seen`, bool [V], alone."""
+    background = np.zeros(counts.shape[1])
+    for c in counts:
+        background += (c + 0.5) / (c + 0.5).sum()
+    background /= len(counts)
+    return np.stack([discounted_distribution(c, background, ney_discount(c))[seen] for c in counts])
 
 
 def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder:

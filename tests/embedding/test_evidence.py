@@ -78,3 +78,19 @@ def test_other_batches_another_epsilon_or_a_missing_unit_are_not_taken_for_what_
         reduced_of(store, "key", batches["a"] + 1, None)
     assert reduced_of(store, "key", batches["b"], 0.1, keep=False).main.shape == (4, 50)
     assert len([n for n in store.names("evidence/key") if n.endswith(".json")]) == 3
+
+
+def test_token_ids_beyond_what_is_held_are_let_go_and_read_again(monkeypatch):
+    made = []
+
+    def make(name):
+        made.append(name)
+        return np.full(10, ord(name), np.int32)
+
+    monkeypatch.setattr(evidence, "HELD_BYTES", 80)
+    corpora = evidence.Recent([*"abc"], make)
+    assert [corpora[n][0] for n in "abab"] == [ord(n) for n in "abab"] and made == [*"ab"]
+    assert corpora["c"][0] == ord("c") and corpora["b"][0] == ord("b") and made == [*"abc"], "the oldest goes"
+    assert corpora["a"][0] == ord("a") and made == [*"abca"]
+    with pytest.raises(KeyError):
+        corpora["d"]
