@@ -7,7 +7,8 @@ There is a target for every ten corpora, at most 100. Every row is a process of 
 reducing the units (`embedding/evidence.py`, in one process; a study with 32 corpora and more does it in Ray tasks), of
 the alignment of all pairs with its rankings, of the ranking by cross-entropy, of one optimum with its certificate, of
 the search with 20 resamples, of the comparison of `--megabytes` of text with all targets, and of the report; the
-report's size; and the most memory the process held (resident, from its start on).
+report's size; seconds of telling MLflow all of it and the files beside the page (a SQLite store, after it was made);
+and the most memory the process held (resident, from its start on).
 """
 
 import resource
@@ -25,7 +26,7 @@ import typer
 from align_ray.alignment.coefficients import align_reduced
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.checks.contamination import Ngrams, compare, ngram_hashes
-from align_ray.config import Config
+from align_ray.config import Config, digest
 from align_ray.corpora.rows import Rows
 from align_ray.corpora.sample import CorpusSample, read_batches, write_sample
 from align_ray.embedding.evidence import Lazy, Recent, reduced_of
@@ -35,6 +36,8 @@ from align_ray.mixture.constraints import constraints_of
 from align_ray.mixture.goals import cross_entropy_goal
 from align_ray.mixture.search import search_mixture
 from align_ray.mixture.solver import solve
+from align_ray.reporting import excerpt, tracking
+from align_ray.reporting.headline import headline
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import Alignment, Corpora, Mixture
 from align_ray.store import Store
@@ -56,7 +59,9 @@ def main(
             "| corpora | targets | units | entries | write, s | reduce, s | align, s | words, s | optimum, s | gap |",
             end="",
         )
-        print(" search, s | contamination, MB/s | report, s | report, MB | memory, MB |\n" + "|---" * 15 + "|")
+        print(
+            " search, s | contamination, MB/s | report, s | report, MB | MLflow, s | memory, MB |\n" + "|---" * 16 + "|"
+        )
     if corpora and len(corpora) == 1:
         print(_row(corpora[0], entries, least_units, most_units, megabytes), flush=True)
         return
@@ -121,7 +126,13 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
         found = {"alignment": Alignment.parse(store.read_json("alignment.json")), "search": Mixture.parse(mixture)}
         facts = {"documents": 1000, "estimated_tokens": 10**6}
         known = {
-            n: {"role": "target" if n in targets else "candidate", "batches": len(batches[n]), **facts} for n in names
+            n: {
+                "role": "target" if n in targets else "candidate",
+                "batches": counts[n],
+                "sample_digest": digest(n)[:16],
+                **facts,
+            }
+            for n in names
         }
         work: dict[str, Any] = {
             "planned": 0,
@@ -131,13 +142,32 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
             "key": "",
             "dtype": "float32",
         }
+        results = {"corpora": Corpora.parse({"corpora": known, "work": work}), **found}
         with timed("report"):
-            size = len(render_report(config, {"corpora": Corpora.parse({"corpora": known, "work": work}), **found}, {}))
+            size = len(render_report(config, results, {}))
+            beside = excerpt.files(results)
+        shares_found = found["search"].mixtures["recommended"].weights
+        recipe = {"token_budget": 10**6, "objective": "cross-entropy", "targets": targets, "weights": shares_found}
+        store.write_json("recipe.json", recipe)
+        tracker = tracking.start_tracking(config, store)
+        with timed("mlflow"):
+            tracking.corpora(tracker, config, store, results["corpora"])
+            tracking.alignment(tracker, config, store, found["alignment"])
+            tracking.mixture(tracker, config, store, found["search"])
+            for name, content in beside.items():
+                tracker.text(name, content.decode())
+            tracking.answer(tracker, config, results, headline(results), "")
         speed = _contamination(rng, len(targets), megabytes)
     times = [f"{seconds[name]:.1f}" for name in ("write", "reduce", "align", "words", "optimum")]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     cells = [k, len(targets), sum(counts.values()), entries, *times, f"{gap:.0e}", f"{seconds['search']:.1f}"]
-    cells += [f"{speed:.1f}", f"{seconds['report']:.1f}", f"{size / 1e6:.2f}", f"{memory:,.0f}"]
+    cells += [
+        f"{speed:.1f}",
+        f"{seconds['report']:.1f}",
+        f"{size / 1e6:.2f}",
+        f"{seconds['mlflow']:.1f}",
+        f"{memory:,.0f}",
+    ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
