@@ -52,6 +52,12 @@ def test_seventy_corpora_are_an_excerpt_a_picture_and_files(results):
     assert sorted(files) == ["candidates.csv", "pairs.csv"] and all(name in page for name in files)
     assert "data:image/png;base64," in page and "60 candidates and 10 targets are too many" in page
     assert "ranking-t7" in page and "ranking-t8" not in page
+    answer = page[page.index('id="answer"') : page.index("</section>", page.index('id="answer"'))]
+    assert 'id="first-table"' in answer and "<svg" not in answer, "tables first"
+    assert answer.index('id="first-table"') < answer.index('id="excerpt"')
+    first = re.search(r'href="#ranking-t3">t3</a></th><td><span class="name">(\w+)</span>', answer)
+    assert first[1] == results["alignment"].predicted.ranking["t3"][0].candidate
+    assert page.count("<details") == page.count("</details>") and page.count('id="bars-t3"') == 1
     numbers = re.findall(r'<data value="([^"]*)" data-path="alignment/([^"]*)">', page)
     tree = results["alignment"].dump()
     for value, path in numbers:
