@@ -104,8 +104,10 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
             alignment = align_reduced(reduced, targets)
         with timed("words"):
             alignment["predicted"] = rank_by_cross_entropy(batches, targets, VOCABULARY, 2 * SEQUENCES * LENGTH)
-        store.write_json("alignment.json", Alignment.parse(alignment).dump())  # as the stage does
+        parsed = Alignment.parse(alignment)  # written and read again, as a stage's result is
         del alignment
+        store.write_json("alignment.json", parsed.dump())
+        del parsed
         search = {"method": "closed_form", "token_budget": 10**6, "resamples": 20}
         config = Config.model_validate(
             {
@@ -123,6 +125,7 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
         rows = Lazy(names, lambda name: reduced[name].main)
         with timed("search"):
             mixture = search_mixture(config, rows, tokens, build, "", {})
+        del goal, build
         found = {"alignment": Alignment.parse(store.read_json("alignment.json")), "search": Mixture.parse(mixture)}
         facts = {"documents": 1000, "estimated_tokens": 10**6}
         known = {
