@@ -8,7 +8,8 @@ reducing the units (`embedding/evidence.py`, in one process; a study with 32 cor
 the alignment of all pairs with its rankings, of the ranking by cross-entropy, of one optimum with its certificate, of
 the search with 20 resamples, of the comparison of `--megabytes` of text with all targets, and of the report; the
 report's size; seconds of telling MLflow all of it and the files beside the page (a SQLite store, after it was made);
-and the most memory the process held (resident, from its start on).
+and the most memory the process held (resident, from its start on). `--peaks` says that of every part on standard error
+(Linux).
 """
 
 import resource
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -52,6 +54,7 @@ def main(
     least_units: Annotated[int, typer.Option(min=2)] = 2,
     most_units: Annotated[int, typer.Option(min=2)] = 200,
     megabytes: float = 20.0,
+    peaks: bool = False,
     header: bool = True,
 ) -> None:
     if header:
@@ -63,15 +66,15 @@ def main(
             " search, s | contamination, MB/s | report, s | report, MB | MLflow, s | memory, MB |\n" + "|---" * 16 + "|"
         )
     if corpora and len(corpora) == 1:
-        print(_row(corpora[0], entries, least_units, most_units, megabytes), flush=True)
+        print(_row(corpora[0], entries, least_units, most_units, megabytes, peaks), flush=True)
         return
     for k in corpora or [10, 100, 1000]:
         options = {"corpora": k, "entries": entries, "least-units": least_units, "most-units": most_units}
-        line = [sys.executable, __file__, "--no-header", "--megabytes", str(megabytes)]
+        line = [sys.executable, __file__, "--no-header", "--megabytes", str(megabytes), *(["--peaks"] if peaks else [])]
         subprocess.run([*line, *(str(x) for n, v in options.items() for x in (f"--{n}", v))], check=True)
 
 
-def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: float) -> str:
+def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: float, peaks: bool) -> str:
     rng, seconds = np.random.default_rng(0), dict[str, float]()
     targets, candidates = [f"t{i}" for i in range(min(100, max(1, k // 10)))], [f"c{i}" for i in range(k)]
     names = [*targets, *candidates]
@@ -82,9 +85,15 @@ def _row(k: int, entries: int, least_units: int, most_units: int, megabytes: flo
 
     @contextmanager
     def timed(what: str) -> Iterator[None]:
+        if peaks:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
         start = time.perf_counter()
         yield
         seconds[what] = time.perf_counter() - start
+        if peaks:
+            held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+            most = int(held.split()[1]) / 2**10
+            print(f"{what}: {seconds[what]:.1f} s, at most {most:,.0f} MB", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
