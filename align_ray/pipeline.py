@@ -310,7 +310,7 @@ def report(study: Study, stopped: str = "") -> str:
         store.write_bytes("report.html", page)
         tracker = tracking.start_tracking(study.config, store)
         with tracker.running():
-            for name in ("report.html", "config.yaml", *tables, *(f"{n}.json" for n in (*found, *costs))):
+            for name in ("report.html", "config.yaml", *tables, *beside, *(f"{n}.json" for n in (*found, *costs))):
                 tracker.text(name, store.read_bytes(name).decode())
             tracking.answer(tracker, study.config, found, headline(found, stopped), stopped)
     folder = store.local_path()

@@ -30,6 +30,7 @@ A unit exists wholly or not at all, so that "run it again" is the recovery proce
 """
 
 import dataclasses
+import io
 import json
 import os
 import socket
@@ -203,7 +204,11 @@ class Store:
             return stream.read()
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, json.dumps(value, indent=1).encode())
+        file = io.BytesIO()
+        with io.TextIOWrapper(file, encoding="ascii", newline="\n") as text:
+            json.dump(value, text, indent=1)  # `dumps` holds a string a number: of a thousand corpora half a gigabyte
+            text.flush()
+            self.write_bytes(name, file.getvalue())
 
     def find(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed | None:
         """What `parse` makes of a file; None where there is none, or a torn one. A store that does not answer is an

@@ -248,7 +248,7 @@ def _pooled(
 ) -> np.ndarray:
     """`pooled_alignment` of K candidates and T targets, [K, T, 4]."""
     n, m = (np.array([rows[name].shape[1] for name in some]) for some in (candidates, targets))
-    means = [np.stack([rows[name][0].mean(0, dtype=np.float64) for name in some]) for some in (candidates, targets)]
+    means = [np.stack([_mean(rows[name]) for name in some]) for some in (candidates, targets)]
     whole = relative_variance(exact_distance_matrix(means[0], means[1], absolute))
     v, parts = whole.copy(), []
     for some, mine, other in ((candidates, whole, means[1]), (targets, whole.T, means[0])):
@@ -269,6 +269,13 @@ def _pooled(
     on_v = estimated(v, parts[0], parts[1], n[:, None] - 1, m[None, :] - 1)
     value, high, low = (1 / (1 + x) for x in (on_v[..., 0], np.maximum(on_v[..., 2], -0.5), on_v[..., 3]))
     return np.stack([value, on_v[..., 1] * value**2, low, high], axis=-1)
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """Of the batches of one corpus, [D]; rows: float32 [1 + R, n, D]."""
+    mean = rows[0].mean(0, dtype=np.float64)
+    let_go(rows)
+    return mean
 
 
 def complement(estimate: Estimate) -> Estimate:

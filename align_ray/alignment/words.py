@@ -12,7 +12,7 @@ for all studies: uniform over the vocabulary.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -38,13 +38,15 @@ def rank_by_cross_entropy(
     `batches`: token ids [n, B, T] by corpus (see `fisher/tokens.py`), n >= 2; those that are no targets are candidates.
     `tokens`: on which every model is counted; rounded down to whole batches, or whole sequences of one, and given
     back. `ranking[target]` as `comparison.ranking` gives it; `unranked[target]`: candidates that hold less, each with
-    its value under a model counted on the `tokens` that it holds (see `Size.of`).
+    its value under a model counted on the `tokens` that it holds (see `Size.of`). Corpora are asked for one by one,
+    and none is held: the candidates twice.
     """
     candidates = [name for name in batches if name not in targets]
-    size = Size.of(tokens, [batches[c] for c in candidates])
-    ranked = [i for i, c in enumerate(candidates) if size.batches(batches[c]) <= len(batches[c])]
-    few = [i for i in range(len(candidates)) if i not in set(ranked)]
-    found = cross_entropy_margins([batches[c] for c in candidates], [batches[t] for t in targets], vocabulary, size)
+    extents = [Extent.of(batches[c]) for c in candidates]
+    size = Size.of(tokens, extents)
+    ranked = [i for i, extent in enumerate(extents) if size.batches(extent) <= extent.batches]
+    few = sorted({*range(len(candidates))} - {*ranked})
+    found = cross_entropy_margins((batches[c] for c in candidates), (batches[t] for t in targets), vocabulary, size)
     result: dict[str, Any] = {"measure": MEASURE, "tokens": size.tokens, "ranking": {}, "unranked": {}}
     for t, margins in zip(targets, found, strict=True):
         result["ranking"][t] = ranking([candidates[i] for i in ranked], margins.part(ranked), lowest_first=True)
@@ -52,12 +54,35 @@ def rank_by_cross_entropy(
         result["unranked"][t] = [
             {
                 "candidate": candidates[i],
-                "tokens": size.held(batches[candidates[i]]),
+                "tokens": extents[i].tokens,
                 **vars(estimate(estimates[i])),
             }
             for i in few
         ]
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much a corpus' batches hold."""
+
+    batches: int
+    sequences: int
+    """Of a batch."""
+    ids: int
+    """Of all batches together."""
+    tokens: int
+    """Those of them that count."""
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> "Extent":
+        """Of batches [n, B, T]."""
+        return cls(len(ids), ids.shape[1], ids.size, int((ids >= 0).sum()))
+
+    @property
+    def of_batch(self) -> float:
+        """Tokens that count, of a batch."""
+        return max(1e-9, self.tokens / self.batches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,30 +93,26 @@ class Size:
     tokens: int
 
     @classmethod
-    def of(cls, tokens: int, corpora: list[np.ndarray]) -> "Size":
+    def of(cls, tokens: int, corpora: Sequence[Extent]) -> "Size":
         """`tokens`, less where prompts and padding leave fewer that count: times the smallest share of them in any of
-        the corpora (batches [n, B, T]), but for those under LEAST_SHARE; where none holds so many, what the smallest
-        holds. In whole batches of the corpus whose batches hold most, or within one batch in whole sequences."""
-        held = [int((ids >= 0).sum()) for ids in corpora]
-        shares = [n / ids.size for n, ids in zip(held, corpora, strict=True)]
-        of_batch = max(n / len(ids) for n, ids in zip(held, corpora, strict=True))
+        the corpora, but for those under LEAST_SHARE; where none holds so many, what the smallest holds. In whole
+        batches of the corpus whose batches hold most, or within one batch in whole sequences."""
+        held = [one.tokens for one in corpora]
+        shares = [one.tokens / one.ids for one in corpora]
+        of_batch = max(one.tokens / one.batches for one in corpora)
         wanted = tokens * min((share for share in shares if share >= LEAST_SHARE), default=min(shares))
         wanted = wanted if max(held) >= wanted else min(held)
-        step = of_batch if wanted >= of_batch else of_batch / corpora[0].shape[1]
+        step = of_batch if wanted >= of_batch else of_batch / corpora[0].sequences
         return cls(max(1, int(int(wanted / step + 1e-9) * step)))
 
-    def batches(self, ids: np.ndarray) -> int:
+    def batches(self, corpus: Extent) -> int:
         """Batches of a corpus that a model is counted on."""
-        return max(1, math.ceil(self.tokens / max(1e-9, (ids >= 0).sum() / len(ids)) - 1e-6))
+        return max(1, math.ceil(self.tokens / corpus.of_batch - 1e-6))
 
-    def sequences(self, ids: np.ndarray) -> int:
+    def sequences(self, corpus: Extent) -> int:
         """Sequences of each of these batches, so that all together hold `tokens`, nearly."""
-        of_batch = max(1e-9, (ids >= 0).sum() / len(ids))
-        return min(ids.shape[1], max(1, round(ids.shape[1] * self.tokens / (self.batches(ids) * of_batch))))
-
-    def held(self, ids: np.ndarray) -> int:
-        """Tokens that count of all the corpus' batches."""
-        return int((ids >= 0).sum())
+        wanted = round(corpus.sequences * self.tokens / (self.batches(corpus) * corpus.of_batch))
+        return min(corpus.sequences, max(1, wanted))
 
 
 def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
@@ -109,40 +130,39 @@ def cross_entropy_values(candidate: np.ndarray, target: np.ndarray, vocabulary: 
 
 
 def cross_entropy_margins(
-    candidates: Sequence[np.ndarray], targets: Sequence[np.ndarray], vocabulary: int, size: Size
+    candidates: Iterable[np.ndarray], targets: Iterable[np.ndarray], vocabulary: int, size: Size
 ) -> list[Margins]:
     """What `cross_entropy_values` of K candidates comes to for every target, but for the order of sums: the logarithms
     of a candidate's models are taken once, their means over batches serve all targets' batches, and what a batch adds
-    is asked of every target's mean tokens alone."""
+    is asked of every target's mean tokens alone. No more than one of the corpora is held."""
     shares = [_shares(t, vocabulary) for t in targets]
     every = sparse.vstack(shares).tocsc()
     seen = np.diff(every.indptr) > 0
     of_batches = every[:, seen].tocsr()  # [all targets' batches, seen tokens]
     of_targets = np.stack([np.asarray(s[:, seen].mean(0)).ravel() for s in shares], axis=1)
     ends = np.cumsum([s.shape[0] for s in shares])
-    k, t = len(candidates), len(targets)
-    mean, own, by_batch = np.empty((k, t)), np.empty((k, t)), np.empty((k, int(ends[-1])))
-    for i, candidate in enumerate(candidates):
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+    for candidate in candidates:
         whole, models = _minus_logs(candidate, vocabulary, size, seen)
-        by_batch[i] = of_batches @ whole
         added = models.added(of_targets, whole)  # [n, T]: what the rows of every target's matrix come to
-        mean[i], own[i] = added.mean(0), added.var(0, ddof=1) / len(candidate)
-    batches = np.array([len(c) for c in candidates])
+        found.append((added.mean(0), added.var(0, ddof=1) / len(candidate), of_batches @ whole, len(candidate)))
+    mean, own, by_batch, batches = (np.array(part) for part in zip(*found, strict=True))
+    del found
     parts = np.split(by_batch, ends[:-1], axis=1)
     return [Margins(mean[:, j], own[:, j], part, batches) for j, part in enumerate(parts)]
 
 
 def token_counts(batches: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
-    """Of batches [m, B, T], float64 [m, V], of which most are zero; negative ids do not count."""
+    """Of batches [m, B, T], int32 [m, V], of which most are zero; negative ids do not count."""
     rows = [np.unique(ids[ids >= 0], return_counts=True) for ids in batches]
-    places = np.r_[0, np.cumsum([len(ids) for ids, _ in rows])]
-    counts = np.concatenate([n for _, n in rows]).astype(np.float64)
-    return sparse.csr_matrix((counts, np.concatenate([ids for ids, _ in rows]), places), (len(batches), vocabulary))
+    places = np.r_[0, np.cumsum([len(ids) for ids, _ in rows])].astype(np.int32)
+    counts, ids = (np.concatenate(part).astype(np.int32) for part in ([n for _, n in rows], [ids for ids, _ in rows]))
+    return sparse.csr_matrix((counts, ids, places), (len(batches), vocabulary))
 
 
 def _shares(target: np.ndarray, vocabulary: int) -> sparse.csr_matrix:
     """Token shares of batches [m, B, T], [m, V]."""
-    counts = token_counts(target, vocabulary)
+    counts = token_counts(target, vocabulary).astype(np.float64)
     sizes = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
     counts.data /= np.repeat(sizes, np.diff(counts.indptr))
     return counts
@@ -173,7 +193,7 @@ def _minus_logs(ids: np.ndarray, vocabulary: int, size: Size, seen: np.ndarray) 
     by which the part of every batch is found."""
     parts = counted_parts(ids, vocabulary, size)  # [n, parts, V]
     totals, parts = parts.sum(-1), parts[..., seen]
-    n, k = len(parts), min(size.batches(ids), len(parts))
+    n, k = len(parts), min(size.batches(Extent.of(ids)), len(parts))
 
     def logs(model: np.ndarray, total: np.ndarray) -> np.ndarray:
         return -np.log((model + PRIOR / vocabulary) / (total[..., None] + PRIOR))
@@ -201,7 +221,7 @@ def _choices(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 def counted_parts(ids: np.ndarray, vocabulary: int, size: Size) -> np.ndarray:
     """Token counts of batches [n, B, T] in parts of `size.sequences` sequences, float64 [n, parts, V]; what is left of
     a batch is not counted."""
-    sequences = size.sequences(ids)
+    sequences = size.sequences(Extent.of(ids))
     parts = ids.shape[1] // sequences
     cut = ids[:, : parts * sequences].reshape(len(ids), parts, -1)
     result = np.empty((len(cut), parts, vocabulary))

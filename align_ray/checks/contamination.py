@@ -17,7 +17,7 @@ from scipy import stats
 from align_ray.alignment.coefficients import batch_matrix, main_blocks
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import two_sample_mean
-from align_ray.alignment.words import Size, cross_entropy_values
+from align_ray.alignment.words import Extent, Size, cross_entropy_values
 from align_ray.config import Config, Corpus
 from align_ray.context import Study
 from align_ray.corpora.overlap import WORD
@@ -321,9 +321,10 @@ def _places(
         enough = {name: rows for name, rows in drawn.items() if len(rows) > 1}
         if not enough:
             return none
-        size = Size.of(config.counted_tokens, list(enough.values()))
+        extents = {name: Extent.of(rows) for name, rows in enough.items()}
+        size = Size.of(config.counted_tokens, list(extents.values()))
         values = {}
-        for name in (n for n, rows in enough.items() if size.batches(rows) <= len(rows)):
+        for name in (n for n, extent in extents.items() if size.batches(extent) <= extent.batches):
             key = (id(drawn[name]), size.tokens)
             if key not in known:
                 known[key] = float(cross_entropy_values(drawn[name], target, vocabulary, size).mean())
@@ -338,8 +339,9 @@ def _worse(whole: np.ndarray, left: np.ndarray, target: np.ndarray, tokenizer: A
     leaving out as many at random would make it (one-sided t test, 5%); False where too little is left to tell."""
     if len(left) < 2:
         return False
-    size = Size.of(config.counted_tokens, [whole, left])
-    if len(left) < size.batches(left):
+    extents = [Extent.of(whole), Extent.of(left)]
+    size = Size.of(config.counted_tokens, extents)
+    if len(left) < size.batches(extents[1]):
         return False
     before, after = (cross_entropy_values(b, target, len(tokenizer), size).mean(1) for b in (whole, left))
     error = np.sqrt(before.var(ddof=1) * max(0.0, 1 / len(left) - 1 / len(whole)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from align_ray import metrics
 from align_ray.claims import RUN
@@ -109,7 +110,7 @@ def _sample_corpora(study: Study) -> dict[str, Any]:
         if is_replay and 0 in (len(sample.training), len(sample.heldout)):
             raise CorpusError(f"corpus '{corpus.name}' holds too little text for replay; give more documents.")
         _say_if_short(study, corpus.name, sample, is_target, wanted_tokens)
-        _write_sample(store, f"drawn/{RUN}/{corpus.name}.parquet", sample)
+        write_sample(store, f"drawn/{RUN}/{corpus.name}.parquet", sample)
         ratio = counts["sampled_tokens"] / max(1, counts["sampled_bytes"])
         report[corpus.name] = {
             "role": "target" if is_target else "replay" if is_replay else "candidate",
@@ -207,7 +208,8 @@ def _say_if_short(study: Study, name: str, sample: CorpusSample, is_target: bool
         study.say(f"note: '{name}' gives {rows.tokens:,} of {wanted:,} {what} tokens: {then}")
 
 
-def _write_sample(store: Store, file: str, sample: CorpusSample) -> None:
+def write_sample(store: Store, file: str, sample: CorpusSample) -> None:
+    """As `read_sample` reads it, where `file` is corpora/NAME.parquet."""
     parts = {"batches": sample.batches}
     for part in ROWS:
         parts |= {f"{part}.{field}": array for field, array in vars(getattr(sample, part)).items()}
@@ -224,12 +226,22 @@ ROWS = ("training", "heldout")
 """Fields of a CorpusSample that are Rows."""
 
 
-def read_sample(store: Store, name: str) -> CorpusSample:
-    """The stored sample of a corpus, also as 0.1 has stored it (token ids alone)."""
-    stored, arrays = store.read_table(f"corpora/{name}.parquet").to_pylist(), {}
-    for row in stored:
+def read_batches(store: Store, name: str) -> np.ndarray:
+    """Of a corpus' stored sample what is embedded alone, int32 [N, B, T]."""
+    return _parts(store, name, "batches")["batches"]
+
+
+def _parts(store: Store, name: str, only: str | None = None) -> dict[str, np.ndarray]:
+    table, arrays = store.read_table(f"corpora/{name}.parquet"), {}
+    for row in (table if only is None else table.filter(pc.field("part") == only)).to_pylist():
         flat = np.frombuffer(row["values"], row["dtype"]) if "values" in row else np.array(row["ids"], np.int32)
         arrays[row["part"]] = flat.reshape(row["shape"])
+    return arrays
+
+
+def read_sample(store: Store, name: str) -> CorpusSample:
+    """The stored sample of a corpus, also as 0.1 has stored it (token ids alone)."""
+    arrays = _parts(store, name)
     if "training" in arrays:
         return CorpusSample(arrays["batches"], *(Rows.plain(arrays[part]) for part in ROWS))
     fields = [field.name for field in dataclasses.fields(Rows)]

@@ -1,6 +1,7 @@
 """What a study knows of its corpora: the batches of token ids and their embeddings, read once and passed on.
 
-A corpus is read when it is first asked for, so that a stage which needs the targets alone reads the targets alone. What
+A corpus is read when it is first asked for, so that a stage which needs the targets alone reads the targets alone.
+Token ids of very many corpora are let go and read again: whoever needs all of them goes through them one by one. What
 statistics need of its units (`coefficients.Reduced`) is made of them once, in a Ray task where there are many corpora,
 and kept as OUTPUT/evidence/KEY/CORPUS-MEASURE.npy, float32 [1 + R, N, D], and CORPUS.json; in a local folder the arrays
 are mapped into memory, so that the driver holds no more of them than it works on.
@@ -17,7 +18,7 @@ from align_ray.alignment.coefficients import Reduced
 from align_ray.alignment.noise import LabelNoise
 from align_ray.config import digest
 from align_ray.context import Study
-from align_ray.corpora.sample import read_sample
+from align_ray.corpora.sample import read_batches
 from align_ray.embedding.units import unit_id, units_of
 from align_ray.fisher.unit import Unit
 from align_ray.progress import counted
@@ -27,6 +28,8 @@ Value = TypeVar("Value")
 FORMAT = 1
 TOGETHER = 32
 """From so many corpora on, their units are reduced in Ray tasks as soon as all are embedded."""
+HELD_BYTES = 2**27
+"""Of token ids: 500 corpora of the default sampling."""
 
 
 class Lazy(Mapping[str, Value], Generic[Value]):
@@ -36,11 +39,14 @@ class Lazy(Mapping[str, Value], Generic[Value]):
         self._names, self._make = dict.fromkeys(names), make
         self._made: dict[str, Value] = {}
 
+    def _hold(self, name: str, value: Value) -> None:
+        self._made[name] = value
+
     def __getitem__(self, name: str) -> Value:
         if name not in self._made:
             if name not in self._names:
                 raise KeyError(name)
-            self._made[name] = self._make(name)
+            self._hold(name, self._make(name))
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -48,6 +54,16 @@ class Lazy(Mapping[str, Value], Generic[Value]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class Recent(Lazy[np.ndarray]):
+    """The same of arrays, of which those that were made last are held, up to HELD_BYTES; others are made again."""
+
+    def _hold(self, name: str, value: np.ndarray) -> None:
+        size = value.nbytes + sum(held.nbytes for held in self._made.values())
+        while self._made and size > HELD_BYTES:
+            size -= self._made.pop(next(iter(self._made))).nbytes
+        self._made[name] = value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +91,7 @@ def read_evidence(study: Study, embedded: Any, keep: bool = True) -> Evidence:
     unit that is asked for is missing."""
     used, key, names = embedded["used"] or {}, embedded["key"], [c.name for c in study.config.corpora]
     store, absolute = study.store, study.config.embedding.epsilon
-    batches = Lazy(names, lambda name: read_sample(store, name).batches[: used.get(name)])
+    batches = Recent(names, lambda name: read_batches(store, name)[: used.get(name)])
     units = Lazy(names, lambda name: units_of(store, key, batches[name]))
     # a sequential study asks with ever more batches: only what is there at its end is kept
     reduced = Lazy(names, lambda name: reduced_of(store, key, batches[name], absolute, keep))
@@ -141,7 +157,7 @@ def reduce_corpora(study: Study, embedded: Any) -> None:
     used, epsilon = embedded["used"] or {}, study.config.embedding.epsilon
 
     def reduce(store: Store, name: str, key: str, absolute: float | None, first: int | None) -> None:
-        reduced_of(store, key, read_sample(store, name).batches[:first], absolute)
+        reduced_of(store, key, read_batches(store, name)[:first], absolute)
 
     task = ray.remote(num_cpus=1)(reduce)
     waiting = [task.remote(study.store, c.name, embedded["key"], epsilon, used.get(c.name)) for c in corpora]

@@ -78,45 +78,60 @@ def cross_entropy_goal(config: Config, batches: Mapping[str, np.ndarray], vocabu
     B, T]. All models are counted on as many batches as the smallest candidate holds, else a mixture would prefer
     the larger of two parts of one corpus; the value is the mean over MODELS such choices."""
     counts = {name: token_counts(rows, vocabulary) for name, rows in batches.items()}
+    ends = dict(zip(counts, np.cumsum([c.shape[0] for c in counts.values()]).tolist(), strict=True))
+    first = {name: ends[name] - c.shape[0] for name, c in counts.items()}
+    every = sparse.vstack(list(counts.values()), format="csr")  # [all corpora's batches, V]
+    tokens = np.asarray(every.sum(1)).ravel()
+    del counts
 
     def build(rng: np.random.Generator | None) -> Goal:
-        held = {name: c[chosen(c.shape[0], rng)] for name, c in counts.items()}
-        parts = equal_counts([held[c.name] for c in config.candidates])  # [models, K, V]
-        wanted = np.stack([np.tile(summed(held[t.name]), len(parts)) for t in config.targets])
-        models = np.empty((len(config.candidates), len(parts) * vocabulary))
-        for i in range(len(parts)):
-            models[:, i * vocabulary : (i + 1) * vocabulary] = _distributions(parts.pop(0))
+        held = {name: first[name] + chosen(ends[name] - first[name], rng) for name in first}
+        wanted = summed(every, [held[t.name] for t in config.targets])
+        candidates, seen = [held[c.name] for c in config.candidates], wanted.sum(0) > 0
+        choices, width = equal_choices([tokens[rows] for rows in candidates], vocabulary), int(seen.sum())
+        models = np.empty((len(candidates), len(choices) * width), order="F")  # a product goes through its columns
+        for i, choice in enumerate(choices):  # one after the other: of a large vocabulary each is as large as the rest
+            taken = [rows[part] for rows, part in zip(candidates, choice, strict=True)]
+            models[:, i * width : (i + 1) * width] = _distributions(summed(every, taken), seen)
+        wanted = np.tile(wanted[:, seen], len(choices)).astype(np.float64)
         return Goal(log_mixture_objectives(models, wanted), target_weights(config))
 
     return build
 
 
-def equal_counts(counts: list[sparse.csr_matrix]) -> list[np.ndarray]:
-    """Token counts of K corpora on batches that hold as many tokens as the smallest corpus does, to half a batch,
-    float64 [K, V]; once where all take all their batches, and else for MODELS choices of them, or fewer (MOST_ENTRIES).
-    `counts`: [n_k, V] by corpus."""
-    held = [float(c.sum()) for c in counts]
-    of_batch = [max(1e-9, total / c.shape[0]) for total, c in zip(held, counts, strict=True)]
+def equal_choices(tokens: list[np.ndarray], vocabulary: int) -> list[list[np.ndarray]]:
+    """Of K corpora batches that hold as many tokens as the smallest corpus does, to half a batch: of each bool [n_k].
+    Once where all take all their batches, and else MODELS such choices, or fewer (MOST_ENTRIES). `tokens`: of every
+    batch, int [n_k] by corpus."""
+    held = [float(t.sum()) for t in tokens]
+    of_batch = [max(1e-9, total / len(t)) for total, t in zip(held, tokens, strict=True)]
     least = min(held)
-    taken = [min(c.shape[0], max(1, round(least / each))) for c, each in zip(counts, of_batch, strict=True)]
-    if all(c.shape[0] == n for c, n in zip(counts, taken, strict=True)):
-        return [np.stack([summed(c) for c in counts])]
-    models = max(1, min(MODELS, MOST_ENTRIES // (len(counts) * counts[0].shape[1])))
-    picks = [subsets(c.shape[0], n) for c, n in zip(counts, taken, strict=True)]
-    spread = [pick[np.linspace(0, len(pick) - 1, models).round().astype(int)] for pick in picks]
-    return [np.stack([p[i] @ c for p, c in zip(spread, counts, strict=True)]) for i in range(models)]
+    taken = [min(len(t), max(1, round(least / each))) for t, each in zip(tokens, of_batch, strict=True)]
+    if all(len(t) == n for t, n in zip(tokens, taken, strict=True)):
+        return [[np.ones(n, bool) for n in taken]]
+    models = max(1, min(MODELS, MOST_ENTRIES // (len(tokens) * vocabulary)))
+    picks = [subsets(len(t), n) for t, n in zip(tokens, taken, strict=True)]
+    spread = [pick[np.linspace(0, len(pick) - 1, models).round().astype(int)] > 0 for pick in picks]
+    return [[of_corpus[i] for of_corpus in spread] for i in range(models)]
 
 
-def summed(counts: sparse.csr_matrix) -> np.ndarray:
-    """Over batches, [V]."""
-    return np.asarray(counts.sum(0)).ravel()
+def summed(counts: sparse.csr_matrix, rows: list[np.ndarray]) -> np.ndarray:
+    """Token counts [N, V] summed over each of K choices of rows, int32 [K, V]; in one product: a thousand corpora's
+    own take seconds."""
+    places = np.r_[0, np.cumsum([len(some) for some in rows])]
+    every = np.concatenate(rows)
+    chosen = sparse.csr_matrix((np.ones(len(every), np.int32), every, places), (len(rows), counts.shape[0]))
+    return (chosen @ counts).toarray()
 
 
-def _distributions(counts: np.ndarray) -> np.ndarray:
-    """Smoothed unigram distributions [K, V] of the counts, unseen tokens from what all corpora hold together."""
-    seen = counts + 0.5
-    background = (seen / seen.sum(1, keepdims=True)).mean(0)
-    return np.stack([discounted_distribution(c, background, ney_discount(c)) for c in counts])
+def _distributions(counts: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Smoothed unigram distributions of the counts [K, V], unseen tokens from what all corpora hold together; of the
+    tokens that are `seen`, bool [V], alone."""
+    background = np.zeros(counts.shape[1])
+    for c in counts:
+        background += (c + 0.5) / (c + 0.5).sum()
+    background /= len(counts)
+    return np.stack([discounted_distribution(c, background, ney_discount(c))[seen] for c in counts])
 
 
 def mixmin_goal(config: Config, probabilities: dict[str, np.ndarray]) -> Builder:

@@ -291,8 +291,9 @@ def log_mixture_objective(probabilities: np.ndarray, counts: np.ndarray) -> Obje
 def log_mixture_objectives(probabilities: np.ndarray, counts: np.ndarray) -> list[Objective]:
     """The same of M targets, [M, N], which share one copy of what any of them counts."""
     seen = (counts > 0).any(0)
-    p = np.asarray(probabilities, np.float64)[:, seen]
-    np.maximum(p, SMALLEST, out=p)
+    p = np.asarray(probabilities, np.float64)
+    p = p if seen.all() else p[:, seen]
+    p = p if p.min(initial=1.0) >= SMALLEST else np.maximum(p, SMALLEST)
     return [_log_mixture(p, c[seen] / c.sum()) for c in counts]
 
 

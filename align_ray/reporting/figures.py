@@ -184,9 +184,11 @@ def weights_figure(search: Mixture, some: list[str]) -> Figure:
     axes.plot(
         [free[n] for n in names], places, "D", color=SERIES[2], fillstyle="none", markersize=6, label="without limits"
     )
-    capped = [i for i, n in enumerate(names) if search.caps[n] < 1]  # others do not bind
+    most = max(max(best[n], rows[n].high, rows[n].weight, free[n]) for n in names)
+    capped = [i for i, n in enumerate(names) if search.caps[n] < min(1, 2 * most)]  # others do not bind
     caps = [search.caps[names[i]] for i in capped]
-    axes.plot(caps, capped, "|", color=SERIES[3], markersize=15, markeredgewidth=2, label="most, by repetition")
+    if capped:
+        axes.plot(caps, capped, "|", color=SERIES[3], markersize=15, markeredgewidth=2, label="most, by repetition")
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
@@ -220,7 +222,7 @@ def budgets_figure(search: Mixture, prior: bool) -> Figure | None:
     left.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     gains = [p.gain for p in points]
     right.plot(budgets, gains, "-o", color=SERIES[0], markersize=4)
-    right.set_ylabel("objective above UniMax's" + (", without the prior" if prior else ""))
+    right.set_ylabel("objective above UniMax's" + (",\nwithout the prior" if prior else ""))
     if min(gains) < 0:
         right.axhline(0, color=MUTED, linewidth=1)
     else:

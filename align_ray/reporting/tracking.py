@@ -4,6 +4,7 @@ the recommended mixture as a version of a registered model.
 
 Workers never talk to MLflow: a new SQLite store that several processes meet at once is destroyed (hydraflow#245).
 Whatever is tracked again as it stands there is left alone, so that a stage that is run again leaves no second copy.
+Of very many corpora MLflow is asked once for all runs of a kind, and told as much at a time as it takes.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from align_ray.alignment.coefficients import EVERY_PAIR
 from align_ray.answers import answer_id
 from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
@@ -28,6 +30,28 @@ from align_ray.store import Store
 
 Series = dict[str, list[tuple[int, float]]]
 """Metrics with steps: by name the values with their step."""
+AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""Entries that MLflow takes in one call, and those of them that may be parameters; tags as those."""
+LISTED = 20
+"""Of very many corpora, those that a description or a tag names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """What a child run holds."""
+
+    params: dict[str, Any]
+    values: dict[str, float]
+    series: Series = dataclasses.field(default_factory=dict)
+
+    @property
+    def points(self) -> Series:
+        return {**{key: [(0, value)] for key, value in self.values.items()}, **self.series}
+
+    def is_in(self, run: Any) -> bool:
+        """Whether an MLflow run is finished and says the same."""
+        last = {key: float(rows[-1][1]) for key, rows in self.points.items() if rows}
+        return (run.data.params, run.data.metrics) == (_params(self.params), last) and run.info.status == "FINISHED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,36 +90,29 @@ class Tracker:
     def series(self, values: Series) -> None:
         """Log metrics of the parent run with their steps."""
         client = self._client()
-        new = {}
-        for name, points in values.items():
+        there, new = client.get_run(self.run_id).data.metrics, dict(values)
+        for name in there.keys() & values.keys():
             known = {(m.step, m.value) for m in client.get_metric_history(self.run_id, name)}
-            new[name] = [point for point in points if point not in known]
+            new[name] = [point for point in values[name] if point not in known]
         _log(client, self.run_id, {}, new)
 
-    def child(
-        self,
-        name: str,
-        kind: str,
-        params: dict[str, Any],
-        values: dict[str, float],
-        series: Series | None = None,
-        within: str | None = None,
-    ) -> str:
-        """A finished child run, which lasted as long as its stage, and its id; one of the same name and kind is left
-        alone where it says the same, else replaced. `within`: another child that it belongs to."""
-        client = self._client()
-        points = {**{key: [(0, value)] for key, value in values.items()}, **(series or {})}
-        wanted = _params(params), {key: float(rows[-1][1]) for key, rows in points.items() if rows}
-        tags = {"mlflow.parentRunId": within or self.run_id, "mlflow.runName": name, "align_ray.kind": kind}
-        clause = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        for old in client.search_runs([self.experiment_id], clause):
-            if (old.data.params, old.data.metrics) == wanted and old.info.status == "FINISHED":
-                return str(old.info.run_id)
-            client.delete_run(old.info.run_id)
-        run = client.create_run(self.experiment_id, start_time=self.since, tags=tags)
-        _log(client, run.info.run_id, params, points)
-        client.set_terminated(run.info.run_id)
-        return str(run.info.run_id)
+    def children(self, kind: str, wanted: Mapping[str, Logged], within: str | None = None) -> dict[str, str]:
+        """Finished child runs, which lasted as long as their stage, and their ids by name; those of the same name and
+        kind are left alone where they say the same, else replaced. `within`: another child that they belong to."""
+        client, ids = self._client(), dict[str, str]()
+        tags = {"mlflow.parentRunId": within or self.run_id, "align_ray.kind": kind}
+        for old in _runs(client, self.experiment_id, tags) if wanted else ():
+            name = old.info.run_name
+            if name in wanted and name not in ids and wanted[name].is_in(old):
+                ids[name] = str(old.info.run_id)
+            elif name in wanted and name not in ids:
+                client.delete_run(old.info.run_id)
+        for name in [name for name in wanted if name not in ids]:
+            run = client.create_run(self.experiment_id, start_time=self.since, tags={**tags, "mlflow.runName": name})
+            ids[name] = str(run.info.run_id)
+            _log(client, ids[name], wanted[name].params, wanted[name].points)
+            client.set_terminated(ids[name])
+        return ids
 
     def table(self, name: str, columns: dict[str, list[Any]]) -> None:
         """Write a table of the parent run, in the place of the one with that name; MLflow shows it."""
@@ -107,9 +124,11 @@ class Tracker:
 
     def tags(self, values: dict[str, str]) -> None:
         """Set tags of the parent run."""
-        client = self._client()
-        for name, value in values.items():
-            client.set_tag(self.run_id, name, value[:5000])
+        from mlflow.entities import RunTag
+
+        client, tags = self._client(), [RunTag(name, value[:5000]) for name, value in values.items()]
+        for start in range(0, len(tags), PARAMS_AT_ONCE):
+            client.log_batch(self.run_id, tags=tags[start : start + PARAMS_AT_ONCE])
 
     def datasets(self, config: Config, sample: Corpora) -> None:
         """Log every corpus as an MLflow dataset of the parent run: its digest is that of the documents drawn, its
@@ -129,7 +148,9 @@ class Tracker:
             )
             dataset = Dataset(corpus.name, counts.sample_digest, _scheme(corpus.sources[0]), source, schema, profile)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", counts.role)]))
-        self._client().log_inputs(self.run_id, inputs)
+        client = self._client()
+        for start in range(0, len(inputs), AT_ONCE):
+            client.log_inputs(self.run_id, inputs[start : start + AT_ONCE])
 
     def verdict(self, found: Verdict | None, by: str) -> None:
         """The tags `align_ray.verdict`, `.verdict_why` and `.verdict_by` of the parent run; one by `validate`, which
@@ -154,7 +175,9 @@ class Tracker:
         client = self._client()
         key = digest({name: value for name, value in recipe.items() if name != "answer"})
         weights = sorted(recipe["weights"].items(), key=lambda item: -item[1])
-        text = ", ".join(f"{name} {w:.1%}" for name, w in weights)
+        text = ", ".join(f"{name} {w:.1%}" for name, w in weights[:LISTED])
+        if rest := weights[LISTED:]:
+            text += f" and {sum(w for _, w in rest):.1%} of {len(rest)} others"
         text = f"Mixture for {', '.join(recipe['targets'])}, {recipe['token_budget']:,} tokens: {text}."
         self.text(f"recipe/{key}/recipe.json", json.dumps(recipe, indent=1))
         try:
@@ -174,7 +197,7 @@ class Tracker:
                 "token_budget": str(recipe["token_budget"]),
                 "objective": recipe["objective"],
             }
-            tags |= {f"weight/{name}": f"{w:.4g}" for name, w in weights}
+            tags |= {f"weight/{name}": f"{w:.4g}" for name, w in weights[:PARAMS_AT_ONCE]}
             source = f"runs:/{self.run_id}/recipe/{key}"
             version = str(client.create_model_version(model, source, self.run_id, tags=tags, description=text).version)
         client.set_registered_model_alias(model, "recommended", version)
@@ -246,7 +269,8 @@ Each run at the top is one answer of a study, named by its date and target. Its 
 verdict, losses, ranking. Metrics `weight/NAME` are the recommended mixture, `mixture_loss/TARGET` and
 `uniform_loss/TARGET` what was measured, of a target's task `mixture_accuracy/TARGET` and `mixture_score/TARGET`. Open
 it with + for candidates and trainings (tag `align_ray.kind`: alignment, choice, finetune, validation). Artifacts hold
-report.html, recipe.json, ratios.csv and metrics.csv, and the trials of the search as a table. The registered model
+report.html, recipe.json, ratios.csv and metrics.csv, the trials of the search as a table, and of more than 64 corpora
+candidates.csv, mixtures.csv and pairs.csv. The registered model
 `mixture-NAME` has the recipe under the alias `recommended`.
 """
 
@@ -303,9 +327,23 @@ def _log(client: Any, run_id: str, params: dict[str, Any], points: Series) -> No
 
     now = int(time.time() * 1000)
     metrics = [Metric(name, float(value), now, step) for name, rows in points.items() for step, value in rows]
-    client.log_batch(run_id, params=[Param(name, value) for name, value in _params(params).items()])
-    for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    left = [Param(name, value) for name, value in _params(params).items()]
+    while left or metrics:
+        first, left = left[:PARAMS_AT_ONCE], left[PARAMS_AT_ONCE:]
+        room = AT_ONCE - len(first)
+        client.log_batch(run_id, params=first, metrics=metrics[:room])
+        metrics = metrics[room:]
+
+
+def _runs(client: Any, experiment_id: str, tags: dict[str, str]) -> list[Any]:
+    """All runs with these tags, the newest first."""
+    clause = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+    found: list[Any] = []
+    token: str | None = None
+    while token != "":
+        page = client.search_runs([experiment_id], clause, max_results=AT_ONCE, page_token=token)
+        found, token = [*found, *page], page.token or ""
+    return found
 
 
 def corpora(tracker: Tracker, config: Config, store: Store, result: Corpora) -> None:
@@ -329,19 +367,20 @@ def alignment(tracker: Tracker, config: Config, store: Store, result: Alignment)
                     f"cross_entropy/{target}": entropy[target, row.candidate],
                 }
             )
-    for candidate, values in found.items():
-        tracker.child(candidate, "alignment", {"candidate": candidate}, values)
+    tracker.children("alignment", {name: Logged({"candidate": name}, values) for name, values in found.items()})
 
 
 def choice(tracker: Tracker, config: Config, store: Store, result: Choice) -> None:
     """A child run a candidate, and what was spent."""
+    found = {}
     for name in (c.name for c in config.candidates):
-        rows = {t: found.candidates[name] for t, found in result.targets.items() if name in found.candidates}
+        rows = {t: of.candidates[name] for t, of in result.targets.items() if name in of.candidates}
         if not rows:  # its training diverged
             continue
         values = {f"{k}/{t}": row[v] for k, v in CHOICE.items() for t, row in rows.items()}
         values |= _task_metrics({t: row.task for t, row in rows.items()})
-        tracker.child(name, "choice", {"candidate": name, "tokens": max(r.tokens for r in rows.values())}, values)
+        found[name] = Logged({"candidate": name, "tokens": max(r.tokens for r in rows.values())}, values)
+    tracker.children("choice", found)
     tracker.metrics({"choice_tokens": result.spent, "choice_tokens_exhaustive": result.exhaustive})
 
 
@@ -352,16 +391,18 @@ CHOICE = {"loss": "value", "p_best": "p_best", "p_within": "p_within", "regret":
 def mixture(tracker: Tracker, config: Config, store: Store, result: Mixture) -> None:
     """A child run a trial, the course of the search, and the recommended mixture as a version of a model."""
     found: dict[str, list[tuple[int, float]]] = {"value": [], "penalised": [], "loss": []}
-    trained = [i for i, trial in enumerate(result.trials) if trial.loss is not None]
-    within = tracker.child("search", "search", {"objective": result.objective}, {}) if trained else None
+    trials = {}
     for i, trial in enumerate(result.trials):
         if trial.loss is not None:
             losses = {f"loss/{t}": loss for t, loss in (trial.losses or {}).items()}
             values = {"loss": trial.loss, **losses}
-            tracker.child(f"trial-{i:04d}", "trial", _weights(trial.weights), values, within=within)
+            trials[f"trial-{i:04d}"] = Logged(_weights(trial.weights), values)
         for name, points in found.items():
             if (value := getattr(trial, name)) is not None:
                 points.append((i, value))
+    if trials:
+        search = tracker.children("search", {"search": Logged({"objective": result.objective}, {})})
+        tracker.children("trial", trials, within=search["search"])
     key, better = ("loss", min) if found["loss"] else ("penalised", max)
     series = {f"search/{name}": points for name, points in found.items()}
     series[f"search/best_{key}"] = list(enumerate(accumulate((v for _, v in found[key]), better)))
@@ -388,21 +429,23 @@ def finetuned(tracker: Tracker, config: Config, store: Store, result: Finetuned)
         "before": "loss_before",
         "overlap": "overlap",
     }
-    names = dict.fromkeys(name for run in result.runs.values() for name in run.weights)
+    names, found = dict.fromkeys(name for run in result.runs.values() for name in run.weights), {}
     for name, run in result.runs.items():
         rows = {t: row.model_dump() for t, row in run.targets.items()}
         values = {f"{label}/{t}": row[k] for k, label in shown.items() for t, row in rows.items() if row[k] is not None}
         values |= _task_metrics({t: row.task for t, row in run.targets.items()})
         if run.general:
             values |= {"general_loss": run.general.after, "general_change": run.general.change}
-        courses = {t: found.runs[name] for t, found in result.extrapolation.items() if name in found.runs}
+        courses = {t: of.runs[name] for t, of in result.extrapolation.items() if name in of.runs}
         values |= {f"extrapolated_loss_at_budget/{t}": c.expected[-1].value for t, c in courses.items()}
-        weights = {n: run.weights.get(n, 0.0) for n in names}  # all of them: MLflow compares runs by what they share
-        tracker.child(name, "finetune", _weights(weights), values, {"training_loss": list(run.training)})
+        # all of them, of not very many: MLflow compares runs by what they share
+        weights = {n: run.weights.get(n, 0.0) for n in (names if len(names) <= PARAMS_AT_ONCE else run.weights)}
+        found[name] = Logged(_weights(weights), values, {"training_loss": list(run.training)})
         if name in ("mixture", "uniform"):
             tracker.metrics({f"{name}_loss/{t}": row.after for t, row in run.targets.items()})
             scores = _task_metrics({t: row.task for t, row in run.targets.items()})
             tracker.metrics({f"{name}_{key}": value for key, value in scores.items()})
+    tracker.children("finetune", found)
 
 
 def _task_metrics(tasks: Mapping[str, TaskScore | None]) -> dict[str, float]:
@@ -417,13 +460,16 @@ def _task_metrics(tasks: Mapping[str, TaskScore | None]) -> dict[str, float]:
 def validation(tracker: Tracker, config: Config, store: Store, result: Validation) -> None:
     """A child run a mixture, and the verdict as a tag of the parent."""
     tracker.verdict(result.verdict, "validate")
+    found = {}
     for name, row in result.mixtures.items():
         losses = {f"loss/{t}": e.value for t, e in row.loss.items()}
-        tracker.child(name, "validation", _weights(row.weights), losses | _task_metrics(row.task))
+        found[name] = Logged(_weights(row.weights), losses | _task_metrics(row.task))
+    tracker.children("validation", found)
 
 
 def prediction(tracker: Tracker, config: Config, store: Store, result: Prediction) -> None:
     """A child run a measure and one a candidate, for every number of tokens."""
+    measures, outcomes = {}, {}
     for tokens, setting in result.settings.items():
         for name in result.measures:
             found = {reading: qualities[name] for reading, qualities in setting.results.items()}
@@ -432,12 +478,13 @@ def prediction(tracker: Tracker, config: Config, store: Store, result: Predictio
                 for reading, q in found.items()
                 for k in ("spearman", "pearson", "regret")
             }
-            tracker.child(f"{name} ({tokens} tokens)", "measure", {"measure": name, "tokens": tokens}, values)
+            measures[f"{name} ({tokens} tokens)"] = Logged({"measure": name, "tokens": tokens}, values)
         for candidate, row in zip(result.candidates, setting.loss, strict=True):
             losses = {f"loss/{t}": loss for t, loss in zip(result.targets, row, strict=True)}
-            tracker.child(
-                f"{candidate} ({tokens} tokens)", "outcome", {"candidate": candidate, "tokens": tokens}, losses
-            )
+            what = {"candidate": candidate, "tokens": tokens}
+            outcomes[f"{candidate} ({tokens} tokens)"] = Logged(what, losses)
+    tracker.children("measure", measures)
+    tracker.children("outcome", outcomes)
 
 
 def answer(tracker: Tracker, config: Config, results: Mapping[str, Any], said: str | None, stopped: str) -> None:
@@ -445,25 +492,31 @@ def answer(tracker: Tracker, config: Config, results: Mapping[str, Any], said: s
     their file; `said`: the answer in one sentence; `stopped`: what ended the run early."""
     found = verdict_of(results, stopped)
     rankings = {}
+    listed = LISTED if len(config.corpora) > EVERY_PAIR else None  # the page's files have all of them
     lines = [f"**{said}**" if said else "No mixture yet.", "", f"Verdict: **{found.state}**: {found.why}"]
     if mixture := results.get("search"):
         lines += ["", f"Mixture for {config.search.token_budget:,} tokens:", "", "| corpus | weight |", "|---|---:|"]
         weights = sorted(mixture.mixtures["recommended"].weights.items(), key=lambda item: -item[1])
-        lines += [f"| {name} | {weight:.1%} |" for name, weight in weights]
+        lines += [f"| {name} | {weight:.1%} |" for name, weight in weights[:listed]]
+        if rest := weights[listed:]:
+            lines.append(f"| {len(rest)} others | {sum(weight for _, weight in rest):.1%} |")
     if trained := results.get("finetune"):
-        for target in next(iter(trained.runs.values())).targets:
+        for target in list(next(iter(trained.runs.values())).targets)[:listed]:
             lines += ["", f"Loss on {target} after training, nats per token:", "", "| trained on | loss | change |"]
             lines.append("|---|---:|---:|")
             ordered = sorted(trained.runs.items(), key=lambda item: item[1].targets[target].after)
-            lines += [f"| {n} | {r.targets[target].after:.4f} | {r.targets[target].change:+.4f} |" for n, r in ordered]
+            lines += [
+                f"| {n} | {r.targets[target].after:.4f} | {r.targets[target].change:+.4f} |"
+                for n, r in ordered[:listed]
+            ]
         lines += [part for line in trained.tasks() for part in ("", line)]
     if aligned := results.get("alignment"):
         for target, rows in aligned.predicted.ranking.items():
-            rankings[f"align_ray.ranking/{target}"] = order = ", ".join(row.candidate for row in rows)
+            rankings[f"align_ray.ranking/{target}"] = order = ", ".join(row.candidate for row in rows[:listed])
             lines += ["", f"Ranking for {target} by word counts: {order}"]
     if chosen := results.get("choice"):
         for target, standings in chosen.targets.items():
-            rankings[f"align_ray.ranking/{target}"] = order = ", ".join(standings.candidates)
+            rankings[f"align_ray.ranking/{target}"] = order = ", ".join(list(standings.candidates)[:listed])
             lines += ["", f"Ranking for {target} by short trainings: {order} ({standings.state})"]
     lines += ["", f"Everything: report.html among the artifacts, and {Store(config.output).uri}"]
     tracker.tags({"mlflow.note.content": "\n".join(lines), **rankings})

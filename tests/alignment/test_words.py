@@ -1,6 +1,8 @@
 """Ranking by cross-entropy under models of equal size: values, intervals, and candidates that differ only in size."""
 
 import itertools
+import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.margins import Margins
 from align_ray.alignment.words import (
     PRIOR,
+    Extent,
     Size,
     cross_entropy_margins,
     cross_entropy_values,
@@ -44,12 +47,12 @@ def entropy(model, target):
 def test_the_value_is_the_mean_over_all_models_of_so_many_tokens(distributions, tokens, n):
     rng = np.random.default_rng(1)
     candidate, target = corpus(rng, distributions[0], n), corpus(rng, distributions[1], 3)
-    size = Size.of(tokens, [candidate])
+    size = Size.of(tokens, [Extent.of(candidate)])
     assert size.tokens == tokens
     if tokens < SIZE * LENGTH:  # two sequences of a batch
         models = [rows for batch in candidate for rows in batch.reshape(-1, 2, LENGTH)]
     else:
-        models = [candidate[list(c)] for c in itertools.combinations(range(n), size.batches(candidate))]
+        models = [candidate[list(c)] for c in itertools.combinations(range(n), size.batches(Extent.of(candidate)))]
     values = cross_entropy_values(candidate, target, VOCABULARY, size)
     assert values.shape == (n, 3)
     np.testing.assert_allclose(values.mean(0), np.mean([[entropy(m, t) for t in target] for m in models], axis=0))
@@ -163,8 +166,42 @@ def test_corpora_of_which_a_part_counts_are_compared_on_equal_tokens(distributio
 def test_padding_and_tokens_never_seen_do_no_harm():
     candidate, target = np.zeros((2, 1, 4), int), np.full((2, 1, 4), 3)
     target[:, :, 2:] = -1
-    values = cross_entropy_values(candidate, target, 5, Size.of(8, [candidate]))
+    values = cross_entropy_values(candidate, target, 5, Size.of(8, [Extent.of(candidate)]))
     assert values.shape == (2, 2) and np.isfinite(values).all() and values.mean() > 1
+
+
+class Counted(Mapping):
+    """Corpora that are made when asked for, and how many of them were alive at once."""
+
+    def __init__(self, corpora):
+        self.corpora, self.alive, self.most = corpora, weakref.WeakSet(), 0
+
+    def __getitem__(self, name):
+        made = self.corpora[name].view(Watched)
+        self.alive.add(made)
+        self.most = max(self.most, len(self.alive))
+        return made
+
+    def __iter__(self):
+        return iter(self.corpora)
+
+    def __len__(self):
+        return len(self.corpora)
+
+
+class Watched(np.ndarray):
+    __hash__ = object.__hash__
+
+
+def test_no_more_than_two_corpora_are_held_at_a_time(distributions):
+    rng = np.random.default_rng(4)
+    every = {f"c{i}": corpus(rng, distributions[i % 3], 3 + i) for i in range(8)} | {
+        "t": corpus(rng, distributions[0], 3)
+    }
+    corpora = Counted(every)
+    found = rank_by_cross_entropy(corpora, ["t"], VOCABULARY, TOKENS)
+    assert found == rank_by_cross_entropy(every, ["t"], VOCABULARY, TOKENS)
+    assert 1 <= corpora.most <= 2, "one that is worked on while the next is made"
 
 
 @pytest.mark.parametrize("tokens", [64, SIZE * LENGTH, TOKENS, 5 * SIZE * LENGTH])
@@ -173,7 +210,7 @@ def test_all_pairs_at_once_come_to_what_every_pairs_own_values_do(distributions,
     rng = np.random.default_rng(9)
     candidates = [corpus(rng, distributions[i % 3], n) for i, n in enumerate((5, 9, 20, 6))]
     targets = [corpus(rng, distributions[0], 4), np.where(rng.random((3, SIZE, LENGTH)) < 0.5, 7, -1)]
-    size = Size.of(tokens, candidates)
+    size = Size.of(tokens, [Extent.of(c) for c in candidates])
     for target, found in zip(targets, cross_entropy_margins(candidates, targets, VOCABULARY, size), strict=True):
         wanted = Margins.of([cross_entropy_values(c, target, VOCABULARY, size) for c in candidates])
         for name in ("mean", "own", "by_target", "batches"):

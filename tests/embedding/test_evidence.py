@@ -1,10 +1,14 @@
 """What is kept of a corpus' units is what the units give, and is made anew where it is not whole."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from align_ray.alignment.coefficients import Reduced, align_corpora, align_reduced, batch_matrix, main_blocks
 from align_ray.alignment.noise import corpus_noise
+from align_ray.corpora.rows import Rows
+from align_ray.corpora.sample import CorpusSample, write_sample
 from align_ray.embedding import evidence
 from align_ray.embedding.evidence import reduced_of
 from align_ray.embedding.units import unit_id, write_unit
@@ -78,3 +82,36 @@ def test_other_batches_another_epsilon_or_a_missing_unit_are_not_taken_for_what_
         reduced_of(store, "key", batches["a"] + 1, None)
     assert reduced_of(store, "key", batches["b"], 0.1, keep=False).main.shape == (4, 50)
     assert len([n for n in store.names("evidence/key") if n.endswith(".json")]) == 3
+
+
+def test_token_ids_beyond_what_is_held_are_let_go_and_read_again(monkeypatch):
+    made = []
+
+    def make(name):
+        made.append(name)
+        return np.full(10, ord(name), np.int32)
+
+    monkeypatch.setattr(evidence, "HELD_BYTES", 80)
+    corpora = evidence.Recent([*"abc"], make)
+    assert [corpora[n][0] for n in "abab"] == [ord(n) for n in "abab"] and made == [*"ab"]
+    assert corpora["c"][0] == ord("c") and corpora["b"][0] == ord("b") and made == [*"abc"], "the oldest goes"
+    assert corpora["a"][0] == ord("a") and made == [*"abca"]
+    with pytest.raises(KeyError):
+        corpora["d"]
+
+
+def test_many_corpora_are_reduced_in_tasks_and_what_they_keep_is_what_is_read(stored, monkeypatch, local_ray):
+    store, batches, units = stored
+    nothing = Rows.plain(np.zeros((0, 8), np.int32))
+    for name, rows in batches.items():
+        write_sample(store, f"corpora/{name}.parquet", CorpusSample(rows, nothing, nothing))
+    monkeypatch.setattr(evidence, "TOGETHER", 3)
+    corpora = [SimpleNamespace(name=name) for name in batches]
+    config = SimpleNamespace(corpora=corpora, embedding=SimpleNamespace(epsilon=None))
+    study, done = SimpleNamespace(config=config, store=store), {"key": "key", "dtype": "float32", "used": {"a": 3}}
+    evidence.reduce_corpora(study, done)
+    monkeypatch.setattr(evidence, "units_of", lambda *_: pytest.fail("read again"))
+    kept = evidence.read_evidence(study, done)
+    for name, of_corpus in units.items():
+        np.testing.assert_equal(plain(kept.reduced[name]), plain(Reduced.of(of_corpus[: done["used"].get(name)], None)))
+    np.testing.assert_array_equal(kept.batches["a"], batches["a"][:3])

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from align_ray.config import Config
 from align_ray.mixture.constraints import constraints_of
-from align_ray.mixture.goals import cross_entropy_goal, equal_counts
+from align_ray.mixture.goals import cross_entropy_goal, equal_choices, summed
 from align_ray.mixture.search import _halves
 from align_ray.mixture.solver import solve, with_prior
 
@@ -85,21 +85,32 @@ def test_of_two_parts_of_one_corpus_the_larger_gets_no_more_weight():
     assert 0.4 < np.mean(weights, axis=0)[0] < 0.6
 
 
+def taken(counts):
+    """The counts of every choice, of corpora's [n_k, V]."""
+    tokens, parts = (
+        [c.sum(1) for c in counts],
+        np.split(np.arange(sum(map(len, counts))), np.cumsum([*map(len, counts)])[:-1]),
+    )
+    every = sparse.csr_matrix(np.concatenate(counts))
+    choices = equal_choices(tokens, counts[0].shape[1])
+    return [summed(every, [rows[some] for rows, some in zip(parts, choice, strict=True)]) for choice in choices]
+
+
 def test_models_are_counted_on_as_many_batches_as_the_smallest_holds():
     rng = np.random.default_rng(7)
-    counts = [rng.multinomial(24, np.full(5, 0.2), n).astype(np.float32) for n in (6, 3, 3)]
-    parts = equal_counts([sparse.csr_matrix(c) for c in counts])
+    counts = [rng.multinomial(24, np.full(5, 0.2), n).astype(np.int32) for n in (6, 3, 3)]
+    parts = taken(counts)
     assert len(parts) == 8
     for part in parts:
         np.testing.assert_array_equal(part[1:], [c.sum(0) for c in counts[1:]])
         assert any(np.array_equal(part[0], counts[0][list(c)].sum(0)) for c in itertools.combinations(range(6), 3))
-    (whole,) = equal_counts([sparse.csr_matrix(c) for c in counts[1:]])
+    (whole,) = taken(counts[1:])
     np.testing.assert_array_equal(whole, [c.sum(0) for c in counts[1:]])
 
 
 def test_of_so_many_corpora_and_tokens_that_they_would_fill_the_memory_there_are_fewer_models(monkeypatch):
-    counts = [sparse.csr_matrix(np.ones((n, 5), np.float32)) for n in (6, 3, 3)]
+    tokens = [np.full(n, 5) for n in (6, 3, 3)]
     monkeypatch.setattr("align_ray.mixture.goals.MOST_ENTRIES", 2 * 3 * 5)
-    assert len(equal_counts(counts)) == 2
+    assert len(equal_choices(tokens, 5)) == 2
     monkeypatch.setattr("align_ray.mixture.goals.MOST_ENTRIES", 1)
-    assert len(equal_counts(counts)) == 1
+    assert len(equal_choices(tokens, 5)) == 1

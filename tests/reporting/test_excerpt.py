@@ -2,11 +2,16 @@
 
 import io
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
+from align_ray import pipeline
 from align_ray.alignment.coefficients import Reduced, align_reduced
 from align_ray.alignment.words import rank_by_cross_entropy
 from align_ray.config import Config
@@ -14,8 +19,13 @@ from align_ray.fisher.unit import Unit
 from align_ray.reporting import excerpt
 from align_ray.reporting.page import render_report
 from align_ray.reporting.results import Alignment, Corpora
+from align_ray.store import Store
 
 TARGETS, CANDIDATES = [f"t{i}" for i in range(10)], [f"c{i}" for i in range(60)]
+CORPORA = {
+    "targets": [{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
+    "candidates": [{"name": n, "source": f"{n}.jsonl"} for n in CANDIDATES],
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +45,19 @@ def results():
 
 
 def test_seventy_corpora_are_an_excerpt_a_picture_and_files(results):
-    corpora = {
-        "targets": [{"name": n, "source": f"{n}.jsonl"} for n in TARGETS],
-        "candidates": [{"name": n, "source": f"{n}.jsonl"} for n in CANDIDATES],
-    }
-    page = render_report(Config.model_validate({"name": "many", "output": "out", **corpora}), results, {})
+    page = render_report(Config.model_validate({"name": "many", "output": "out", **CORPORA}), results, {})
     shown = excerpt.Excerpt.of(results)
     assert shown.targets == TARGETS[: excerpt.TARGETS] and len(shown.candidates) == excerpt.ROWS
     files = excerpt.files(results)
     assert sorted(files) == ["candidates.csv", "pairs.csv"] and all(name in page for name in files)
     assert "data:image/png;base64," in page and "60 candidates and 10 targets are too many" in page
     assert "ranking-t7" in page and "ranking-t8" not in page
+    answer = page[page.index('id="answer"') : page.index("</section>", page.index('id="answer"'))]
+    assert 'id="first-table"' in answer and "<svg" not in answer, "tables first"
+    assert answer.index('id="first-table"') < answer.index('id="excerpt"')
+    first = re.search(r'href="#ranking-t3">t3</a></th><td><span class="name">(\w+)</span>', answer)
+    assert first[1] == results["alignment"].predicted.ranking["t3"][0].candidate
+    assert page.count("<details") == page.count("</details>") and page.count('id="bars-t3"') == 1
     numbers = re.findall(r'<data value="([^"]*)" data-path="alignment/([^"]*)">', page)
     tree = results["alignment"].dump()
     for value, path in numbers:
@@ -58,3 +70,24 @@ def test_seventy_corpora_are_an_excerpt_a_picture_and_files(results):
     table = page[page.index('id="ranking-t3"') :]
     listed = re.findall(r'<th scope="row" class="name">(\w+)</th>', table[: table.index("</table>")])
     assert listed == [row.candidate for row in results["alignment"].predicted.ranking["t3"]][: excerpt.ROWS]
+
+
+def test_mlflow_has_the_files_that_stand_beside_the_page_and_a_description_of_the_first_alone(
+    results, tracking, tmp_path, monkeypatch
+):
+    config = Config.model_validate({"name": "many", "output": str(tmp_path), "tracking": tracking, **CORPORA})
+    store = Store(config.output)
+    for name in ("need", "stored"):
+        monkeypatch.setattr(pipeline, name, lambda study, wanted: results.get(wanted.file))
+    monkeypatch.setattr(pipeline, "found_key", lambda study, wanted: None)
+    store.write_json("corpora.json", results["corpora"].dump()["corpora"])
+    pipeline.report(SimpleNamespace(config=config, store=store, say=lambda line: None))
+    known = store.read_json("mlflow-run.json")
+    client = MlflowClient(known["uri"])
+    for name in ("candidates.csv", "pairs.csv"):
+        place = {"run_id": known["run_id"], "artifact_path": name, "tracking_uri": known["uri"]}
+        assert Path(download_artifacts(**place, dst_path=str(tmp_path / "got"))).read_bytes() == store.read_bytes(name)
+    tags = client.get_run(known["run_id"]).data.tags
+    best = [row.candidate for row in results["alignment"].predicted.ranking["t3"]]
+    assert tags["align_ray.ranking/t3"] == ", ".join(best[:20])
+    assert f"Ranking for t3 by word counts: {', '.join(best[:20])}" in tags["mlflow.note.content"].splitlines()

@@ -696,7 +696,7 @@ def test_a_gain_below_zero_is_in_the_picture_and_named_for_what_it_is(stored):
     first, second = {**results["search"]["budgets"][0], "gain": -0.02}, {**results["search"]["budgets"][1], "gain": 0.1}
     search = search.model_copy(update={"budgets": [AtBudget(**first), AtBudget(**second)]})
     right = budgets_figure(search, prior=True).axes[1]
-    assert right.get_ylim()[0] < -0.02 and right.get_ylabel() == "objective above UniMax's, without the prior"
+    assert right.get_ylim()[0] < -0.02 and right.get_ylabel() == "objective above UniMax's,\nwithout the prior"
     search = search.model_copy(update={"budgets": [AtBudget(**{**first, "gain": 0.05}), AtBudget(**second)]})
     right = budgets_figure(search, prior=False).axes[1]
     assert right.get_ylim()[0] == 0 and "prior" not in right.get_ylabel()

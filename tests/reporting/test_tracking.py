@@ -159,6 +159,37 @@ def test_a_training_has_its_losses_by_step_and_is_tracked_once(opened):
     assert len(children(tracker)) == 2
 
 
+def test_of_so_many_corpora_that_mlflow_takes_them_in_parts_everything_is_there(output, request):
+    names = [f"c{i}" for i in range(1050)]
+    corpora = [{"name": n, "source": f"{n}.jsonl"} for n in names]
+    config = study(output, name=f"study-{digest(request.node.name)}", candidates=corpora)
+    store = Store(config.output)
+    tracker = start_tracking(config, store)
+    counts = {n: {**CORPORA["a"], "sample_digest": digest(n)[:16]} for n in names} | {"t": CORPORA["t"]}
+    tracking.corpora(tracker, config, store, sample().model_copy(update={"corpora": Corpora.parse(
+        {"corpora": counts, "work": sample().work.model_dump()}).corpora}))  # fmt: skip
+    weights = {n: (1 + i) / 551_775 for i, n in enumerate(names)}
+    change = {"before": 4.0, "after": 3.5, "change": -0.5, "change_error": None, "overlap": 0.0}
+    run = {"sequences": 2, "targets": {"t": change}}
+    runs = {"c1": {**run, "weights": {"c1": 1.0}}, "mixture": {**run, "weights": weights}}
+    tracking.finetuned(tracker, config, store, trained(runs))
+    alignment = {"value": 0.9, "error": 0.01, "low": 0.88, "high": 0.92}
+    best = {"weights": weights, "value": -6.0, "alignment": alignment, "epochs": weights}
+    found = Mixture.parse({"mixtures": {"recommended": best}, "weights": {}, "caps": {}})
+    store.write_json("recipe.json", {**recipe(), "weights": weights})
+    for _ in range(2):
+        tracking.mixture(tracker, config, store, found)
+    tracking.answer(tracker, config, {"search": found}, "Train on many.", "")
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert len(run.inputs.dataset_inputs) == 1051
+    assert sum(name.startswith("weight/") for name in run.data.metrics) == 1050
+    assert "| 1030 others | 96.2% |" in run.data.tags["mlflow.note.content"].splitlines()
+    below = {r.info.run_name: r.data.params for r in children(tracker).values()}
+    assert len(below["mixture"]) == 1050 and below["c1"] == {"weight/c1": "1"}
+    version = MlflowClient(tracker.uri).get_model_version_by_alias(f"mixture-{config.name}", "recommended")
+    assert str(version.version) == "1" and version.description.endswith("and 96.2% of 1030 others.")
+
+
 def test_the_answer_is_on_the_parent_run_and_what_lasted_is_shown_so(opened, tmp_path):
     config, store, tracker = opened
     client, start = MlflowClient(tracker.uri), int(time.time() * 1000) - 60_000
