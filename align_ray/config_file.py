@@ -9,7 +9,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from align_ray.config import Config, Model
+from align_ray.config import Config
+from align_ray.config_fields import Model
 from align_ray.errors import ConfigError
 
 EMBEDDED_DEFAULT = Path(__file__).with_name("demo.yaml")

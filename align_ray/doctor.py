@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from align_ray.config import Config, Corpus
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus
 from align_ray.errors import CapacityError, ClusterError, UserError
 from align_ray.runtime import NICER, niceness
 

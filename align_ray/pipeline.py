@@ -16,7 +16,8 @@ from align_ray.checks.contamination import find_contamination
 from align_ray.checks.page import study_files
 from align_ray.checks.predict import check_predictable, predictive_study
 from align_ray.claims import held
-from align_ray.config import TRAINED, Config, LmEval
+from align_ray.config import TRAINED, Config
+from align_ray.config_corpora import LmEval
 from align_ray.context import Study
 from align_ray.corpora.harness import check_task
 from align_ray.corpora.sample import sample_corpora, token_counts

@@ -17,7 +17,8 @@ import torch
 
 from align_ray.alignment.distance import scaled_cosine_distance
 from align_ray.alignment.noise import corpus_noise, relative_variance
-from align_ray.config import Corpus, Sampling
+from align_ray.config import Sampling
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.draw import document_key, make_batches, smallest, tokenised
 from align_ray.corpora.installed import INSTALLED
 from align_ray.fisher.estimators import embed_batch

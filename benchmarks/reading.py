@@ -116,7 +116,8 @@ def main(
 ) -> None:
     import ray
 
-    from align_ray.config import Cluster, Corpus, Sampling
+    from align_ray.config import Cluster, Sampling
+    from align_ray.config_corpora import Corpus
     from align_ray.corpora import files as corpora
     from align_ray.corpora import tasks as reading
     from align_ray.corpora.draw import draw_corpora

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from align_ray import hub
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.sources import plan_fragments
 from align_ray.errors import CorpusError, ProbeError
 from align_ray.fisher.probe import locate_probe

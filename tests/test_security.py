@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from align_ray.cli.main import app
-from align_ray.config import Config, Corpus
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus
 from align_ray.config_file import load_config
 from align_ray.errors import ConfigError, ProbeError
 from align_ray.handover.export import EXPORTERS

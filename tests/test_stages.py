@@ -9,7 +9,8 @@ import pytest
 
 from align_ray import pipeline, stages
 from align_ray.answers import answer_id, answers, remember
-from align_ray.config import Config, Replay
+from align_ray.config import Config
+from align_ray.config_corpora import Replay
 from align_ray.errors import CapReached, UserError
 from align_ray.pipeline import open_study
 from align_ray.spending import costs

@@ -18,7 +18,8 @@ from align_ray.alignment.coefficients import batch_matrix, main_blocks
 from align_ray.alignment.distance import distance_matrix
 from align_ray.alignment.intervals import two_sample_mean
 from align_ray.alignment.words import Extent, Size, cross_entropy_values
-from align_ray.config import Config, Corpus
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus
 from align_ray.context import Study
 from align_ray.corpora.overlap import WORD
 from align_ray.corpora.records import unmarked

@@ -115,7 +115,7 @@ def from_here(place: str) -> str:
 
 def tokens_of(answer: str) -> int:
     """A number of tokens as it is written on a command line: 22_000, 10M, 1.5B, 5e9."""
-    from align_ray.config import number
+    from align_ray.config_fields import number
 
     count = number(answer)
     if not isinstance(count, int) or count < 1:

@@ -1,4 +1,5 @@
-"""The configuration reference, docs/configuration.md, written from the models of `config.py`.
+"""The configuration reference, docs/configuration.md, written from the models of `config.py` and
+`config_corpora.py`.
 
     python -m align_ray.cli.config_page > docs/configuration.md
 

@@ -61,7 +61,7 @@ def _init(
     force: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from align_ray.cli.starter import budget_for, look, proposed_name, shown_examples, write
-    from align_ray.config import Corpus
+    from align_ray.config_corpora import Corpus
     from align_ray.corpora.contents import contents
 
     if path.exists() and not force:

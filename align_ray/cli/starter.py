@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic.fields import FieldInfo
 from rich.text import Text
 
-from align_ray.config import Config, Corpus, to_yaml
+from align_ray.config import Config, to_yaml
+from align_ray.config_corpora import Corpus
 from align_ray.config_file import validated
 from align_ray.corpora.contents import Contents
 from align_ray.corpora.examples import examples, marked

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from pathlib import PurePosixPath
 
-from align_ray.config import Corpus, is_hub_dataset
+from align_ray.config_corpora import Corpus, is_hub_dataset
 from align_ray.corpora.files import compression_of, files_left_out
 from align_ray.corpora.sources import documents, plan_fragments
 

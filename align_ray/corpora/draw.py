@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from align_ray.config import Corpus, Sampling
+from align_ray.config import Sampling
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.overlap import Sketch
 from align_ray.corpora.records import MARK, counted_characters, parts_of, unmarked
 from align_ray.corpora.rejects import Counts

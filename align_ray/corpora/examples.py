@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from itertools import islice
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.formats import recognise
 from align_ray.corpora.records import parts_of
 from align_ray.corpora.sources import documents, first_records, plan_fragments

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.utils import glob_translate
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.errors import CorpusError
 from align_ray.hub import not_answering
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from align_ray.config import LmEval, digest
+from align_ray.config import digest
+from align_ray.config_corpora import LmEval
 from align_ray.errors import ConfigError, CorpusError, UserError, first_line
 
 FEWEST = 2

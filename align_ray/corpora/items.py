@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.config import Choices, Corpus, ExactMatch, LmEval, digest
+from align_ray.config import digest
+from align_ray.config_corpora import Choices, Corpus, ExactMatch, LmEval
 from align_ray.context import Study
 from align_ray.corpora.draw import document_key
 from align_ray.corpora.harness import HarnessTask, harness_task, task_files

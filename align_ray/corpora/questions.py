@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.config import ExactMatch, digest
+from align_ray.config import digest
+from align_ray.config_corpora import ExactMatch
 from align_ray.corpora.records import Unusable, as_text, filled, is_template, value_at
 from align_ray.corpora.rows import Rows
 from align_ray.errors import CorpusError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 
 MARK = "\0"
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}

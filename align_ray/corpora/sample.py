@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from align_ray import metrics
 from align_ray.claims import RUN
-from align_ray.config import Config, Corpus, digest
+from align_ray.config import Config, digest
+from align_ray.config_corpora import Corpus
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, Drawn, cut_rows, draw_corpora, make_batches
 from align_ray.corpora.items import item_keys

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from align_ray.config import Corpus, is_hub_dataset
+from align_ray.config_corpora import Corpus, is_hub_dataset
 from align_ray.corpora import limits
 from align_ray.corpora.files import (
     GONE,

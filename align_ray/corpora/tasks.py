@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.sources import Fragment, plan_fragments
 
 TASK_BYTES = 64 * 2**20

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from align_ray.alignment.documents import counts_of, document_scores, log_ratios
-from align_ray.config import Corpus, digest
+from align_ray.config import digest
+from align_ray.config_corpora import Corpus
 from align_ray.context import Study
 from align_ray.corpora.draw import document_key, draw_texts, encode
 from align_ray.corpora.sample import read_sample

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.records import unmarked
 from align_ray.corpora.sources import documents
 from align_ray.corpora.tasks import on_tasks, read_task, read_tasks

@@ -16,7 +16,8 @@ from pydantic import (
 )
 
 from align_ray.answers import answer_id
-from align_ray.config import Name, digest
+from align_ray.config import digest
+from align_ray.config_fields import Name
 from align_ray.context import Study
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_tokenizer, locate_probe

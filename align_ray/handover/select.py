@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from align_ray.config import Corpus, digest
+from align_ray.config import digest
+from align_ray.config_corpora import Corpus
 from align_ray.context import Study
 from align_ray.corpora.tasks import on_tasks
 from align_ray.embedding.chunks import keys_of, scores_for

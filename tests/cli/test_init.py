@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from align_ray.cli.main import app
 from align_ray.cli.starter import look, proposed_name, render, write
-from align_ray.config import Config, Corpus
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus
 from align_ray.config_file import load_config, validated
 from align_ray.corpora.sources import check_corpus
 from align_ray.errors import ConfigError, CorpusError

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora import contents as looked
 from align_ray.corpora.contents import contents, size_of, splits_of
 from align_ray.corpora.files import files_left_out, fragments_of_files

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from align_ray.config import Config, Corpus, Sampling
+from align_ray.config import Config, Sampling
+from align_ray.config_corpora import Corpus
 from align_ray.corpora import draw, sample, tasks
 from align_ray.corpora.draw import (
     DOCUMENT_SEQUENCES,

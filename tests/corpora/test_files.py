@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from align_ray.config import Config, Corpus
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus
 from align_ray.config_file import validated
 from align_ray.corpora.rejects import BEGINNING, Counts
 from align_ray.corpora.sample import sample_corpora

@@ -25,7 +25,8 @@ from typer.testing import CliRunner
 from align_ray import pipeline, stages
 from align_ray.checks.contamination import Ngrams, ngram_hashes
 from align_ray.cli.main import app
-from align_ray.config import Config, Corpus, Sampling
+from align_ray.config import Config, Sampling
+from align_ray.config_corpora import Corpus
 from align_ray.config_file import load_config
 from align_ray.corpora import draw, files, limits, tables, tasks
 from align_ray.corpora.draw import document_key, make_batches, smallest, tokenised
@@ -266,7 +267,7 @@ def test_parquet_pages_that_inflate_without_end_and_values_above_the_limit_are_l
 MEASURED = """
 import resource, sys
 from collections import Counter
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.sources import documents, plan_fragments
 from align_ray.corpora.draw import document_key, smallest
 
@@ -305,7 +306,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.sources import documents, plan_fragments
 path = Path(sys.argv[1])
 pq.write_table(pa.table({"text": ["0", "hello", "text"], "n": [1, 2, 3]}), path, row_group_size=2, write_page_checksum=True)

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from align_ray.config import Choices, Config
+from align_ray.config import Config
+from align_ray.config_corpora import Choices
 from align_ray.corpora import sample
 from align_ray.corpora.draw import Drawn, cut_rows, document_key, tokenised
 from align_ray.corpora.items import item_keys, item_of, items_of, margins, read_items

@@ -15,7 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align_ray.config import Config, Corpus
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus
 from align_ray.config_file import load_config
 from align_ray.corpora import files as corpora
 from align_ray.corpora import limits

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from align_ray.config import Config, Corpus, ExactMatch
+from align_ray.config import Config
+from align_ray.config_corpora import Corpus, ExactMatch
 from align_ray.config_file import validated
 from align_ray.corpora.items import read_items
 from align_ray.corpora.questions import final_answer, question_of, questions_of

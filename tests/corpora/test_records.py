@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align_ray.config import Corpus, Sampling
+from align_ray.config import Sampling
+from align_ray.config_corpora import Corpus
 from align_ray.corpora.draw import cut_rows, document_key, encode, make_batches, portable, tokenised
 from align_ray.corpora.records import MARK, Unusable, counted_characters, render, unmarked
 from align_ray.corpora.sources import check_corpus, documents, plan_fragments

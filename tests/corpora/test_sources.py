@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.corpora import files, installed, limits
 from align_ray.corpora.sources import check_corpus, documents, plan_fragments
 from align_ray.errors import CorpusError

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from align_ray.cli.main import app
-from align_ray.config import Corpus
+from align_ray.config_corpora import Corpus
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_tokenizer, locate_probe
 from align_ray.fisher.settings import ProbeName

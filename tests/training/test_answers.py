@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from align_ray.config import ExactMatch, Probe
+from align_ray.config import Probe
+from align_ray.config_corpora import ExactMatch
 from align_ray.corpora.questions import questions_of
 from align_ray.corpora.rows import Rows
 from align_ray.fisher.probe import load_tokenizer, locate_probe

@@ -9,7 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 from align_ray.cli.main import app
-from align_ray.config import Config, LmEval
+from align_ray.config import Config
+from align_ray.config_corpora import LmEval
 from align_ray.corpora import harness
 from align_ray.corpora.harness import check_task, harness_task
 from align_ray.corpora.items import item_keys, items_of, margins, read_items

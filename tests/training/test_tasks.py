@@ -55,7 +55,7 @@ def test_a_share_that_is_itself_the_score_has_a_shares_interval():
 
 
 def test_a_metric_of_all_items_has_its_own_error_and_that_of_the_seeds():
-    from align_ray.config import LmEval
+    from align_ray.config_corpora import LmEval
     from align_ray.corpora.harness import HarnessTask
     from align_ray.training.jobs import Whole
 
