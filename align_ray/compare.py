@@ -8,7 +8,8 @@ from typing import Any
 from align_ray.answers import Answer, Difference, differences, shown
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.result import Result
-from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Validation, verdict_of
+from align_ray.reporting.results import Alignment, Corpora, Mixture
+from align_ray.reporting.trained import Finetuned, Validation, verdict_of
 from align_ray.reporting.values import Estimate, TaskScore, Verdict
 
 RESULTS: dict[str, type[Result]] = {

@@ -41,16 +41,8 @@ from align_ray.reporting import excerpt, tracking
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.headline import headline
 from align_ray.reporting.page import render_report
-from align_ray.reporting.results import (
-    Alignment,
-    Contamination,
-    Corpora,
-    Finetuned,
-    Mixture,
-    Prediction,
-    Samples,
-    Validation,
-)
+from align_ray.reporting.results import Alignment, Contamination, Corpora, Mixture, Prediction, Samples
+from align_ray.reporting.trained import Finetuned, Validation
 from align_ray.stages import SEEDS, Stage, answer_key, found_key, need, stage, stored
 from align_ray.store import Store
 from align_ray.training.choose import check_choosable, choose_candidates

@@ -13,15 +13,8 @@ from align_ray.config import Config
 from align_ray.fisher.unit import Unit
 from align_ray.mixture.goals import cross_entropy_goal
 from align_ray.mixture.search import search_mixture
-from align_ray.reporting.results import (
-    Alignment,
-    Contamination,
-    Corpora,
-    Finetuned,
-    Mixture,
-    Samples,
-    Validation,
-)
+from align_ray.reporting.results import Alignment, Contamination, Corpora, Mixture, Samples
+from align_ray.reporting.trained import Finetuned, Validation
 from align_ray.training.extrapolation import extrapolate
 from align_ray.training.finetune import change
 from align_ray.training.jobs import Answers

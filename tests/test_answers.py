@@ -15,8 +15,9 @@ from align_ray.cli.answers import say_what_changed
 from align_ray.cli.main import app
 from align_ray.compare import compare
 from align_ray.config import Config
-from align_ray.reporting.results import Corpora, Finetuned, Mixture
+from align_ray.reporting.results import Corpora, Mixture
 from align_ray.reporting.tables import out
+from align_ray.reporting.trained import Finetuned
 from align_ray.store import Store
 
 COUNTS = {"batches": 4, "estimated_tokens": 1000, "sample_digest": "aa"}

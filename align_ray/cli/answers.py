@@ -46,7 +46,7 @@ def _list(places: list[str]) -> list[dict[str, Any]]:
     from align_ray.answers import answers, differences
     from align_ray.compare import results_of
     from align_ray.reporting.headline import shares_of
-    from align_ray.reporting.results import verdict_of
+    from align_ray.reporting.trained import verdict_of
 
     rows: list[dict[str, Any]] = []
     for store in (store for place in places for store in _stores(place)):

@@ -98,7 +98,7 @@ def _run(config: Path | None, overrides: list[str] | None) -> dict[str, Any]:
 def _show_verdict(study: "Study", stopped: str = "") -> "Verdict":
     """Print the study's verdict, and give it; `stopped`: what ended the run before its trainings."""
     from align_ray import pipeline
-    from align_ray.reporting.results import verdict_of
+    from align_ray.reporting.trained import verdict_of
     from align_ray.stages import stored
 
     verdict = verdict_of({one.file: stored(study, one) for one in (pipeline.finetune, pipeline.validate)}, stopped)

@@ -9,7 +9,8 @@ from align_ray.reporting.tables import out, plain_table
 if TYPE_CHECKING:  # the command line must not wait for torch and pandas
     from align_ray.context import Study
     from align_ray.reporting.result import Result
-    from align_ray.reporting.results import Alignment, Finetuned, Prediction
+    from align_ray.reporting.results import Alignment, Prediction
+    from align_ray.reporting.trained import Finetuned
     from align_ray.reporting.values import Change, Ranked
 
 

@@ -10,7 +10,7 @@ from align_ray.config import Config
 from align_ray.reporting.excerpt import ROWS, Excerpt
 from align_ray.reporting.headline import headline
 from align_ray.reporting.names import called, explained
-from align_ray.reporting.results import verdict_of
+from align_ray.reporting.trained import verdict_of
 from align_ray.reporting.trust import trust
 from align_ray.reporting.values import TaskScore
 

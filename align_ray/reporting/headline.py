@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from align_ray.reporting.results import verdict_of
+from align_ray.reporting.trained import verdict_of
 from align_ray.reporting.values import Verdict, Weights
 
 SHOWN = 4

@@ -24,7 +24,8 @@ from align_ray.answers import answer_id
 from align_ray.config import Config, digest
 from align_ray.errors import CapReached, ConfigError, StoreError, first_line, mistake_behind
 from align_ray.reporting.choices import Choice
-from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture, Prediction, Validation, verdict_of
+from align_ray.reporting.results import Alignment, Corpora, Mixture, Prediction
+from align_ray.reporting.trained import Finetuned, Validation, verdict_of
 from align_ray.reporting.values import TaskScore, Verdict
 from align_ray.store import Store
 

@@ -7,7 +7,8 @@ from align_ray import pipeline
 from align_ray.config import Config
 from align_ray.handover.runs import FILES, run_files
 from align_ray.mixture.runs import read_runs
-from align_ray.reporting.results import Finetuned, Mixture, Validation
+from align_ray.reporting.results import Mixture
+from align_ray.reporting.trained import Finetuned, Validation
 from align_ray.store import Store
 
 NAMES = ("web", "code", "books")

@@ -10,15 +10,8 @@ import pytest
 from align_ray.reporting import tracking as told
 from align_ray.reporting.choices import Choice
 from align_ray.reporting.result import WIDTH, Result
-from align_ray.reporting.results import (
-    Alignment,
-    Contamination,
-    Corpora,
-    Finetuned,
-    Mixture,
-    Samples,
-    Validation,
-)
+from align_ray.reporting.results import Alignment, Contamination, Corpora, Mixture, Samples
+from align_ray.reporting.trained import Finetuned, Validation
 
 
 def estimate(value, half=0.01):
@@ -296,7 +289,7 @@ def test_the_headline_says_what_to_train_on_and_what_that_gave():
 
 
 def test_what_trainings_forget_is_said_and_the_front_of_target_and_general_text_is_kept():
-    from align_ray.reporting.results import Finetuned
+    from align_ray.reporting.trained import Finetuned
 
     def run(loss, general):
         ends = {"change_error": 0.01, "change_low": general - 0.02, "change_high": general + 0.02}

@@ -21,8 +21,9 @@ from align_ray.cli.ui import local_tracking
 from align_ray.config import Config, digest
 from align_ray.errors import ConfigError
 from align_ray.reporting import tracking
-from align_ray.reporting.results import Alignment, Corpora, Finetuned, Mixture
+from align_ray.reporting.results import Alignment, Corpora, Mixture
 from align_ray.reporting.tracking import start_tracking
+from align_ray.reporting.trained import Finetuned
 from align_ray.reporting.values import Verdict
 from align_ray.store import Store
 

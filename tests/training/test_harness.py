@@ -20,7 +20,7 @@ from align_ray.fisher.probe import load_model, load_tokenizer, locate_probe
 from align_ray.fisher.settings import ProbeName
 from align_ray.pipeline import open_study
 from align_ray.reporting.headline import headline
-from align_ray.reporting.results import Finetuned
+from align_ray.reporting.trained import Finetuned
 from align_ray.training.answers import row_losses
 from align_ray.training.finetune import Run, finetune_runs
 from align_ray.training.harness import harness_answers

@@ -15,7 +15,7 @@ from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.errors import ConfigError
 from align_ray.fisher.probe import load_model
 from align_ray.pipeline import open_study
-from align_ray.reporting.results import Finetuned
+from align_ray.reporting.trained import Finetuned
 from align_ray.training import loop
 from align_ray.training.finetune import Run, finetune_runs
 from align_ray.training.jobs import job_keys, train_jobs, train_to_rung
