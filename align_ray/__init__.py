@@ -9,7 +9,7 @@
     align_ray.finetune(study).plot()
     print(align_ray.report(study))
 
-What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py`); examples/quickstart.ipynb
+What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py`, `trained.py`); examples/quickstart.ipynb
 shows them.
 """
 

@@ -373,7 +373,7 @@ def test_a_candidate_whose_training_diverged_is_not_tracked():
     standings = {"state": "settled", "why": "", "before": 4.0, "candidates": {"a": row}}
     spent = {"tokens": 64, "spent": 128, "exhaustive": 128, "learning_rate": 1e-4, "delta": 0.01, "diverged": ["b"]}
     tracked, candidates = [], [SimpleNamespace(name=n) for n in "ab"]
-    tracker = SimpleNamespace(child=lambda name, *rest: tracked.append(name), metrics=lambda values: None)
+    tracker = SimpleNamespace(children=lambda kind, runs: tracked.extend(runs), metrics=lambda values: None)
     told.choice(
         tracker, SimpleNamespace(candidates=candidates), None, Choice.parse({"targets": {"t": standings}, **spent})
     )
