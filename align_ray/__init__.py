@@ -9,8 +9,8 @@
     align_ray.finetune(study).plot()
     print(align_ray.report(study))
 
-What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py`, `trained.py`); examples/quickstart.ipynb
-shows them.
+What a stage returns has typed fields, `to_pandas()` and `plot()` (`reporting/results.py` and `trained.py`);
+examples/quickstart.ipynb shows them.
 """
 
 import importlib
