@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from align_ray.alignment.documents import counts_of, document_scores, log_ratios
 from align_ray.alignment.intervals import Estimate, two_sample_mean
-from align_ray.checks.predict import _further_probe
+from align_ray.checks.predict import further_probe
 from align_ray.config import digest
 from align_ray.config_file import load_config
 from align_ray.context import Study
@@ -40,8 +40,7 @@ from align_ray.runtime import connect
 from align_ray.training.jobs import Job, train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate
 
-BASELINES = ("random", "length")
-FREE = (*BASELINES, "all")
+FREE = ("random", "length", "all")
 """What takes the same for every target."""
 
 
@@ -115,15 +114,11 @@ def aligned(study: Study, pool: Pool) -> np.ndarray:
 
 def loss_differences(study: Study, pool: Pool) -> np.ndarray:
     """Loss of a document's first tokens before less after a short training on the target's sample, [n, M]."""
-    rows = Rows.ending(*_lines(pool, study.config.sampling.sequence_length))
+    lines = [d.ids[: study.config.sampling.sequence_length].tolist() for d in pool.documents]
+    rows = Rows.ending(lines, [len(line) - 1 for line in lines])
     jobs = [Job(Rows.encoded_as(ids), learning_rate(study.config), 0) for ids in samples(study).values()]
     done = train_jobs(study, {"pool": rows}, jobs, scored=False)
     return np.stack([t.losses["pool"].before - t.losses["pool"].after for t in done], axis=1)
-
-
-def _lines(pool: Pool, length: int) -> tuple[list[list[int]], list[int]]:
-    lines = [d.ids[:length].tolist() for d in pool.documents]
-    return lines, [len(line) - 1 for line in lines]
 
 
 def bm25(study: Study, pool: Pool) -> np.ndarray:
@@ -139,19 +134,18 @@ def bm25(study: Study, pool: Pool) -> np.ndarray:
 
 def scored(study: Study, pool: Pool, methods: list[str]) -> dict[str, np.ndarray]:
     """Scores [n, M] by method."""
-    found, n = {}, len(study.config.targets)
+    found = {}
     known = {
         "words": lambda: by_words(study, pool),
         "alignment": lambda: aligned(study, pool),
         "loss difference": lambda: loss_differences(study, pool),
         "BM25": lambda: bm25(study, pool),
-        "length": lambda: np.repeat(pool.tokens[:, None], n, axis=1).astype(float),
     }
     for name in study.config.predict.probes:
-        probe = _further_probe(study.config, name)
+        probe = further_probe(study.config, name)
         known[f"alignment, probe {name}"] = lambda p=probe: aligned(dataclasses.replace(study, probe=p), pool)
     for method in methods:
-        if method not in FREE or method == "length":
+        if method not in FREE:
             start = time.perf_counter()
             found[method] = known[method]()
             study.say(f"{method}: {len(pool.documents):,} documents scored in {time.perf_counter() - start:.1f} s")

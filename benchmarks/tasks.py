@@ -7,6 +7,7 @@ seed). Goes on where it was stopped.
 """
 
 import argparse
+from pathlib import Path
 
 from align_ray.config_file import load_config
 from align_ray.corpora.items import read_items
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int)
     options = parser.parse_args()
     settings = {"tokens": options.tokens, "eval_tokens": 4096, "learning_rate": [options.rate]}
-    changes = {"probe": {"model": options.model}, "output": f"runs/tasks-{options.model}"}
+    changes = {"probe": {"model": options.model}, "output": f"runs/tasks-{Path(options.model).name}"}
     changes |= {f"finetune.{name}": value for name, value in settings.items()}
     changes |= {"sampling.batches": 2, "finetune.micro_batch_size": options.micro_batch}
     study = open_study(load_config(options.study, changes), say=lambda line: print(line, flush=True))

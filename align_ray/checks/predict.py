@@ -51,10 +51,11 @@ def check_predictable(study: Study) -> None:
             f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora."
         )
     for name in config.predict.probes:
-        check_model(_further_probe(config, name))
+        check_model(further_probe(config, name))
 
 
-def _further_probe(config: Config, name: str) -> Located:
+def further_probe(config: Config, name: str) -> Located:
+    """A model of `predict.probes`, found; raises ProbeError."""
     return locate_probe(dataclasses.replace(config.probe.plain(), model=name, revision=None))
 
 
@@ -97,7 +98,7 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
             result += alignment_measures(units, candidates, targets, f", {pooling} pooling", epsilon)
     for name in config.predict.probes:
         say(f"embedding with the probe '{name}'")
-        variant = dataclasses.replace(study, probe=_further_probe(config, name))
+        variant = dataclasses.replace(study, probe=further_probe(config, name))
         units = read_evidence(variant, embed_missing(variant)).units
         result += alignment_measures(units, candidates, targets, f", probe {name}", epsilon)
     say("predicting the change of loss from gradients")
