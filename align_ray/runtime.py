@@ -17,8 +17,10 @@ WORKER_ENVIRONMENT = {
     # One CPU a worker, so one thread; otherwise every worker would start one per core.
     "OMP_NUM_THREADS": "1",
     # glibc gives every large temporary back to the kernel and faults it in again: 20 to 30 % of a CPU pass measured.
+    # A thread's own arena could not hold one, and Ray Train trains in a thread: so all have one arena.
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_ARENA_MAX": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",

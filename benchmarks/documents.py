@@ -28,14 +28,14 @@ from align_ray.config_file import load_config
 from align_ray.context import Study
 from align_ray.corpora.draw import DOCUMENT_SEQUENCES, Document, cut_rows, draw_corpora
 from align_ray.corpora.rows import Rows, report_half
-from align_ray.corpora.sample import read_sample
+from align_ray.corpora.sample import read_sample, sample_corpora
 from align_ray.embedding.chunks import chunk_of
 from align_ray.embedding.evidence import read_evidence
 from align_ray.embedding.pool import embed_missing
 from align_ray.embedding.scores import score_chunks, score_targets
 from align_ray.fisher.tokens import PADDING
 from align_ray.handover.documents import CHUNK_DOCUMENTS, target_keys
-from align_ray.pipeline import embed, open_study
+from align_ray.pipeline import open_study
 from align_ray.runtime import connect
 from align_ray.training.jobs import Job, train_jobs
 from align_ray.training.rows import heldout_rows, learning_rate
@@ -254,7 +254,7 @@ def main() -> None:
     say = lambda line: print(f"{time.perf_counter() - start:6.0f} s  {line}", flush=True)
     study = open_study(load_config(options.study), say=say)
     connect(study.config.cluster)
-    embed(study)
+    sample_corpora(study)
     probes = [f"alignment, probe {name}" for name in study.config.predict.probes]
     methods = options.methods or ["random", "length", "words", "BM25", "loss difference", "alignment", *probes, "all"]
     pool = make_pool(study)

@@ -1,7 +1,7 @@
 """How well is the loss of a mixture predicted without training on it? Against real trainings on held-out mixtures.
 
     align-ray study STUDY.yaml --set finetune.keep_weights=true       # the trainings on each candidate alone
-    python benchmarks/predicted_mixtures.py STUDY.yaml [--mixtures 24] [--seeds 2] [--runs 8]
+    python benchmarks/predicted_mixtures.py STUDY.yaml [--mixtures 24] [--seeds 2] [--runs 8] [--set FIELD=VALUE]
 
 Random mixtures, sparse and dense, are trained on for `predict.tokens`; ranks are those of the report halves' losses,
 what predicts them is measured on the validation halves; errors and intervals are of those halves' losses. `--runs`
@@ -14,12 +14,13 @@ mixtures.parquet to the study's output. Goes on where it was stopped.
 import argparse
 import datetime
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from scipy.stats import spearmanr
 
-from align_ray.config_file import load_config
+from align_ray.cli.common import study_of
 from align_ray.corpora.rows import report_half, validation_half
 from align_ray.corpora.sample import token_counts
 from align_ray.mixture.goals import cross_entropy_goal, fisher_goal
@@ -34,7 +35,7 @@ from align_ray.mixture.predicted import (
     validation_rows,
 )
 from align_ray.mixture.surrogates import SURROGATES
-from align_ray.pipeline import evidence_of, open_study
+from align_ray.pipeline import evidence_of
 from align_ray.runtime import connect
 from align_ray.training.jobs import heldout_probabilities, job_keys, train_jobs
 from align_ray.training.rows import candidate_jobs, heldout_rows, mixture_jobs, with_rate
@@ -60,13 +61,14 @@ def judged(predicted: np.ndarray, loss: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study")
+    parser.add_argument("study", type=Path)
     parser.add_argument("--mixtures", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--set", action="append", metavar="FIELD=VALUE")
     options = parser.parse_args()
     say = lambda line: print(line, flush=True)
-    study = open_study(load_config(options.study), say=say, write=False)
+    study = study_of(options.study, options.set, write=False)
     connect(study.config.cluster)
     study = with_rate(study, study.config.predict.tokens)
     config, heldout, tokens = study.config, heldout_rows(study), token_counts(study)

@@ -8,6 +8,7 @@ What is under way is kept in the store (`state.py`), and goes on there on any wo
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -82,6 +83,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             before = {name: sequence_losses(heldout_losses(model, rows, device)) for name, rows in heldout.items()}
             tasks_before = answers(model)
 
+        @functools.cache  # two rungs of a short training are at one step
         def losses_at_rung(steps: int, model: Any = model) -> dict[str, Any]:
             found = {n: sequence_losses(heldout_losses(model, validation_half(r), device)) for n, r in heldout.items()}
             if rank == 0:

@@ -1,6 +1,6 @@
 """What a candidate's loss will be at the end of its training, from losses at rungs and a prior measure.
 
-The model of one target, for candidate k at x = log(1 + steps) / log(1 + all steps):
+The model of one target, for candidate k at x = (log(1 + steps) / log(1 + all steps))^c:
 
     loss_k(x) = m(x) + beta z_k x + f_k(x) + noise
 
@@ -9,8 +9,10 @@ a Brownian motion. z_k is the prior measure (lower is better), standardised; wha
 a Gaussian process of variance a^2 at the end: a share 1 - b of it a straight line, as of a candidate that goes on as it
 began, and a share b a Brownian motion, which forgets how it began. The noise is that of the held-out rows, as they show
 it, the same rows at all rungs. The amplitude a (by target) and b (of all targets together) are averaged over a grid by
-their marginal likelihood, so that nothing is assumed of how much an early loss says: the first rungs say it. All in
-closed form: candidates are independent, given m and beta.
+their marginal likelihood, so that nothing is assumed of how much an early loss says: the first rungs say it. How late
+candidates come apart, c, is averaged too, but by the evidence of one curve, the mean of all: what all trainings do
+later, together, however many there are no early rung shows. All in closed form: candidates are independent, given m
+and beta.
 """
 
 import dataclasses
@@ -19,6 +21,8 @@ import numpy as np
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Grid of b."""
+POWERS = (1.0, 2.0, 3.0)
+"""Grid of c."""
 AMPLITUDES = tuple(2.0 ** np.arange(-3, 3.5, 0.5))
 """Grid of a, in units of what the last rung that all candidates have suggests."""
 SLOPE_SPREAD = 30.0
@@ -63,14 +67,16 @@ def final_losses(curves: list[Curves], rng: np.random.Generator) -> list[np.ndar
     """Draws from the joint posterior of the candidates' losses at the end, by target float64 [DRAWS, K]; without the
     noise of the held-out rows. All targets have the same rungs."""
     grids = [_grid(c) for c in curves]
-    by_amplitude = np.array([[[p.log_likelihood for p in by_a] for by_a in grid] for grid in grids])
-    of_share = _normalised(np.logaddexp.reduce(by_amplitude, axis=2).sum(0))
+    logs = np.array([[p.log_likelihood for p in grid] for grid in grids])
+    logs = logs.reshape(len(curves), len(POWERS), len(SHARES), len(AMPLITUDES))
+    by_share = np.logaddexp.reduce(logs, axis=3).sum(0)
+    of_power = _normalised(np.logaddexp.reduce(by_share, axis=1) / sum(len(c.prior) for c in curves), 0)
+    of_share = of_power[:, None] * _normalised(by_share, 1)
     drawn = []
-    for grid, logs in zip(grids, by_amplitude, strict=True):
-        weights = np.concatenate([share * _normalised(by_a) for share, by_a in zip(of_share, logs, strict=True)])
+    for grid, of_target in zip(grids, logs, strict=True):
+        weights = (of_share[:, :, None] * _normalised(of_target, 2)).ravel()
         counts = rng.multinomial(DRAWS, weights / weights.sum())
-        points = [p for by_a in grid for p in by_a]
-        parts = [p.draw(rng, int(n)) for p, n in zip(points, counts, strict=True) if n]
+        parts = [p.draw(rng, int(n)) for p, n in zip(grid, counts, strict=True) if n]
         drawn.append(np.concatenate(parts))
     return drawn
 
@@ -94,17 +100,20 @@ class _Point:
         return gamma @ self.slope.T + self.offset + wider * self.error * rng.standard_normal((n, len(self.offset)))
 
 
-def _grid(curves: Curves) -> list[list[_Point]]:
-    """By share and amplitude."""
-    x = np.log1p(curves.steps) / np.log1p(curves.steps[-1])
+def _grid(curves: Curves) -> list[_Point]:
+    """By power, share and amplitude."""
     seen = np.isfinite(curves.losses)
     common = int(np.flatnonzero(seen.all(0))[-1])
-    spread = float(np.std(curves.losses[:, common]) / x[common])
-    unit = max(spread, float(np.sqrt(np.median(curves.noise[:, common, common]))), 1e-9)
+    apart, least = np.std(curves.losses[:, common]), np.sqrt(np.median(curves.noise[:, common, common]))
     z = curves.prior - curves.prior.mean()
     z = z / (z.std() or 1.0)
     y = np.where(seen, curves.losses - curves.before, 0.0)
-    return [[_point(y, seen, curves.noise, x, z, curves.before, b, a * unit) for a in AMPLITUDES] for b in SHARES]
+    found = []
+    for c in POWERS:
+        x = (np.log1p(curves.steps) / np.log1p(curves.steps[-1])) ** c
+        unit = max(float(apart / x[common]), float(least), 1e-9)
+        found += [_point(y, seen, curves.noise, x, z, curves.before, b, a * unit) for b in SHARES for a in AMPLITUDES]
+    return found
 
 
 def _point(
@@ -142,6 +151,6 @@ def _point(
     return _Point(float(log_likelihood), mean, root, slope, before + (to_end * by_y).sum(1), error)
 
 
-def _normalised(logs: np.ndarray) -> np.ndarray:
-    shares = np.exp(logs - logs.max())
-    return shares / shares.sum()
+def _normalised(logs: np.ndarray, axis: int) -> np.ndarray:
+    shares = np.exp(logs - logs.max(axis, keepdims=True))
+    return shares / shares.sum(axis, keepdims=True)
