@@ -1,18 +1,18 @@
 """What a candidate's loss will be at the end of its training, from losses at rungs and a prior measure.
 
-The model of one target, for candidate k at x = (log(1 + steps) / log(1 + all steps))^c:
+The model of one target, for candidate k at x = log(1 + steps) / log(1 + all steps):
 
-    loss_k(x) = m(x) + beta z_k x + f_k(x) + noise
+    loss_k(x) = m(x) + beta z_k x^c + f_k(x^c) + noise
 
 m(x), the course of all candidates together, starts at the loss before training and is a straight line of any slope and
 a Brownian motion. z_k is the prior measure (lower is better), standardised; what it is worth, beta, is learned. f_k is
 a Gaussian process of variance a^2 at the end: a share 1 - b of it a straight line, as of a candidate that goes on as it
-began, and a share b a Brownian motion, which forgets how it began. The noise is that of the held-out rows, as they show
-it, the same rows at all rungs. The amplitude a (by target) and b (of all targets together) are averaged over a grid by
-their marginal likelihood, so that nothing is assumed of how much an early loss says: the first rungs say it. How late
-candidates come apart, c, is averaged too, but by the evidence of one curve, the mean of all: what all trainings do
-later, together, however many there are no early rung shows. All in closed form: candidates are independent, given m
-and beta.
+began, and a share b a Brownian motion, which forgets how it began. The larger c, the later candidates come apart; one
+rung says nothing of it, and has c = 1. The noise is that of the held-out rows, as they show it, the same rows at all
+rungs. The amplitude a (by target), b and c (of all targets together) are averaged over a grid by their marginal
+likelihood, so that nothing is assumed of how much an early loss says: the first rungs say it. All targets are measured
+on the same trainings, so that of b and c their evidence is the mean of the targets', not the sum. All in closed form:
+candidates are independent, given m and beta.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ POWERS = (1.0, 2.0, 3.0)
 AMPLITUDES = tuple(2.0 ** np.arange(-3, 3.5, 0.5))
 """Grid of a, in units of what the last rung that all candidates have suggests."""
 SLOPE_SPREAD = 30.0
-"""Prior standard deviation of the slope of m, in units of a: it says nothing."""
+"""Prior standard deviation of the slope of m, in units of its amplitude: it says nothing."""
 PRIOR_SPREAD = 0.7
 """Prior standard deviation of beta, in units of a: a measure explains up to about half of the variance."""
 MISSING = 1e6
@@ -66,15 +66,14 @@ def row_noise(rows: np.ndarray) -> np.ndarray:
 def final_losses(curves: list[Curves], rng: np.random.Generator) -> list[np.ndarray]:
     """Draws from the joint posterior of the candidates' losses at the end, by target float64 [DRAWS, K]; without the
     noise of the held-out rows. All targets have the same rungs."""
-    grids = [_grid(c) for c in curves]
+    powers = POWERS if np.isfinite(curves[0].losses).any(0).sum() > 1 else POWERS[:1]
+    grids = [_grid(c, powers) for c in curves]
     logs = np.array([[p.log_likelihood for p in grid] for grid in grids])
-    logs = logs.reshape(len(curves), len(POWERS), len(SHARES), len(AMPLITUDES))
-    by_share = np.logaddexp.reduce(logs, axis=3).sum(0)
-    of_power = _normalised(np.logaddexp.reduce(by_share, axis=1) / sum(len(c.prior) for c in curves), 0)
-    of_share = of_power[:, None] * _normalised(by_share, 1)
+    logs = logs.reshape(len(curves), len(powers) * len(SHARES), len(AMPLITUDES))
+    of_course = _normalised(np.logaddexp.reduce(logs, axis=2).mean(0))
     drawn = []
     for grid, of_target in zip(grids, logs, strict=True):
-        weights = (of_share[:, :, None] * _normalised(of_target, 2)).ravel()
+        weights = (of_course[:, None] * _normalised(of_target)).ravel()
         counts = rng.multinomial(DRAWS, weights / weights.sum())
         parts = [p.draw(rng, int(n)) for p, n in zip(grid, counts, strict=True) if n]
         drawn.append(np.concatenate(parts))
@@ -100,34 +99,49 @@ class _Point:
         return gamma @ self.slope.T + self.offset + wider * self.error * rng.standard_normal((n, len(self.offset)))
 
 
-def _grid(curves: Curves) -> list[_Point]:
+def _grid(curves: Curves, powers: tuple[float, ...]) -> list[_Point]:
     """By power, share and amplitude."""
+    x = np.log1p(curves.steps) / np.log1p(curves.steps[-1])
     seen = np.isfinite(curves.losses)
     common = int(np.flatnonzero(seen.all(0))[-1])
-    apart, least = np.std(curves.losses[:, common]), np.sqrt(np.median(curves.noise[:, common, common]))
+    apart = float(np.std(curves.losses[:, common]))
+    least = max(float(np.sqrt(np.median(curves.noise[:, common, common]))), 1e-9)
     z = curves.prior - curves.prior.mean()
     z = z / (z.std() or 1.0)
     y = np.where(seen, curves.losses - curves.before, 0.0)
-    found = []
-    for c in POWERS:
-        x = (np.log1p(curves.steps) / np.log1p(curves.steps[-1])) ** c
-        unit = max(float(apart / x[common]), float(least), 1e-9)
-        found += [_point(y, seen, curves.noise, x, z, curves.before, b, a * unit) for b in SHARES for a in AMPLITUDES]
+    together, found = max(apart / x[common], least), []
+    for c in powers:
+        unit = max(apart / x[common] ** c, least)
+        found += [
+            _point(y, seen, curves.noise, x, x**c, z, curves.before, b, a * unit, a * together)
+            for b in SHARES
+            for a in AMPLITUDES
+        ]
     return found
 
 
 def _point(
-    y: np.ndarray, seen: np.ndarray, noise: np.ndarray, x: np.ndarray, z: np.ndarray, before: float, b: float, a: float
+    y: np.ndarray,
+    seen: np.ndarray,
+    noise: np.ndarray,
+    x: np.ndarray,
+    own: np.ndarray,
+    z: np.ndarray,
+    before: float,
+    b: float,
+    a: float,
+    together: float,
 ) -> _Point:
+    """`own` [R]: x^c; `together`: the amplitude of m."""
     k, r = y.shape
-    process = a**2 * ((1 - b) * np.outer(x, x) + b * np.minimum.outer(x, x))
+    process = a**2 * ((1 - b) * np.outer(own, own) + b * np.minimum.outer(own, own))
     both = seen[:, :, None] & seen[:, None, :]
     covariance = np.where(both, process + noise, 0.0)
     covariance[:, np.arange(r), np.arange(r)] += np.where(seen, 1e-9 * a**2, MISSING * a**2)
-    fixed = np.concatenate([np.broadcast_to(np.eye(r), (k, r, r)), (z[:, None] * x)[:, :, None]], axis=2)
+    fixed = np.concatenate([np.broadcast_to(np.eye(r), (k, r, r)), (z[:, None] * own)[:, :, None]], axis=2)
     fixed = np.where(seen[:, :, None], fixed, 0.0)  # [K, R, R + 1]
     prior = np.zeros((r + 1, r + 1))
-    prior[:r, :r] = a**2 * (SLOPE_SPREAD**2 * np.outer(x, x) + np.minimum.outer(x, x))
+    prior[:r, :r] = together**2 * (SLOPE_SPREAD**2 * np.outer(x, x) + np.minimum.outer(x, x))
     prior[r, r] = a**2 * PRIOR_SPREAD**2
     to_end = np.where(seen, process[:, -1], 0.0)  # [K, R]
     solved = np.linalg.solve(covariance, np.concatenate([fixed, y[:, :, None], to_end[:, :, None]], axis=2))
@@ -151,6 +165,7 @@ def _point(
     return _Point(float(log_likelihood), mean, root, slope, before + (to_end * by_y).sum(1), error)
 
 
-def _normalised(logs: np.ndarray, axis: int) -> np.ndarray:
-    shares = np.exp(logs - logs.max(axis, keepdims=True))
-    return shares / shares.sum(axis, keepdims=True)
+def _normalised(logs: np.ndarray) -> np.ndarray:
+    """Shares by the last axis."""
+    shares = np.exp(logs - logs.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)

@@ -3,7 +3,7 @@
 After every rung the posterior of all candidates' final losses (`posterior.py`) says of each target which candidates can
 still be its best, within `delta`. A target is settled where one is so with probability SETTLED; a candidate stops where
 it is hopeless for every target that is not. So nothing depends on which worker was first. The first rung is the end of
-the warm-up: losses there say less than the posterior takes them to (docs/study.md), so that nobody stops at it.
+the warm-up: one rung does not say how late candidates come apart (`posterior.py`), so that nobody stops at it.
 """
 
 import dataclasses
@@ -122,7 +122,7 @@ def standings_of(
     found = {}
     for (target, which), losses in zip(of.items(), final_losses(curves, np.random.default_rng(seed)), strict=True):
         best, common = losses.min(1, keepdims=True), losses.mean(1, keepdims=True)
-        low, high = np.quantile(losses, [0.025, 0.975], axis=0)
+        low, high = np.maximum(np.quantile(losses, [0.025, 0.975], axis=0), 0.0)  # no loss is below
         whole = lambda values, empty=np.nan, which=which, k=len(priors[target]): _whole(values, which, k, empty)
         found[target] = Standing(
             middle=whole(np.median(losses, axis=0)),
