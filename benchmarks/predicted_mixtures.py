@@ -93,7 +93,7 @@ def main() -> None:
     losses, same = ({t: of_half(half, t) for t in heldout} for half in (report_half, validation_half))
 
     start = time.perf_counter()
-    probabilities = {t: validation_rows(p) for t, p in heldout_probabilities(study, heldout, experts).items()}
+    probabilities = {t: validation_rows(p) for t, p in heldout_probabilities(study, heldout, experts, True).items()}
     ensemble = ensemble_losses(probabilities, mixtures)
     many = random_mixtures(rng, 1000, len(names))
     ensemble_losses(probabilities, many)

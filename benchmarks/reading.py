@@ -152,7 +152,7 @@ def main(
             f"{drawn.counts.get('unreadable', 0)} | {seconds:.0f} | {size / 1e6 / seconds / tasks:.0f} | "
             f"{watch.driver / 1e6:.0f} | {watch.worker / 1e6:.0f} | {spilled() / 1e6:.0f} |"
         )
-        tasks_run = len(reading.read_tasks([corpus]))
+        tasks_run = len(reading.read_tasks([corpus], None))
         ray.shutdown()
         print(f"\n{tasks_run} tasks, {tasks_run / seconds:.0f} a second\n")
         print("| one process | MB/s |\n|---|---|")

@@ -1,9 +1,13 @@
 """The benchmark scripts run and print their tables; what they measure is not tested."""
 
+import ast
+import importlib
+import inspect
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,3 +78,39 @@ def test_the_extrapolation_is_held_against_recorded_losses(tmp_path, monkeypatch
     table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| losses")]
     assert [row[2].strip() for row in table] == ["16%", "40%"]
     assert all(float(row[3].strip().rstrip("%")) >= 75 and float(row[9]) == 1.0 for row in table)
+
+
+def ours(tree: ast.AST) -> dict[str, Any]:
+    """What a script imports of align_ray, by the name it has there, where it has no other meaning."""
+    found: dict[str, Any] = {}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    others = [node for node in imports if (node.module or "").split(".")[0] != "align_ray"]
+    for node in imports:
+        if node not in others:
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                part = getattr(module, name.name, None) or importlib.import_module(f"{node.module}.{name.name}")
+                found[name.asname or name.name] = part
+    return {k: v for k, v in found.items() if all(k not in (n.asname or n.name for n in o.names) for o in others)}
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in FOLDER.glob("*.py")))
+def test_a_benchmark_calls_our_functions_as_they_are(script):
+    """Most of them are too long to be run here: every call has the arguments that the function takes."""
+    tree = ast.parse((FOLDER / script).read_text())
+    known, bound = ours(tree), 0
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(isinstance(a, ast.Starred) for a in node.args):
+            continue
+        called, _, attribute = ast.unparse(node.func).partition(".")
+        found = known.get(called)
+        function = getattr(found, attribute, None) if attribute and inspect.ismodule(found) else found
+        if not callable(function) or (attribute and function is found) or any(k.arg is None for k in node.keywords):
+            continue
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # of a class of C there is none
+            continue
+        signature.bind(*node.args, **{k.arg: k for k in node.keywords})
+        bound += 1
+    assert bound or not known
