@@ -5,9 +5,9 @@ The model of one target, for candidate k at x = log(1 + steps) / log(1 + all ste
     loss_k(x) = m(x) + beta z_k x^c + f_k(x^c) + noise
 
 m(x), the course of all candidates together, starts at the loss before training and is a straight line of any slope and
-a Brownian motion. z_k is the prior measure (lower is better), standardised; what it is worth, beta, is learned. f_k is
-a Gaussian process of variance a^2 at the end: a share 1 - b of it a straight line, as of a candidate that goes on as it
-began, and a share b a Brownian motion, which forgets how it began. The larger c, the later candidates come apart; one
+a Brownian motion, as large as it has moved or as candidates are apart. z_k is the prior measure (lower is better),
+standardised; what it is worth, beta, is learned. f_k is a Gaussian process of variance a^2 at the end: a share 1 - b of
+it a straight line, as of a candidate that goes on as it began, and a share b a Brownian motion, which forgets that. The larger c, the later candidates come apart; one
 rung says nothing of it, and has c = 1. The noise is that of the held-out rows, as they show it, the same rows at all
 rungs. The amplitude a (by target), b and c (of all targets together) are averaged over a grid by their marginal
 likelihood, so that nothing is assumed of how much an early loss says: the first rungs say it. All targets are measured
@@ -109,11 +109,12 @@ def _grid(curves: Curves, powers: tuple[float, ...]) -> list[_Point]:
     z = curves.prior - curves.prior.mean()
     z = z / (z.std() or 1.0)
     y = np.where(seen, curves.losses - curves.before, 0.0)
-    together, found = max(apart / x[common], least), []
+    together = max(max(apart, abs(float(y[:, common].mean()))) / x[common], least)
+    found = []
     for c in powers:
         unit = max(apart / x[common] ** c, least)
         found += [
-            _point(y, seen, curves.noise, x, x**c, z, curves.before, b, a * unit, a * together)
+            _point(y, seen, curves.noise, x, x**c, z, curves.before, b, a * unit, together)
             for b in SHARES
             for a in AMPLITUDES
         ]
