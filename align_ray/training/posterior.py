@@ -7,12 +7,12 @@ The model of one target, for candidate k at x = log(1 + steps) / log(1 + all ste
 m(x), the course of all candidates together, starts at the loss before training and is a straight line of any slope and
 a Brownian motion, as large as it has moved or as candidates are apart. z_k is the prior measure (lower is better),
 standardised; what it is worth, beta, is learned. f_k is a Gaussian process of variance a^2 at the end: a share 1 - b of
-it a straight line, as of a candidate that goes on as it began, and a share b a Brownian motion, which forgets that. The larger c, the later candidates come apart; one
-rung says nothing of it, and has c = 1. The noise is that of the held-out rows, as they show it, the same rows at all
-rungs. The amplitude a (by target), b and c (of all targets together) are averaged over a grid by their marginal
-likelihood, so that nothing is assumed of how much an early loss says: the first rungs say it. All targets are measured
-on the same trainings, so that of b and c their evidence is the mean of the targets', not the sum. All in closed form:
-candidates are independent, given m and beta.
+it a straight line, as of a candidate that goes on as it began, and a share b a Brownian motion, which forgets that. The
+larger c, the later candidates come apart; one rung says nothing of it, and has c = 1. The noise is that of the held-out
+rows, as they show it, the same rows at all rungs. The amplitude a (by target), b and c (of all targets together) are
+averaged over a grid by their marginal likelihood, so that nothing is assumed of how much an early loss says: the first
+rungs say it. All targets are measured on the same trainings, so that of b and c their evidence is the mean of the
+targets', not the sum. All in closed form: candidates are independent, given m and beta.
 """
 
 import dataclasses
