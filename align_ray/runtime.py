@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from align_ray.config import Cluster
 from align_ray.errors import CapacityError, ClusterError, first_line
@@ -265,6 +266,16 @@ def niceness() -> int:
         return int(os.environ.get("RAY_worker_niceness", "15"))
     except ValueError:
         return 15
+
+
+def as_they_end(references: list[Any]) -> Iterator[Any]:
+    """What Ray tasks return, one after the other as they end. Raises what one that failed raised."""
+    import ray
+
+    left = references
+    while left:
+        done, left = ray.wait(left)
+        yield ray.get(done[0])
 
 
 def capacity(cluster: Cluster) -> Capacity:

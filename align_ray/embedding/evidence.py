@@ -22,6 +22,7 @@ from align_ray.corpora.sample import read_batches
 from align_ray.embedding.units import unit_id, units_of
 from align_ray.fisher.unit import Unit
 from align_ray.progress import counted
+from align_ray.runtime import as_they_end
 from align_ray.store import Store
 
 Value = TypeVar("Value")
@@ -161,12 +162,5 @@ def reduce_corpora(study: Study, embedded: Any) -> None:
 
     task = ray.remote(num_cpus=1)(reduce)
     waiting = [task.remote(study.store, c.name, embedded["key"], epsilon, used.get(c.name)) for c in corpora]
-
-    def finished() -> Iterator[None]:
-        left = waiting
-        while left:
-            done, left = ray.wait(left)
-            yield ray.get(done[0])
-
-    for _ in counted(finished(), "corpora's embeddings reduced", len(waiting)):
+    for _ in counted(as_they_end(waiting), "corpora's embeddings reduced", len(waiting)):
         pass

@@ -18,7 +18,8 @@ from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.kept import is_kept, keep, kept
 from align_ray.fisher.probe import Located
-from align_ray.runtime import capacity
+from align_ray.progress import counted
+from align_ray.runtime import as_they_end, capacity
 from align_ray.store import Store
 
 
@@ -37,7 +38,9 @@ def influences(study: Study) -> tuple[dict[str, Influence], dict[str, float]]:
         ray.get(ray.remote(**resources)(_warm_up_task).remote(located, store, start, together))
     task = ray.remote(**resources)(_influence_task)
     todo = [name for name, key in keys.items() if not is_kept(store, key)]
-    ray.get([task.remote(located, store, start, keys[name], some[name]) for name in todo])
+    waiting = [task.remote(located, store, start, keys[name], some[name]) for name in todo]
+    for _ in counted(as_they_end(waiting), "corpora's influence measured", len(todo)):
+        pass
     found = {name: kept(store, key) for name, key in keys.items()}
     shared = kept(store, start)[1] / len(rows)
     vectors = {n: Influence(a["update"], a["gradient"], int(a["sequences"])) for n, (a, _) in found.items()}

@@ -9,7 +9,8 @@ from align_ray.context import Study
 from align_ray.corpora.sample import read_sample
 from align_ray.embedding.kept import is_kept, keep, kept
 from align_ray.fisher.probe import Located
-from align_ray.runtime import capacity
+from align_ray.progress import counted
+from align_ray.runtime import as_they_end, capacity
 from align_ray.store import Store
 
 
@@ -25,7 +26,9 @@ def gradient_sketches(study: Study) -> tuple[dict[str, Sketches], dict[str, floa
         keys[corpus.name] = f"gradients/{digest([located.digest, SIZE, ids.tolist()])}.safetensors"
     task = ray.remote(**capacity(study.config.cluster).resources)(_sketch_task)
     todo = [name for name, key in keys.items() if not is_kept(store, key)]
-    ray.get([task.remote(located, store, keys[name], some[name]) for name in todo])
+    waiting = [task.remote(located, store, keys[name], some[name]) for name in todo]
+    for _ in counted(as_they_end(waiting), "corpora's gradients measured", len(todo)):
+        pass
     found = {name: kept(store, key) for name, key in keys.items()}
     sketches = {
         name: Sketches(**{v: {b: arrays[f"{v}/{b}"] for b in BLOCKS} for v in VECTORS})
