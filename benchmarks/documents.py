@@ -142,7 +142,7 @@ def scored(study: Study, pool: Pool, methods: list[str]) -> dict[str, np.ndarray
         "BM25": lambda: bm25(study, pool),
     }
     for name in study.config.predict.probes:
-        probe = further_probe(study.config, name)
+        probe = further_probe(study, name)
         known[f"alignment, probe {name}"] = lambda p=probe: aligned(dataclasses.replace(study, probe=p), pool)
     for method in methods:
         if method not in FREE:

@@ -29,8 +29,8 @@ from align_ray.embedding.evidence import Evidence, read_evidence
 from align_ray.embedding.influences import influences
 from align_ray.embedding.pool import embed_missing
 from align_ray.embedding.sketches import gradient_sketches
-from align_ray.errors import ConfigError
-from align_ray.fisher.probe import Located, locate_probe
+from align_ray.errors import ConfigError, ProbeError
+from align_ray.fisher.probe import Located, load_tokenizer, locate_probe
 from align_ray.fisher.sound import check_model
 from align_ray.training.rows import with_rate
 
@@ -51,12 +51,20 @@ def check_predictable(study: Study) -> None:
             f"field 'candidates': a target needs {FEWEST} candidates that are not its own corpus; add corpora."
         )
     for name in config.predict.probes:
-        check_model(further_probe(config, name))
+        further_probe(study, name)
 
 
-def further_probe(config: Config, name: str) -> Located:
-    """A model of `predict.probes`, found; raises ProbeError."""
-    return locate_probe(dataclasses.replace(config.probe.plain(), model=name, revision=None))
+def further_probe(study: Study, name: str) -> Located:
+    """A model of `predict.probes`, found and checked; raises ProbeError where it is none, or reads other tokens than
+    the study's probe: the same batches are embedded with it."""
+    probe = locate_probe(dataclasses.replace(study.config.probe.plain(), model=name, revision=None))
+    check_model(probe)
+    if load_tokenizer(probe).get_vocab() != study.tokenizer.get_vocab():
+        raise ProbeError(
+            f"field 'predict.probes': '{name}' has another tokenizer than '{study.probe.name}', whose tokens are "
+            "embedded; name probes with the same one, or compare this one by `align-ray robustness --probe`."
+        )
+    return probe
 
 
 def predictive_study(study: Study, evidence: Evidence) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def measure_all(study: Study, evidence: Evidence) -> list[Measure]:
             result += alignment_measures(units, candidates, targets, f", {pooling} pooling", epsilon)
     for name in config.predict.probes:
         say(f"embedding with the probe '{name}'")
-        variant = dataclasses.replace(study, probe=further_probe(config, name))
+        variant = dataclasses.replace(study, probe=further_probe(study, name))
         units = read_evidence(variant, embed_missing(variant)).units
         result += alignment_measures(units, candidates, targets, f", probe {name}", epsilon)
     say("predicting the change of loss from gradients")

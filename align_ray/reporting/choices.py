@@ -79,8 +79,8 @@ class Choice(Result):
             *(f"{target}: {found.state}: {found.why}" for target, found in self.targets.items()),
             f"trained on {self.spent:,} tokens, of {self.exhaustive:,} that whole trainings on all would take (beside "
             "those that chose the learning rate)",
-            f"loss: expected after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed; how "
-            "often its interval holds is in docs/coverage.md",
+            f"loss: expected after {self.tokens:,} tokens at learning rate {self.learning_rate:g}, one seed; "
+            "before the end its interval is too narrow where the base knows language (docs/coverage.md)",
             f"P(within): of {self.delta:g} nats from the best; regret: expected loss above the best one's",
             *(["task: after the tokens trained on, one seed; intervals over items"] if scored else []),
             *self.task_remarks(),

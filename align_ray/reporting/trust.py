@@ -19,7 +19,7 @@ GOOD_FOR = {
     "choice": (
         "choice by training",
         "What a training is expected to end in; those without a chance stop early. For many candidates.",
-        "From one seed; after few steps too sure of itself where the base knows language.",
+        "From one seed; before the end too sure of itself where the base knows language.",
     ),
     "words": (
         "words",

@@ -269,13 +269,27 @@ def test_the_model_to_fine_tune_must_be_whole_but_may_be_of_any_kind(small_confi
         )
 
 
-def test_further_probes_are_refused_before_their_stage_starts(small_config, tmp_path, nothing_read):
-    saved(mamba(), tmp_path / "mamba")
+def with_other_tokens(folder):
+    """The probe's folder, two tokens of its tokenizer having each other's place."""
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = sorted(vocabulary)[:2]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.mark.parametrize("probe, said", [("mamba", "state-space"), ("other tokens", "has another tokenizer than")])
+def test_further_probes_are_refused_before_their_stage_starts(probe, said, small_config, tmp_path, nothing_read):
+    folder = saved(mamba() if probe == "mamba" else small(), tmp_path / "probe")
+    if probe == "other tokens":
+        with_other_tokens(folder)
     names = ["a", "b", "c", "d"]
-    mapping = small_config(tmp_path / "out", predict={"tokens": 512, "probes": [str(tmp_path / "mamba")]})
+    mapping = small_config(tmp_path / "out", predict={"tokens": 512, "probes": [str(folder)]})
     mapping["candidates"] = [{**mapping["candidates"][0], "name": name} for name in names]
     study = pipeline.open_study(Config.model_validate(mapping))
-    with pytest.raises(ProbeError, match="state-space"):
+    with pytest.raises(ProbeError, match=said):
         pipeline.predict(study)
 
 
