@@ -46,6 +46,14 @@ def test_intervals_of_the_final_loss_cover(rung):
     assert 0.85 <= np.mean(own) <= 0.95 and np.mean(whole) >= 0.85
 
 
+def test_targets_that_are_measured_on_the_same_trainings_are_no_further_evidence():
+    _, rows, prior = simulated(np.random.default_rng(3), power=2.0)
+    rows[:, 3:] = np.nan
+    curves = Curves(rows.mean(-1), row_noise(rows), STEPS, prior, 3.0)
+    one, many = (final_losses([curves] * n, np.random.default_rng(0))[0] for n in (1, 8))
+    assert np.allclose(one, many)
+
+
 def covered(drawn, truth):
     low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
     return list((low <= truth) & (truth <= high))
